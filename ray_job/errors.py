@@ -1,0 +1,127 @@
+"""The whole exception tree, and the exit code each branch ends the command with.
+
+    RayJobError                 1   anything fatal not named below
+    ├── SpecError               2   the job description is wrong; every problem at once
+    ├── InputError              2   an input cannot be read at all: no such path, broken Parquet footer, no such column
+    ├── ModelError              1   configuration or weights do not load
+    ├── TooManyRowErrors        3   more rows failed than the spec allows
+    ├── AccountingError         4   rows in ≠ answered + failed
+    ├── FingerprintMismatch     5   the output belongs to another job
+    └── Interrupted            75   stopped by a signal; running again finishes the job (sysexits' EX_TEMPFAIL)
+
+    RowError                        one row's failure. It is data: it ends in that row's `error` column
+                                    and never leaves the stage that caught it.
+
+Fatal errors say what happened, where, and what to do. A `RowError` is never fatal and a fatal error is
+never turned into a row's error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+
+class RayJobError(Exception):
+    """Base of everything that ends a job."""
+
+    exit_code = 1
+
+
+class SpecError(RayJobError):
+    """The job description is wrong. `problems` holds one line per mistake."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str], source: str = "spec") -> None:
+        self.problems = list(problems)
+        self.source = source
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        super().__init__(f"{source}: {count}\n" + "\n".join(f"  - {line}" for line in self.problems))
+
+    def __reduce__(self) -> tuple[type[SpecError], tuple[list[str], str]]:
+        return type(self), (self.problems, self.source)
+
+
+class InputError(RayJobError):
+    """An input cannot be read at all."""
+
+    exit_code = 2
+
+
+class ModelError(RayJobError):
+    """A model's configuration or weights do not load."""
+
+
+class TooManyRowErrors(RayJobError):  # noqa: N818 - it names what happened
+    """More rows failed than `limits.max_errors` or `limits.max_error_rate` allow."""
+
+    exit_code = 3
+
+
+class AccountingError(RayJobError):
+    """Rows read and rows written do not add up."""
+
+    exit_code = 4
+
+
+class FingerprintMismatch(RayJobError):  # noqa: N818
+    """The output folder belongs to a job whose answers would differ."""
+
+    exit_code = 5
+
+
+class Interrupted(RayJobError):  # noqa: N818
+    """Stopped by a signal before the end; the committed parts stay valid."""
+
+    exit_code = 75
+
+
+class Stage(StrEnum):
+    """Where in the path a row failed."""
+
+    READ = "read"
+    PREPARE = "prepare"
+    GENERATE = "generate"
+
+
+class ErrorCode(StrEnum):
+    """What went wrong with a row; the stable name a user filters on."""
+
+    ROW_MALFORMED = "row_malformed"  # a JSONL line or message list that does not parse
+    IMAGE_MISSING = "image_missing"  # null, no such file
+    IMAGE_EMPTY = "image_empty"  # zero bytes
+    IMAGE_UNREADABLE = "image_unreadable"  # not a picture Pillow knows, or corrupt
+    IMAGE_TRUNCATED = "image_truncated"  # ends before its header promises
+    IMAGE_TOO_LARGE = "image_too_large"  # over limits.max_pixels or limits.max_image_bytes
+    IMAGE_TOO_NARROW = "image_too_narrow"  # one side rounds to zero when resized
+    IMAGE_FORBIDDEN = "image_forbidden"  # a URL, or a path outside its root
+    TOO_MANY_IMAGES = "too_many_images"
+    PROMPT_MISSING = "prompt_missing"  # a null or absent column the prompt needs
+    PROMPT_TAGS = "prompt_tags"  # picture tags and pictures do not match
+    PROMPT_TOO_LONG = "prompt_too_long"
+    PARAMS_INVALID = "params_invalid"  # a per-row generation override that is not allowed
+    STORAGE = "storage"  # the file system failed; trying again may help
+    OUT_OF_MEMORY = "out_of_memory"
+    GENERATION_FAILED = "generation_failed"
+
+
+_RETRYABLE = frozenset({ErrorCode.STORAGE, ErrorCode.OUT_OF_MEMORY})
+
+
+class RowError(Exception):
+    """One row's failure: a code to filter on and a message that says what to do."""
+
+    def __init__(self, code: ErrorCode, message: str, stage: Stage = Stage.PREPARE) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.stage = stage
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same row may succeed when it is tried again unchanged."""
+        return self.code in _RETRYABLE
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[ErrorCode, str, Stage]]:
+        return type(self), (self.code, self.message, self.stage)

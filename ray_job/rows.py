@@ -1,0 +1,147 @@
+"""The nouns every stage shares: column names, Arrow schemas, and the life of a row.
+
+    row       one record of the input, with its `row_id`
+    sample    one question about a row's pictures, ready for a model: token ids and HD pictures
+    result    one sample's answer, or its error
+
+A row has one sample, or several when it holds a list of questions (`question_index` tells them apart).
+No heavy imports here: numpy and pyarrow only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_job.errors import RowError
+from ray_job.spec import GenerationParams
+
+ROW_ID = "row_id"
+QUESTION_INDEX = "question_index"
+
+# Columns that live only inside the pipeline; user columns may not start with this prefix.
+INTERNAL_PREFIX = "_rj_"
+READ_ERROR = "_rj_read_error"  # readers → prepare: ERROR_TYPE, null for a good row
+SAMPLES = "_rj_samples"  # prepare → actor: one entry per question
+PICTURES = "_rj_pictures"  # prepare → actor: the row's pictures, shared by its samples
+
+ERROR_TYPE = pa.struct(
+    [
+        ("type", pa.string()),
+        ("code", pa.string()),
+        ("message", pa.string()),
+        ("stage", pa.string()),
+        ("retryable", pa.bool_()),
+    ]
+)
+USAGE_TYPE = pa.struct([("prompt_tokens", pa.int32()), ("completion_tokens", pa.int32())])
+SAMPLE_TYPE = pa.struct(
+    [
+        (QUESTION_INDEX, pa.int32()),
+        ("input_ids", pa.list_(pa.int32())),  # picture k's placeholders are −k
+        ("params", pa.string()),  # JSON of GenerationParams
+        ("error", ERROR_TYPE),
+    ]
+)
+PICTURE_TYPE = pa.struct(
+    [
+        ("digest", pa.binary()),  # 16-byte hash of all its encoded bytes
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("pixels", pa.large_binary()),  # uint8, height × width × 3, the HD picture
+    ]
+)
+RESULT_FIELDS = (
+    pa.field("generated_text", pa.string()),
+    pa.field("finish_reason", pa.string()),
+    pa.field("usage", USAGE_TYPE),
+    pa.field("status", pa.string()),
+    pa.field("error", ERROR_TYPE),
+    pa.field("attempts", pa.int32()),
+    pa.field("latency_ms", pa.float64()),
+)
+RESERVED_COLUMNS = frozenset({ROW_ID, QUESTION_INDEX, *(field.name for field in RESULT_FIELDS)})
+
+
+class Status(StrEnum):
+    """Whether a row was answered."""
+
+    OK = "ok"
+    ERROR = "error"
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"  # a stop token or stop string
+    LENGTH = "length"  # max_new_tokens, or the model's longest sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A prepared picture: resized and padded to whole crops, not yet normalised."""
+
+    digest: bytes  # equal digests mean equal pixels within one job
+    pixels_HWC: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What an engine is asked: one prompt with its pictures.
+
+    `key` is the caller's and comes back in the result; it means nothing to the engine.
+    """
+
+    key: int
+    input_ids: Sequence[int]  # picture k's placeholders are −k
+    pictures: Sequence[Picture]
+    params: GenerationParams
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an engine answers: tokens and text, or an error; never neither."""
+
+    key: int
+    token_ids: Sequence[int] = ()  # without the token that ended the answer
+    text: str | None = None
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0  # tokens the model produced, the ending one included
+    latency_ms: float = 0.0
+    error: RowError | None = None
+
+
+def error_record(error: RowError) -> dict[str, Any]:
+    """A row's failure as a value of ERROR_TYPE."""
+    return {
+        "type": type(error).__name__,
+        "code": str(error.code),
+        "message": error.message,
+        "stage": str(error.stage),
+        "retryable": error.is_retryable,
+    }
+
+
+def output_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field], has_questions: bool) -> pa.Schema:
+    """The one schema of answered and failed rows: id, [question_index,] kept columns, result columns."""
+    questions = [pa.field(QUESTION_INDEX, pa.int32())] if has_questions else []
+    return pa.schema([pa.field(ROW_ID, row_id_type), *questions, *kept, *RESULT_FIELDS])
+
+
+def prepared_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field]) -> pa.Schema:
+    """The schema between preparing and generating: id, kept columns, samples and pictures."""
+    return pa.schema(
+        [
+            pa.field(ROW_ID, row_id_type),
+            *kept,
+            pa.field(SAMPLES, pa.list_(SAMPLE_TYPE)),
+            pa.field(PICTURES, pa.list_(PICTURE_TYPE)),
+        ]
+    )

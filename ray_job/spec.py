@@ -1,0 +1,356 @@
+"""What a job is: a frozen, validated description that YAML, Python and the command line share.
+
+Every field is checked before Ray starts or a weight is read, and every problem is reported at once. Unknown
+keys are refused with the nearest known name. It knows nothing of Ray, torch or any file's content.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from ray_job.errors import SpecError
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str | int | float) else value
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Ints = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class InputSpec(_Section):
+    """Where the rows come from."""
+
+    path: Strings = Field(
+        min_length=1,
+        description="File, folder, glob or URI (s3://…, gs://…), or a list of them.",
+    )
+    format: Literal["auto", "parquet", "images", "jsonl"] = Field(
+        "auto", description="`auto` decides by the files' suffixes."
+    )
+    id_column: str | None = Field(
+        None,
+        description="Column whose value becomes `row_id`, type unchanged. Default: `custom_id` for JSONL; "
+        "otherwise a stable id `relative path#position` is made.",
+    )
+    image_columns: Strings | None = Field(
+        None,
+        description="Columns holding pictures, in order: {bytes, path} structs, lists of them, raw bytes, or "
+        "paths/URIs. Default: `images` or `image` where the data has it. An empty list: text only.",
+    )
+    image_root: str | None = Field(
+        None, description="Folder that relative picture paths start from and may not leave. Default: the input's."
+    )
+    keep_columns: Strings | None = Field(
+        None,
+        description="Columns passed through to the output. Default: all columns of plain types except the id.",
+    )
+    limit: int | None = Field(None, ge=1, description="Only the first N rows.")
+
+
+class PromptSpec(_Section):
+    """What is asked about each row's pictures."""
+
+    template: str | None = Field(
+        None,
+        description="Text with {column} fields, e.g. 'What is on this {category}?'. Picture tags "
+        "<|image_1|> … place the pictures; without tags they stand first. Default: '{prompt}' or '{question}' "
+        "where the data has that column.",
+    )
+    system: str | None = Field(None, description="System prompt, the same for every row.")
+    messages_column: str | None = Field(
+        None, description="Column with OpenAI chat messages (list or JSON text). Default: `messages` for JSONL."
+    )
+    questions: Strings | None = Field(
+        None, description="Ask each of these about every row; fills {question} in the template."
+    )
+    questions_column: str | None = Field(
+        None, description="Column holding a list of questions for its row; fills {question} in the template."
+    )
+    column_markup: Literal["literal", "tags", "special"] = Field(
+        "literal",
+        description="How text from columns is read: `literal` (nothing in it is special), `tags` (picture tags "
+        "count), `special` (picture tags and chat tokens count: only for data you trust).",
+    )
+
+    @model_validator(mode="after")
+    def _one_source_of_questions(self) -> Self:
+        chosen = [
+            name for name in ("messages_column", "questions", "questions_column") if getattr(self, name) is not None
+        ]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other; keep one")
+        if self.messages_column is not None and self.template is not None:
+            raise ValueError("messages_column and template exclude each other; keep one")
+        return self
+
+
+class ModelSpec(_Section):
+    """Which model answers, and how it is held."""
+
+    path: str = Field(
+        "builtin:demo",
+        description="Folder with config.json, tokenizer.json and *.safetensors; a hub id with `revision`; "
+        "`builtin:demo` (the small model in this package); `builtin:noop` (answers nothing, for measuring).",
+    )
+    revision: str | None = Field(None, description="Commit of a hub id (40 hex digits); required for one.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="`auto`: bfloat16 on a GPU, float32 on a CPU."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: a GPU where the actor has one.")
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    num_crops: int | None = Field(
+        None, ge=1, le=64, description="Most local crops a picture is cut into. Default: the model's own."
+    )
+
+
+class GenerationParams(_Section):
+    """How an answer is generated. Each field can be overridden per row by `overrides_column`."""
+
+    max_new_tokens: int = Field(128, ge=1, description="Most tokens in an answer.")
+    temperature: float = Field(0.0, ge=0.0, le=100.0, description="0: greedy. Otherwise: sampling.")
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: int = Field(0, ge=0, description="0: off.")
+    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0, description="1: off.")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description="With sampling. The job's seed is mixed with each row's id; a row's own seed is used as it is.",
+    )
+    stop: Strings = Field((), description="Strings that end an answer; they are cut off.")
+    stop_token_ids: Ints = Field((), description="Token ids that end an answer, beside the model's own.")
+
+    @model_validator(mode="after")
+    def _no_empty_stop(self) -> Self:
+        if "" in self.stop:
+            raise ValueError("stop: an empty string would end every answer at once; remove it")
+        return self
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the answer is the most likely token at every step."""
+        return self.temperature == 0.0
+
+    def overridden(self, overrides: Mapping[str, Any]) -> GenerationParams:
+        """These parameters with some replaced.
+
+        Raises:
+            pydantic.ValidationError: a name or value is not allowed.
+        """
+        return GenerationParams.model_validate({**self.model_dump(), **overrides})
+
+
+class GenerationSpec(GenerationParams):
+    """Generation parameters of the job, and where rows may change them."""
+
+    overrides_column: str | None = Field(
+        None,
+        description="Column with a row's own parameters (struct or JSON object). Default: the request body's "
+        "for JSONL.",
+    )
+
+    @property
+    def params(self) -> GenerationParams:
+        """The parameters alone."""
+        return GenerationParams.model_validate(self.model_dump(exclude={"overrides_column"}))
+
+
+class BatchingSpec(_Section):
+    """How rows are grouped on their way through."""
+
+    block_rows: int = Field(32, ge=1, le=4096, description="Rows that travel together to an actor.")
+    max_batch_rows: int = Field(16, ge=1, le=1024, description="Most rows generated together.")
+    max_batch_tokens: int = Field(
+        65536, ge=64, description="Most tokens generated together: rows × (longest prompt + max_new_tokens)."
+    )
+    padding_side: Literal["left", "right"] = "left"
+
+
+class WorkersSpec(_Section):
+    """Who does the work."""
+
+    min_actors: int = Field(1, ge=1, description="Actors holding the model that are always there.")
+    max_actors: int | None = Field(None, ge=1, description="Default: min_actors (a fixed pool).")
+    gpus_per_actor: float | Literal["auto"] = Field(
+        "auto", description="GPUs an actor takes; a fraction shares one. `auto`: 1 where the cluster has GPUs, else 0."
+    )
+    cpus_per_actor: float = Field(
+        0.0, ge=0, description="CPUs reserved per actor. 0 leaves them to reading and preparing."
+    )
+    prepare_tasks: int | None = Field(None, ge=1, description="Most preparing tasks at once. Default: Ray decides.")
+    threads: int | None = Field(None, ge=1, description="Threads of a CPU actor. Default: the CPUs per actor.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_actors is not None and self.max_actors < self.min_actors:
+            raise ValueError(f"max_actors ({self.max_actors}) is below min_actors ({self.min_actors})")
+        gpus = self.gpus_per_actor
+        if gpus != "auto" and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+            raise ValueError(f"gpus_per_actor: got {gpus}; allowed: a fraction from 0 to 1, or a whole number")
+        return self
+
+
+class LimitsSpec(_Section):
+    """What a row may cost, and how many may fail."""
+
+    max_pixels: int = Field(89_478_485, ge=1, description="Pixels of a picture, before decoding it.")
+    max_image_bytes: int = Field(64 * 2**20, ge=1, description="Encoded bytes of a picture.")
+    max_images: int = Field(64, ge=0, description="Pictures of a row.")
+    max_prompt_tokens: int | None = Field(
+        None, ge=1, description="Prompt tokens of a row, pictures included. Default: what the model can hold."
+    )
+    max_errors: int | None = Field(None, ge=0, description="Failed rows above this end the job (exit 3).")
+    max_error_rate: float | None = Field(
+        None, ge=0.0, le=1.0, description="A share of failed rows above this ends the job (exit 3)."
+    )
+
+
+class OutputSpec(_Section):
+    """Where the answers go."""
+
+    path: str = Field(description="Folder or URI of the output.")
+    mode: Literal["error", "overwrite"] = Field(
+        "error", description="What to do where there is output already: refuse, or replace it."
+    )
+    part_rows: int = Field(256, ge=1, description="Rows of one Parquet part.")
+
+
+class JobSpec(_Section):
+    """One batch inference job."""
+
+    input: InputSpec
+    output: OutputSpec
+    prompt: PromptSpec = PromptSpec()
+    model: ModelSpec = ModelSpec()
+    generation: GenerationSpec = GenerationSpec()
+    batching: BatchingSpec = BatchingSpec()
+    workers: WorkersSpec = WorkersSpec()
+    limits: LimitsSpec = LimitsSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.limits.max_images == 0 and self.input.format == "images":
+            raise ValueError("limits.max_images is 0 but input.format is images")
+        return self
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], source: str = "spec") -> JobSpec:
+        """Validates a mapping.
+
+        Raises:
+            SpecError: with one line for every problem.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SpecError([_problem(detail, data) for detail in error.errors()], source) from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
+        """Reads a YAML file and applies `section.key=value` overrides (values are YAML).
+
+        Raises:
+            SpecError: the file does not exist or is not YAML, an override is malformed, or any field is wrong.
+        """
+        data = _load_yaml(Path(path))
+        for override in overrides:
+            _apply_override(data, override)
+        return cls.from_dict(data, str(path))
+
+    def fingerprint(self) -> str:
+        """Hash of every field that can change an answer: 16 hex digits."""
+        return hashlib.sha256(
+            json.dumps(self.answer_fields(), sort_keys=True, ensure_ascii=False).encode()
+        ).hexdigest()[:16]
+
+    def answer_fields(self) -> dict[str, Any]:
+        """The fields that can change an answer, by section."""
+        dump = self.model_dump(mode="json")
+        return {
+            "input": {key: dump["input"][key] for key in ("id_column", "image_columns")},
+            "prompt": dump["prompt"],
+            "model": {key: dump["model"][key] for key in ("path", "revision", "dtype", "num_crops")},
+            "generation": dump["generation"],
+        }
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(["no such file; write one or start from `python -m ray_job schema`"], str(path)) from None
+    except OSError as error:
+        raise SpecError([f"cannot be read: {error.strerror}"], str(path)) from None
+    except UnicodeDecodeError as error:
+        raise SpecError([f"is not UTF-8 text: {error}"], str(path)) from None
+    except yaml.YAMLError as error:
+        raise SpecError([f"is not YAML: {error}"], str(path)) from None
+    if not isinstance(data, dict):
+        raise SpecError(["must be a mapping with the sections " + ", ".join(JobSpec.model_fields)], str(path))
+    return data
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    keys = name.split(".")
+    if not equals or not all(keys):
+        raise SpecError([f"{override!r} is not of the form section.key=value"], "--set")
+    section: Any = data
+    for key in keys[:-1]:
+        section = section.setdefault(key, {}) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        raise SpecError([f"{name}: {'.'.join(keys[:-1])} is not a section"], "--set")
+    try:
+        section[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SpecError([f"{name}: {text!r} is not a YAML value"], "--set") from None
+
+
+def _problem(detail: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """One validation error as a line: field, value, what is allowed, nearest name."""
+    location = [str(part) for part in detail["loc"] if not str(part).startswith(("function-", "tagged-"))]
+    field = ".".join(location) or "spec"
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{field}: got {detail['input']!r}; unknown key; {hint}allowed: {', '.join(known)}"
+    if detail["type"] == "missing":
+        return f"{field}: missing; it is required"
+    if detail["type"] == "value_error":
+        return f"{field}: {detail['ctx']['error']}"
+    if detail["type"] == "literal_error":
+        return _literal_problem(field, detail)
+    allowed = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{field}: got {detail['input']!r}; allowed: {allowed}"
+
+
+def _literal_problem(field: str, detail: Mapping[str, Any]) -> str:
+    choices = detail["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+    near = difflib.get_close_matches(str(detail["input"]), choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{field}: got {detail['input']!r}; allowed: {', '.join(choices)}{hint}"
+
+
+def _known_keys(section: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = JobSpec
+    for key in section:
+        annotation = model.model_fields[key].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
