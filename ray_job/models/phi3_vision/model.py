@@ -1,0 +1,231 @@
+"""Phi-3-Vision on the transformers library's own Phi-3 and CLIP layers, under the official checkpoint's names.
+
+Knows no tokenizer, no batch policy and no sampling: an engine calls `encode_pictures`, `embed_row` and
+`forward`, a trainer `hidden_states` and `lm_head`. Rotary tables are chosen for each row (`rope.py`), masks
+are built from lengths and never from token ids, and no input is changed in place.
+
+Shapes: B rows, L new tokens, K all keys of a row, cached ones included; D decoder width; N crops, C crop
+side; T tokens of a picture; V vocabulary. Equal to the official Phi-3-vision-128k-instruct code in float32,
+measured by tests/phi3_vision/test_model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers import Phi3Config
+from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm
+
+from ray_job.errors import ModelError
+from ray_job.models.phi3_vision.cache import KeyValueStore
+from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
+from ray_job.models.phi3_vision.crops import CLIP_MEAN, CLIP_STD, pixels_to_crops
+from ray_job.models.phi3_vision.mask import additive, causal_mask, needs_window
+from ray_job.models.phi3_vision.rope import RopeTables
+from ray_job.models.phi3_vision.vision import PictureEmbedding
+
+Attention: TypeAlias = Literal["sdpa", "eager"]
+
+
+class Decoder(nn.Module):
+    """What the checkpoint keeps under `model.`: token and picture embeddings, layers, last norm."""
+
+    def __init__(self, config: Phi3VisionConfig, attention: Attention) -> None:
+        super().__init__()
+        library = _library_config(config, attention)
+        layers = [Phi3DecoderLayer(library, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.vision_embed_tokens = PictureEmbedding(config, attention)
+        self.layers = nn.ModuleList(layers)
+        self.norm = Phi3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class Phi3VisionModel(nn.Module):
+    """The model an engine drives. `state_dict()` has exactly the official checkpoint's keys."""
+
+    def __init__(
+        self,
+        config: Phi3VisionConfig,
+        attention: Attention = "sdpa",
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
+    ) -> None:
+        super().__init__()
+        if attention not in ("sdpa", "eager"):
+            raise ModelError(f"attention is {attention!r}; allowed: 'sdpa', 'eager'")
+        self.config = config
+        self.attention = attention
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.model = Decoder(config, attention)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.rope = RopeTables(config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        return self.lm_head.weight.dtype
+
+    def encode_pictures(self, pictures: Sequence[Tensor], max_crops: int | None = None) -> list[Tensor]:
+        """HD pixels, uint8 (H, W, 3) each on any device, to features (T, D) each, on the model's device.
+
+        All crops pass the tower as one flat batch, or in chunks of `max_crops`; a picture's features do
+        not depend on its neighbours. Raises ValueError if a picture is not whole crops.
+        """
+        if not pictures:
+            return []
+        size = self.config.vision.image_size
+        crops = []
+        for picture_HW3 in pictures:
+            on_device_HW3 = picture_HW3.to(self.device, non_blocking=True)
+            crops.append(pixels_to_crops(on_device_HW3, size, self.image_mean, self.image_std))
+        sizes = [(picture.shape[0] // size, picture.shape[1] // size) for picture in pictures]
+        return self.encode_crops(torch.cat(crops), sizes, max_crops)
+
+    def encode_crops(
+        self, crops_N3CC: Tensor, sizes: Sequence[tuple[int, int]], max_crops: int | None = None
+    ) -> list[Tensor]:
+        """Normalised crops, flat over pictures, and (rows, cols) of each picture, to features (T, D) each."""
+        features: list[Tensor] = self.model.vision_embed_tokens(crops_N3CC, sizes, max_crops)
+        return features
+
+    def embed_row(self, input_ids_L: Tensor, features: Sequence[Tensor] = ()) -> Tensor:
+        """int64 (L,), placeholders -k for picture k, and the features of pictures 1..n, to (L, D).
+
+        Features go to their own picture's placeholders, in whatever order the pictures are mentioned.
+        Keep `input_ids_L` on the CPU: it is looked at there, and left unchanged. Raises ValueError where
+        placeholders and features do not match or an id is outside the vocabulary.
+        """
+        ids_L = input_ids_L.cpu()
+        self._check_ids(ids_L, features)
+        embeds_LD: Tensor = self.model.embed_tokens(ids_L.clamp_min(0).to(self.device))
+        if not features:
+            return embeds_LD
+        places = [(ids_L == -number).nonzero()[:, 0] for number in range(1, len(features) + 1)]
+        places_T = torch.cat(places).to(self.device)
+        return embeds_LD.index_copy(0, places_T, torch.cat(list(features)).to(embeds_LD.dtype))
+
+    def _check_ids(self, ids_L: Tensor, features: Sequence[Tensor]) -> None:
+        if len(ids_L) and int(ids_L.max()) >= self.config.vocab_size:
+            raise ValueError(f"token id {int(ids_L.max())} is outside the vocabulary of {self.config.vocab_size}")
+        found = torch.bincount(-ids_L[ids_L < 0], minlength=len(features) + 1).tolist()[1:]
+        expected = [len(features_TD) for features_TD in features]
+        if found != expected:
+            raise ValueError(f"placeholders by picture {found} do not match the features' lengths {expected}")
+
+    def hidden_states(
+        self,
+        inputs_embeds_BLD: Tensor,
+        *,
+        position_ids_BL: Tensor,
+        is_long_B: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        mask_BHLL: Tensor | None = None,
+        cache: KeyValueStore | None = None,
+    ) -> Tensor:
+        """(B, L, D) after the last norm, before `lm_head`. See `forward` for the arguments."""
+        mask = self._mask(inputs_embeds_BLD, attention_mask_BL, mask_BHLL, cache)
+        cos_sin = self.rope.cos_sin(position_ids_BL, is_long_B, inputs_embeds_BLD.dtype)
+        hidden_BLD = inputs_embeds_BLD
+        for layer in self.model.layers:
+            hidden_BLD = layer(hidden_BLD, attention_mask=mask, position_embeddings=cos_sin, past_key_values=cache)
+        normed_BLD: Tensor = self.model.norm(hidden_BLD)
+        return normed_BLD
+
+    def forward(
+        self,
+        inputs_embeds_BLD: Tensor,
+        *,
+        position_ids_BL: Tensor,
+        is_long_B: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        mask_BHLL: Tensor | None = None,
+        cache: KeyValueStore | None = None,
+        logits_to_keep: int = 0,
+        last_B: Tensor | None = None,
+    ) -> Tensor:
+        """float32 logits: (B, L, V); the last `logits_to_keep` places; or (B, V) at place `last_B` of each row.
+
+        position_ids_BL     int64, each token's place in its own row, padding not counted
+        is_long_B           bool, rows rotated with the long factors (`config.is_long` of the row's length);
+                            a row that becomes long must be prefilled again into a new cache
+        attention_mask_BL   bool or 0/1 over all keys, cached ones first; None means no padding, and suits
+                            right-padded prefill too, where no real query comes after a padding key
+        mask_BHLL           a ready mask instead, bool (True attends) or additive; H may be 1
+        cache               new tokens are appended to it
+
+        Raises ValueError for a mask of another shape, or two ways of choosing places.
+        """
+        if logits_to_keep and last_B is not None:
+            raise ValueError("give logits_to_keep or last_B, not both")
+        hidden = self.hidden_states(
+            inputs_embeds_BLD,
+            position_ids_BL=position_ids_BL,
+            is_long_B=is_long_B,
+            attention_mask_BL=attention_mask_BL,
+            mask_BHLL=mask_BHLL,
+            cache=cache,
+        )
+        if last_B is not None:
+            hidden = hidden[torch.arange(len(hidden), device=hidden.device), last_B]
+        elif logits_to_keep:
+            hidden = hidden[:, -logits_to_keep:]
+        logits: Tensor = self.lm_head(hidden)
+        return logits.float()
+
+    def _mask(
+        self,
+        inputs_BLD: Tensor,
+        attention_mask_BL: Tensor | None,
+        mask_BHLL: Tensor | None,
+        cache: KeyValueStore | None,
+    ) -> Tensor | None:
+        """The mask for the layers, or None where the attention needs none or its own causal one is right."""
+        if mask_BHLL is not None:
+            if attention_mask_BL is not None:
+                raise ValueError("give attention_mask_BL or mask_BHLL, not both")
+            return additive(mask_BHLL, inputs_BLD.dtype) if self.attention == "eager" else mask_BHLL
+        num_rows, num_new = inputs_BLD.shape[:2]
+        num_keys = num_new + (cache.length if cache is not None else 0)
+        if attention_mask_BL is not None and attention_mask_BL.shape != (num_rows, num_keys):
+            shape = tuple(attention_mask_BL.shape)
+            raise ValueError(f"attention_mask_BL is {shape}; the rows and all their keys are {(num_rows, num_keys)}")
+        window = self.config.sliding_window
+        # sdpa is causal by itself when no key is cached; one new token sees every key.
+        is_simple = num_new == 1 or (self.attention == "sdpa" and num_new == num_keys)
+        if attention_mask_BL is None and is_simple and not needs_window(num_keys, window):
+            return None
+        mask = causal_mask(num_new, num_keys, attention_mask_BL, window, inputs_BLD.device)
+        return additive(mask, inputs_BLD.dtype) if self.attention == "eager" else mask
+
+    def materialise_buffers(self, device: torch.device) -> None:
+        """Makes what no checkpoint holds, after the model was built on the meta device."""
+        self.model.vision_embed_tokens.tower.materialise_buffers(device)
+
+
+def _library_config(config: Phi3VisionConfig, attention: Attention) -> Phi3Config:
+    """What the library's layers read. RoPE, window and masks are ours, so they see plain values."""
+    library = Phi3Config(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        hidden_act=config.hidden_act,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        sliding_window=None,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    library._attn_implementation = attention
+    return library
