@@ -1,0 +1,187 @@
+"""The plain path: pad a batch, run it until its last row ends, return the answers.
+
+It is the reference that every faster engine must equal token for token. A finished row still rides along until its
+batch ends; that is its price. Rows of similar length are batched together, within a budget of tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from ray_job.engine.collate import PaddingSide, collate
+from ray_job.engine.interface import Vocabulary
+from ray_job.engine.sampler import next_tokens
+from ray_job.engine.sequence import Sequence
+from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.models.phi3_vision.cache import KVCache
+from ray_job.models.phi3_vision.model import Phi3VisionModel
+from ray_job.rows import Result, Sample
+
+logger = logging.getLogger(__name__)
+
+
+class StaticEngine:
+    """Static batches over a model.
+
+    Args:
+        model: in evaluation mode, on its device.
+        vocabulary: of the model's tokenizer.
+        max_batch_rows: most rows padded together.
+        max_batch_tokens: most of rows × (longest prompt + longest answer); a single row may exceed it.
+        padding_side: where shorter rows are padded; the answers are the same.
+    """
+
+    def __init__(
+        self,
+        model: Phi3VisionModel,
+        vocabulary: Vocabulary,
+        *,
+        max_batch_rows: int = 16,
+        max_batch_tokens: int = 65536,
+        padding_side: PaddingSide = "left",
+    ) -> None:
+        self._model = model
+        self._vocabulary = vocabulary
+        self._max_batch_rows = max_batch_rows
+        self._max_batch_tokens = max_batch_tokens
+        self._padding_side: PaddingSide = padding_side
+        self._waiting: list[Sample] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, sample: Sample) -> None:
+        self._waiting.append(sample)
+
+    def step(self) -> list[Result]:
+        """Runs one batch to its end."""
+        return self._answer(self._next_batch())
+
+    def _next_batch(self) -> list[Sample]:
+        """The longest waiting samples that fit together: alike in length, so that little is padding."""
+        self._waiting.sort(key=lambda sample: (len(sample.input_ids), sample.params.max_new_tokens))
+        longest = self._waiting[-1]
+        width, new_tokens, num_rows = len(longest.input_ids), longest.params.max_new_tokens, 1
+        for sample in reversed(self._waiting[:-1]):
+            new_tokens = max(new_tokens, sample.params.max_new_tokens)
+            fits = (num_rows + 1) * (width + new_tokens) <= self._max_batch_tokens
+            if num_rows == self._max_batch_rows or not fits:
+                break
+            num_rows += 1
+        batch = self._waiting[-num_rows:]
+        del self._waiting[-num_rows:]
+        return batch
+
+    def _answer(self, samples: list[Sample]) -> list[Result]:
+        """Generates a batch; one that fails is halved until the rows to blame stand alone."""
+        try:
+            return self._generate(samples)
+        except Exception as error:
+            logger.warning("a batch of %d rows failed (%s)", len(samples), error)
+            failure = error
+        if len(samples) > 1:  # outside the handler, so that the failed batch's tensors are free
+            middle = len(samples) // 2
+            return self._answer(samples[:middle]) + self._answer(samples[middle:])
+        return [Result(key=samples[0].key, error=_row_error(failure))]
+
+    @torch.inference_mode()
+    def _generate(self, samples: list[Sample]) -> list[Result]:
+        max_len = self._model.config.max_position_embeddings
+        sequences = [Sequence(sample, self._vocabulary, max_len) for sample in samples]
+        features = self._encode_pictures(samples)
+        running = self._prefill(sequences, features)
+        while True:
+            self._append_tokens(sequences, running.logits_BV)
+            if all(sequence.is_finished for sequence in sequences):
+                return [sequence.result() for sequence in sequences]
+            if any(self._crosses_now(sequence) for sequence in sequences):
+                running = self._prefill(sequences, features)
+            else:
+                self._decode(sequences, running)
+
+    def _encode_pictures(self, samples: list[Sample]) -> list[list[Tensor]]:
+        """Features of each row's pictures; every distinct picture is encoded once."""
+        batch = collate(samples, self._vocabulary.pad_id)
+        pixels = [torch.tensor(picture.pixels_HWC) for picture in batch.pictures]
+        features = self._model.encode_pictures(pixels) if pixels else []
+        return [[features[index] for index in indices] for indices in batch.picture_indices]
+
+    def _prefill(self, sequences: list[Sequence], features: list[list[Tensor]]) -> _Running:
+        """Runs everything the rows hold so far into a fresh cache."""
+        model, device = self._model, self._model.device
+        so_far = [replace(sequence.sample, input_ids=sequence.all_ids) for sequence in sequences]
+        batch = collate(so_far, self._vocabulary.pad_id, self._padding_side)
+        rows_LD = [
+            model.embed_row(torch.tensor(sample.input_ids), row_features)
+            for sample, row_features in zip(so_far, features, strict=True)
+        ]
+        running = _Running(KVCache(), batch.attention_mask_BL.to(device), torch.empty(0))
+        running.logits_BV = model.forward(
+            pad_sequence(rows_LD, batch_first=True, padding_side=self._padding_side),
+            position_ids_BL=batch.position_ids_BL.to(device),
+            attention_mask_BL=running.attention_mask_BL,
+            is_long_B=self._is_long(sequences),
+            cache=running.cache,
+            last_B=batch.last_columns(self._padding_side).to(device),
+        )
+        return running
+
+    def _decode(self, sequences: list[Sequence], running: _Running) -> None:
+        """Runs each row's newest token; a finished row runs a pad that nobody reads."""
+        model, device = self._model, self._model.device
+        newest = [self._vocabulary.pad_id if row.is_finished else row.token_ids[-1] for row in sequences]
+        positions = [row.prompt_len + len(row.token_ids) - 1 for row in sequences]
+        running.attention_mask_BL = pad(running.attention_mask_BL, (0, 1), value=True)
+        running.logits_BV = model.forward(
+            model.embed_row(torch.tensor(newest))[:, None],
+            position_ids_BL=torch.tensor(positions, device=device)[:, None],
+            attention_mask_BL=running.attention_mask_BL,
+            is_long_B=self._is_long(sequences),
+            cache=running.cache,
+            last_B=torch.zeros(len(sequences), dtype=torch.int64, device=device),
+        )
+
+    def _is_long(self, sequences: list[Sequence]) -> Tensor:
+        """Which rows use the long RoPE factors: by each row's own length, never by the batch's."""
+        limit = self._model.config.original_max_position_embeddings
+        is_long = [len(sequence.all_ids) > limit for sequence in sequences]
+        return torch.tensor(is_long, device=self._model.device)
+
+    def _crosses_now(self, sequence: Sequence) -> bool:
+        """Whether the newest token takes a row from short to long factors: all its keys are then stale."""
+        limit = self._model.config.original_max_position_embeddings
+        return not sequence.is_finished and sequence.prompt_len <= limit and len(sequence.all_ids) == limit + 1
+
+    def _append_tokens(self, sequences: list[Sequence], logits_BV: Tensor) -> None:
+        tokens = next_tokens(
+            logits_BV,
+            [sequence.sample.params for sequence in sequences],
+            [sequence.num_generated for sequence in sequences],
+            [sequence.text_ids if sequence.needs_seen_ids else () for sequence in sequences],
+        )
+        for sequence, token_id in zip(sequences, tokens, strict=True):
+            if not sequence.is_finished:
+                sequence.append(token_id)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A batch between two steps."""
+
+    cache: KVCache
+    attention_mask_BL: Tensor  # over all columns in the cache
+    logits_BV: Tensor  # of each row's last token
+
+
+def _row_error(failure: Exception) -> RowError:
+    if isinstance(failure, torch.OutOfMemoryError):
+        message = "the row alone does not fit in memory; lower max_new_tokens, model.num_crops or the pictures per row"
+        return RowError(ErrorCode.OUT_OF_MEMORY, message, Stage.GENERATE)
+    return RowError(ErrorCode.GENERATION_FAILED, f"{type(failure).__name__}: {failure}", Stage.GENERATE)

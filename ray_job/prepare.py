@@ -1,0 +1,167 @@
+"""The CPU stage: a row of the user's columns becomes samples, with pictures decoded and resized to uint8.
+
+It needs no torch and no model, only the processor. Whatever is wrong with a row ends in that row's samples as an
+error; nothing a row holds can raise out of here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from ray_job.conversation import Conversations, image_parts
+from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.pictures import decode, fetch, pictures_of
+from ray_job.inputs.source import Source
+from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+from ray_job.prompt import Message
+from ray_job.rows import (
+    PICTURES,
+    QUESTION_INDEX,
+    READ_ERROR,
+    ROW_ID,
+    SAMPLES,
+    error_record,
+    prepared_schema,
+)
+from ray_job.spec import GenerationParams, JobSpec
+
+
+@dataclass
+class Prepared:
+    """One row, ready to be generated: its samples and the pictures they share."""
+
+    samples: list[dict[str, Any]] = field(default_factory=list)  # values of SAMPLE_TYPE
+    pictures: list[dict[str, Any]] = field(default_factory=list)  # values of PICTURE_TYPE
+
+
+class Preparer:
+    """Prepares tables of rows.
+
+    Args:
+        spec: with a settled prompt.
+        source: tells which columns hold pictures and which are kept.
+        processor: the model's.
+        max_prompt_tokens: longer prompts are an error.
+    """
+
+    def __init__(self, spec: JobSpec, source: Source, processor: Phi3VisionProcessor, max_prompt_tokens: int) -> None:
+        self._spec = spec
+        self._source = source
+        self._processor = processor
+        self._max_prompt_tokens = max_prompt_tokens
+        self._params = spec.generation.params
+        self._conversations = Conversations(spec.prompt, processor.special_tokens)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows with `row_id` and the user's columns → rows with `row_id`, kept columns, samples and pictures."""
+        kept = [field.name for field in self._source.kept]
+        schema = prepared_schema(self._source.id_field.type, self._source.kept)
+        rows = [self.row(row) for row in table.to_pylist()]
+        columns = [table.column(name) for name in (ROW_ID, *kept)]
+        columns.append(pa.array([row.samples for row in rows], schema.field(SAMPLES).type))
+        columns.append(pa.array([row.pictures for row in rows], schema.field(PICTURES).type))
+        return pa.table(columns, schema=schema)
+
+    def row(self, row: Mapping[str, Any]) -> Prepared:
+        """One row; an error of the row becomes an error of its sample."""
+        if row.get(READ_ERROR) is not None:
+            return Prepared([_failed(0, row[READ_ERROR])])
+        try:
+            pictures, sizes = self._pictures(row)
+            conversations = self._conversations.of_row(row, len(sizes))
+            params = self._row_params(row)
+        except RowError as error:
+            return Prepared([_failed(0, error_record(error))])
+        samples = [
+            self._sample(index, messages, sizes, self._seeded(params, row[ROW_ID], index))
+            for index, messages in enumerate(conversations)
+        ]
+        return Prepared(samples, pictures)
+
+    def _pictures(self, row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
+        """The row's pictures as values of PICTURE_TYPE, and how many tokens each takes."""
+        values = self._picture_values(row)
+        if len(values) > self._spec.limits.max_images:
+            limit = self._spec.limits.max_images
+            raise RowError(ErrorCode.TOO_MANY_IMAGES, f"{len(values)} pictures; limits.max_images is {limit}")
+        pictures, num_tokens = [], []
+        for index, value in enumerate(values, start=1):
+            try:
+                data = fetch(value, root=self._source.image_root, limits=self._spec.limits)
+                image = decode(data, self._spec.limits)
+                pixels_HWC = self._processor.picture(image)
+            except RowError as error:
+                raise RowError(error.code, f"picture {index}: {error.message}", error.stage) from None
+            pictures.append(
+                {
+                    "digest": hashlib.blake2b(data, digest_size=16).digest(),
+                    "height": pixels_HWC.shape[0],
+                    "width": pixels_HWC.shape[1],
+                    "pixels": pixels_HWC.tobytes(),
+                }
+            )
+            num_tokens.append(self._processor.image_tokens(image.width, image.height))
+        return pictures, num_tokens
+
+    def _picture_values(self, row: Mapping[str, Any]) -> list[Any]:
+        messages_column = self._spec.prompt.messages_column
+        if messages_column is not None and not self._source.image_columns:
+            return image_parts(row.get(messages_column))
+        return pictures_of(row, self._source.image_columns)
+
+    def _row_params(self, row: Mapping[str, Any]) -> GenerationParams:
+        """The job's parameters with the row's own on top."""
+        column = self._spec.generation.overrides_column
+        overrides = row.get(column) if column is not None else None
+        if overrides is None:
+            return self._params
+        try:
+            if isinstance(overrides, str):
+                overrides = json.loads(overrides)
+            if not isinstance(overrides, dict):
+                raise ValueError(f"expected an object, got {type(overrides).__name__}")
+            return self._params.overridden({key: value for key, value in overrides.items() if value is not None})
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in error.errors())
+            raise RowError(ErrorCode.PARAMS_INVALID, f"column {column!r}: {problems}") from None
+        except ValueError as error:
+            raise RowError(ErrorCode.PARAMS_INVALID, f"column {column!r}: {error}") from None
+
+    def _seeded(self, params: GenerationParams, row_id: Any, question_index: int) -> GenerationParams:
+        """The job's seed is mixed with the row's id; a row's own seed stays."""
+        if params.is_greedy or params.seed != self._params.seed:
+            return params
+        text = f"{params.seed}/{row_id}/{question_index}".encode()
+        seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+        return params.model_copy(update={"seed": seed})
+
+    def _sample(
+        self, index: int, messages: list[Message], image_tokens: list[int], params: GenerationParams
+    ) -> dict[str, Any]:
+        try:
+            input_ids = self._processor.encode(self._processor.chat_parts(messages), image_tokens)
+            if len(input_ids) > self._max_prompt_tokens:
+                raise RowError(
+                    ErrorCode.PROMPT_TOO_LONG,
+                    f"{len(input_ids)} tokens, {sum(image_tokens)} of them pictures; the limit is "
+                    f"{self._max_prompt_tokens}. Shorten the prompt or lower model.num_crops",
+                )
+        except RowError as error:
+            return _failed(index, error_record(error))
+        return {
+            QUESTION_INDEX: index,
+            "input_ids": input_ids,
+            "params": params.model_dump_json(exclude_defaults=True),
+            "error": None,
+        }
+
+
+def _failed(index: int, error: Mapping[str, Any]) -> dict[str, Any]:
+    return {QUESTION_INDEX: index, "input_ids": None, "params": None, "error": dict(error)}
