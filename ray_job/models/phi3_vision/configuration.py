@@ -216,6 +216,7 @@ class Phi3VisionConfig:
         decoder.setdefault("num_key_value_heads", decoder.get("num_attention_heads", cls.num_attention_heads))
         decoder.update(_read_rope(found))
         config = cls(**decoder, vision=_read_vision(found.get("img_processor") or {}))
+        _check_fixed(found, {"head_dim": config.head_dim})
         _check_picture_part(found.get("img_processor") or {}, config)
         return config
 
@@ -232,7 +233,7 @@ class Phi3VisionConfig:
         _require(isinstance(found, dict), "the file", type(found).__name__, "a JSON object")
         try:
             return cls.from_dict(found)
-        except TypeError as error:  # a string where a number belongs
+        except (TypeError, ValueError) as error:  # a string where a number belongs
             raise ModelError(f"{path}: a field has the wrong type: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -305,4 +306,7 @@ def _check_picture_part(img_processor: Mapping[str, Any], config: Phi3VisionConf
         "image_dim_out": config.vision.hidden_size,
         "num_img_tokens": config.tokens_per_crop_side**2,
     }
-    _check_fixed(img_processor, expected, "img_processor.")
+    for name, only in expected.items():
+        found = img_processor.get(name, only)
+        allowed = f"{only}, which is what img_processor.vision_config gives (the official tower where absent)"
+        _require(found == only, f"img_processor.{name}", found, allowed)

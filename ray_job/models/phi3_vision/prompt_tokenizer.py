@@ -27,8 +27,9 @@ class PromptTokenizer:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            self._whole = Tokenizer.from_str(json.dumps(content))
+            text = path.read_text(encoding="utf-8")
+            self._whole = Tokenizer.from_str(text)
+            content = json.loads(text)
             content.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
             self._plain = Tokenizer.from_str(json.dumps(content))
         except FileNotFoundError:
