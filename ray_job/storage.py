@@ -1,0 +1,211 @@
+"""Places on any pyarrow filesystem: parse, show without secrets, list, expand globs, open.
+
+A local path, or a URI that `pyarrow.fs.FileSystem.from_uri` knows (`s3://`, `gs://`, `abfs://`, `hdfs://`,
+`file://`), becomes a `Location`. AWS_* variables are honoured, AWS_ENDPOINT_URL among them; a URI may carry
+`?endpoint_override=…&region=…`. Credentials in a URI stay inside the filesystem object: no message shows them.
+It knows nothing of formats or rows.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+from pyarrow import fs
+
+from ray_job.errors import InputError
+
+_URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://(.*)$", re.DOTALL)
+_SECRETS = re.compile(r"(?<=://)([^\s/'\"]*:[^\s'\"]*|[^\s/'\"]*)@|\?[^\s'\"]*=[^\s'\"]*")
+_SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # Spark's names for the same places
+_GLOB = re.compile(r"[*?\[]")
+STORAGE_ERRORS = (OSError, pa.ArrowException, NotImplementedError, ImportError)
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder on a filesystem. Picklable; `str()` shows it without credentials."""
+
+    filesystem: fs.FileSystem
+    path: str  # absolute on a local disk, `bucket/key` on an object store; no trailing slash
+    scheme: str = "file"
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else f"{self.scheme}://{self.path}"
+
+    @property
+    def reference(self) -> str:
+        """An absolute path, or a URI that `parse_uri` reads back; without credentials."""
+        return self.path if self.is_local else f"{self.scheme}://{quote(self.path)}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine's disk."""
+        return self.scheme == "file"
+
+    @property
+    def parent(self) -> Location:
+        """The folder it lies in."""
+        return self.at(posixpath.dirname(self.path))
+
+    def at(self, path: str) -> Location:
+        """Another path of the same filesystem."""
+        return Location(self.filesystem, path, self.scheme)
+
+
+def locate(uri_or_path: str) -> Location:
+    """Where a path or URI points; nothing is read, except that some stores look up their region.
+
+    Raises:
+        InputError: the URI does not parse, or its kind of storage is not available.
+    """
+    parsed = parse_uri(uri_or_path)
+    if parsed is None:
+        return Location(fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri_or_path)))
+    scheme, path = parsed
+    if scheme == "file":
+        return Location(fs.LocalFileSystem(), os.path.abspath(path))
+    try:
+        filesystem, path = fs.FileSystem.from_uri(_quoted(uri_or_path, scheme))
+    except (*STORAGE_ERRORS, ValueError) as error:
+        raise InputError(
+            f"{without_secrets(uri_or_path)}: {reason(error)}. Use a path or a URI such as s3://bucket/folder, "
+            "options as s3://bucket/folder?region=…&endpoint_override=…"
+        ) from None
+    return Location(filesystem, path.rstrip("/"), scheme)
+
+
+def parse_uri(text: str) -> tuple[str, str] | None:
+    """Scheme and path (`bucket/key` for object stores) of a URI, credentials and query left out; None for a path."""
+    match = _URI.match(text)
+    if match is None:
+        return None
+    scheme = match[1].lower()
+    rest = match[2].partition("?")[0]
+    host, slash, path = rest.partition("/")
+    if scheme == "file":
+        return scheme, unquote(slash + path if host in ("", "localhost") else rest)
+    return _SCHEMES.get(scheme, scheme), unquote(host.rpartition("@")[2] + slash + path)
+
+
+def without_secrets(text: str) -> str:
+    """A text with the credentials and options of every URI in it left out."""
+    return _SECRETS.sub("", text)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of a storage error, fit for a message."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return without_secrets(str(text).splitlines()[0]).rstrip(".")
+
+
+def list_files(location: Location, recursive: bool) -> list[fs.FileInfo]:
+    """The files below a folder, sorted by path.
+
+    On a local disk links are followed, once each folder, and a link to nothing is listed too: its row must fail by
+    itself rather than be missing.
+
+    Raises:
+        InputError: the folder does not exist or cannot be listed.
+    """
+    try:
+        if location.is_local:
+            files = list(_walk(location.path, recursive))
+        else:
+            selector = fs.FileSelector(location.path, recursive=recursive)
+            infos: Sequence[fs.FileInfo] = location.filesystem.get_file_info(selector)
+            files = [info for info in infos if info.type == fs.FileType.File]
+    except STORAGE_ERRORS as error:
+        raise InputError(f"{location}: cannot be listed: {reason(error)}") from None
+    except UnicodeEncodeError as error:
+        raise InputError(f"{location}: the name {error.object!a} is not UTF-8; rename the file") from None
+    return sorted(files, key=lambda info: str(info.path))
+
+
+def expand(location: Location) -> tuple[Location, list[fs.FileInfo]]:
+    """The files a path stands for, sorted, and the folder their relative names start from.
+
+    A folder stands for all files below it; a file for itself; a path with `*`, `?`, `[…]` or `**` (any number of
+    folders) for every match, where a folder that matches stands for all files below it. A name that exists is never
+    read as a glob. In a URI write `?` as `[!/]`: there a question mark begins the options.
+
+    Raises:
+        InputError: there is no such path, nothing matches, or the storage fails.
+    """
+    try:
+        info = location.filesystem.get_file_info(location.path)
+    except STORAGE_ERRORS as error:
+        raise InputError(f"{location}: {reason(error)}") from None
+    if info.type == fs.FileType.Directory:
+        return location, list_files(location, recursive=True)
+    if info.type != fs.FileType.NotFound:
+        return location.parent, [info]
+    glob = _GLOB.search(location.path)
+    if glob is None:
+        raise InputError(f"{location}: no such file or folder. Check input.path; relative paths start where you are")
+    head = posixpath.dirname(location.path[: glob.start()])
+    base = location.at(head)
+    pattern = _glob_pattern(location.path[len(head) :].lstrip("/"))
+    files = [info for info in list_files(base, recursive=True) if _matches(pattern, str(info.path), head)]
+    if not files:
+        raise InputError(f"{location}: nothing matches. Folders below {base} are searched where the pattern names them")
+    return base, files
+
+
+def open_input(location: Location) -> Any:
+    """A seekable file (`pyarrow.NativeFile`).
+
+    Raises:
+        InputError: it does not exist or cannot be opened.
+    """
+    try:
+        return location.filesystem.open_input_file(location.path)
+    except FileNotFoundError:
+        raise InputError(f"{location}: no such file") from None
+    except STORAGE_ERRORS as error:
+        raise InputError(f"{location}: cannot be opened: {reason(error)}") from None
+
+
+def _quoted(uri: str, scheme: str) -> str:
+    """The URI with a known scheme, and the characters of globs and names escaped as Arrow's parser wants."""
+    body, question, query = uri.partition("?")
+    body = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", body.partition("://")[2])
+    return f"{scheme}://" + quote(body, safe="/@:%!$&'()*+,;=~") + question + query
+
+
+def _walk(folder: str, recursive: bool, seen: frozenset[str] = frozenset()) -> Iterator[fs.FileInfo]:
+    seen = seen | {os.path.realpath(folder)}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir():
+                size = entry.stat().st_size if entry.is_file() else None
+                yield fs.FileInfo(entry.path, type=fs.FileType.File, size=size)
+            elif recursive and os.path.realpath(entry.path) not in seen:
+                yield from _walk(entry.path, recursive, seen)
+
+
+def _matches(pattern: re.Pattern[str], path: str, head: str) -> bool:
+    """Whether a file, or a folder it lies in, matches a pattern relative to `head`."""
+    parts = path[len(head) :].lstrip("/").split("/")
+    return any(pattern.fullmatch("/".join(parts[:depth])) for depth in range(len(parts), 0, -1))
+
+
+def _glob_pattern(glob: str) -> re.Pattern[str]:
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", glob)
+    known = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    regex = "".join(
+        known[part] if part in known else _glob_class(part) if place % 2 else re.escape(part)
+        for place, part in enumerate(parts)
+    )
+    return re.compile(regex, re.DOTALL)
+
+
+def _glob_class(part: str) -> str:
+    body = part[1:-1].replace("\\", r"\\")
+    return f"[^{body[1:]}]" if body.startswith("!") else f"[{body}]"
