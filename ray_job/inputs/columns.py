@@ -1,0 +1,131 @@
+"""Which of the data's columns the job uses, and for what: checked against the spec, every problem at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from ray_job.conversation import QUESTION, nearest, settle, template_fields
+from ray_job.errors import SpecError
+from ray_job.rows import INTERNAL_PREFIX, RESERVED_COLUMNS, ROW_ID
+from ray_job.spec import JobSpec, PromptSpec
+
+
+@dataclass(frozen=True)
+class Found:
+    """The columns a reader found in the data."""
+
+    columns: pa.Schema
+    default_id: str | None = None
+    image_columns: tuple[str, ...] | None = None  # where the format itself says; None: by their names
+    overrides_column: str | None = None
+    # Columns whose types differ between files: name → what is wrong. Only using one is a problem.
+    clashes: Mapping[str, str] = field(default_factory=dict)
+    not_kept: Collection[str] = ()  # columns left out of the default of input.keep_columns
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The columns by their use."""
+
+    id: str | None  # None: ids are made from file and position
+    images: tuple[str, ...]
+    kept: tuple[str, ...]
+    prompt: PromptSpec  # with its defaults settled
+    overrides: str | None
+
+    @property
+    def delivered(self) -> tuple[str, ...]:
+        """All columns a row needs beside its id, each once."""
+        made = {ROW_ID, QUESTION} if self._has_questions else {ROW_ID}
+        fields = [name for name in template_fields(self.prompt.template or "") if name not in made]
+        prompt = (self.prompt.messages_column, self.prompt.questions_column, *fields)
+        names = (*self.images, *self.kept, *prompt, self.overrides)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def _has_questions(self) -> bool:
+        return self.prompt.questions is not None or self.prompt.questions_column is not None
+
+
+def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
+    """What each column is for, by the spec and the defaults.
+
+    Raises:
+        SpecError: a named column is missing, clashes between files, or may not be kept; all problems at once.
+    """
+    names = [*found.columns.names, *found.clashes]
+    problems: list[str] = []
+    id_column = spec.input.id_column or found.default_id
+    images = _image_columns(spec, found, names)
+    overrides = spec.generation.overrides_column or found.overrides_column
+    if spec.input.id_column is not None:
+        problems += _missing("input.id_column", [spec.input.id_column], names)
+    problems += _missing("input.image_columns", spec.input.image_columns or (), names)
+    if spec.generation.overrides_column is not None:
+        problems += _missing("generation.overrides_column", [spec.generation.overrides_column], names)
+    problems += _missing("input.keep_columns", spec.input.keep_columns or (), names)
+    prompt = spec.prompt
+    try:
+        prompt = settle(spec.prompt, [*names, ROW_ID])
+    except SpecError as error:
+        problems += error.problems
+    if spec.input.keep_columns is not None:
+        kept = spec.input.keep_columns
+    else:
+        others = {id_column, *images, overrides, prompt.messages_column, *found.not_kept}
+        plain = [f.name for f in found.columns if _is_plain(f.type)]
+        kept = tuple(name for name in (*plain, *found.clashes) if name not in others)
+    problems += _kept_problems(kept)
+    if id_column is not None and id_column in found.columns.names:
+        problems += _id_problems(id_column, found.columns.field(id_column).type)
+    if problems:
+        raise SpecError(problems, source)
+    roles = Roles(id_column, images, tuple(dict.fromkeys(kept)), prompt, overrides)
+    used = [id_column, *roles.delivered]
+    problems = [f"column {name!r}: {text}" for name, text in found.clashes.items() if name in used]
+    problems += [f"column {name!r}: the name is this job's own; rename it" for name in roles.delivered if _is_own(name)]
+    if problems:
+        raise SpecError(problems, source)
+    return roles
+
+
+def _image_columns(spec: JobSpec, found: Found, names: Collection[str]) -> tuple[str, ...]:
+    if spec.input.image_columns is not None:
+        return spec.input.image_columns
+    if found.image_columns is not None:
+        return found.image_columns
+    return next(((name,) for name in ("images", "image") if name in names), ())
+
+
+def _missing(key: str, wanted: Iterable[str], names: Sequence[str]) -> list[str]:
+    return [f"{key}: no column {name!r}; {nearest(name, names)}" for name in wanted if name not in names]
+
+
+def _kept_problems(kept: Iterable[str]) -> list[str]:
+    return [
+        f"column {name!r} cannot be passed through: the output has a column of that name. Rename it, or leave it out "
+        "by listing the columns to pass through in input.keep_columns"
+        for name in kept
+        if name in RESERVED_COLUMNS or _is_own(name)
+    ]
+
+
+def _is_own(name: str) -> bool:
+    return name == ROW_ID or name.startswith(INTERNAL_PREFIX)
+
+
+def _id_problems(name: str, type_: pa.DataType) -> list[str]:
+    if pa.types.is_nested(type_) or pa.types.is_floating(type_) or pa.types.is_boolean(type_) or type_ == pa.null():
+        return [f"input.id_column: {name!r} is of type {type_}; an id is a text, a whole number, a date or bytes"]
+    return []
+
+
+def _is_plain(type_: pa.DataType) -> bool:
+    """Whether a column is passed through by default: text, numbers, dates; not bytes, lists or structs."""
+    types = pa.types
+    is_bytes = types.is_binary(type_) or types.is_large_binary(type_) or types.is_fixed_size_binary(type_)
+    is_bytes = is_bytes or types.is_binary_view(type_)
+    return not (is_bytes or types.is_nested(type_) or isinstance(type_, pa.BaseExtensionType))
