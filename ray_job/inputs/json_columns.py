@@ -1,0 +1,119 @@
+"""JSON values as columns: what type a key has, and a value in that type or the row's error.
+
+A text stays as it is. A key whose sampled values are all whole numbers, all numbers or all booleans becomes int64,
+float64 or bool; everything else becomes text, in which a value that is not one is written as JSON. A later value that
+does not fit its key's type is its row's error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from ray_job.inputs.source import malformed
+
+_INT64 = range(-(2**63), 2**63)
+_NUMBERS = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+
+
+def parse_object(content: bytes) -> dict[str, Any]:
+    """The object a line holds.
+
+    Raises:
+        RowError: it is not UTF-8, not JSON (NaN is not), nested too deeply, or no object.
+    """
+    try:
+        value = json.loads(content.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise malformed(f"not UTF-8 at byte {error.start}") from None
+    except (ValueError, RecursionError) as error:
+        raise malformed(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise malformed(f"must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def infer_columns(objects: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
+    """The type of every key, in order of first sight."""
+    kinds: dict[str, set[str]] = {}
+    for item in objects:
+        for key, value in item.items():
+            seen = kinds.setdefault(key, set())
+            if value is not None:
+                seen.add(_kind(value))
+    return {key: _type_of(seen) for key, seen in kinds.items()}
+
+
+def converter(type_: pa.DataType) -> Callable[[Any], Any]:
+    """What turns a JSON value into a value of a column, or raises the row's error."""
+    converters: dict[pa.DataType, Callable[[Any], Any]] = {
+        pa.int64(): _as_int,
+        pa.float64(): _as_float,
+        pa.bool_(): _as_bool,
+        pa.list_(pa.string()): as_texts,
+    }
+    return converters.get(type_, as_text)
+
+
+def as_text(value: Any) -> str | None:
+    """A text as it is, anything else as JSON."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise malformed(f"holds half of a surrogate pair at character {error.start}") from None
+    return text
+
+
+def as_texts(value: Any) -> list[str | None] | None:
+    """A list of texts; a single text counts as a list of one, a {path} or {url} object as its text."""
+    if value is None:
+        return None
+    items = value if isinstance(value, list) else [value]
+    return [None if item is None else as_text(_reference(item)) for item in items]
+
+
+def _reference(item: Any) -> str:
+    if isinstance(item, dict):
+        item = next((item[key] for key in ("path", "url") if isinstance(item.get(key), str)), item)
+    if not isinstance(item, str):
+        raise malformed(f"must be a text or a list of texts, got {type(item).__name__}")
+    return item
+
+
+def _kind(value: Any) -> str:
+    kind = type(value).__name__
+    return "other" if kind == "int" and value not in _INT64 else kind
+
+
+def _type_of(kinds: set[str]) -> pa.DataType:
+    if kinds == {"int", "float"}:
+        return pa.float64()
+    return _NUMBERS.get(next(iter(kinds)), pa.string()) if len(kinds) == 1 else pa.string()
+
+
+def _as_int(value: Any) -> int | None:
+    if value is None or (type(value) is int and value in _INT64):
+        return value
+    raise malformed(f"must be a whole number like in the lines before, got {json.dumps(value)[:60]}")
+
+
+def _as_float(value: Any) -> float | None:
+    if value is None or (type(value) in (int, float) and abs(value) < 2**1023):
+        return value  # type: ignore[no-any-return]
+    raise malformed(f"must be a number like in the lines before, got {json.dumps(value)[:60]}")
+
+
+def _as_bool(value: Any) -> bool | None:
+    if value is None or type(value) is bool:
+        return value
+    raise malformed(f"must be true or false like in the lines before, got {json.dumps(value)[:60]}")
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
