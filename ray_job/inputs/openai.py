@@ -1,0 +1,112 @@
+"""A request in the OpenAI batch form, as messages and generation parameters of ours.
+
+Fields of the request body:
+
+    becomes ours     max_tokens, max_completion_tokens → max_new_tokens; temperature, top_p, seed, stop;
+                     and under our own names: max_new_tokens, top_k, repetition_penalty, stop_token_ids
+    left aside       model, user, metadata, store, stream, service tiers and cache keys: they do not change an answer
+    refused          everything else, unless its value means "off" (n: 1, logprobs: false, penalties of 0, no tools,
+                     response_format text): a row that asks for it fails with PARAMS_INVALID rather than be answered
+                     in another way than asked. Fields with a null value count as not given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.inputs.source import malformed
+from ray_job.spec import GenerationParams
+
+_ENDPOINT = "/v1/chat/completions"
+_OURS = frozenset(GenerationParams.model_fields)
+_ASIDE = frozenset(
+    {
+        "messages",
+        "model",
+        "user",
+        "metadata",
+        "store",
+        "stream",
+        "stream_options",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+    }
+)
+_OFF: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+}
+_LENGTHS = ("max_completion_tokens", "max_tokens")
+ENVELOPE = frozenset({"method", "url", "body"})
+# Fields of a flat line that belong to the request rather than to the user's data.
+REQUEST_FIELDS = _OURS | _ASIDE | frozenset(_OFF) | frozenset(_LENGTHS) | ENVELOPE
+
+
+def parse_request(line: Mapping[str, Any]) -> tuple[str, str]:
+    """The messages (JSON text) and our generation parameters (JSON object) of a batch line or a flat one.
+
+    Raises:
+        RowError: ROW_MALFORMED without messages, PARAMS_INVALID for a parameter that cannot be honoured.
+    """
+    if "body" not in line:
+        return _messages(line), _params({key: line[key] for key in line.keys() & REQUEST_FIELDS - ENVELOPE})
+    body = line["body"]
+    if not isinstance(body, dict):
+        raise malformed(f"body must be an object, got {type(body).__name__}")
+    url = line.get("url")
+    if url is not None and url != _ENDPOINT:
+        raise malformed(f"url must be {_ENDPOINT}, got {str(url)[:100]!r}")
+    return _messages(body), _params(body)
+
+
+def _messages(body: Mapping[str, Any]) -> str:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise malformed("there is no list of messages in it")
+    return json.dumps(messages, ensure_ascii=False)
+
+
+def _params(body: Mapping[str, Any]) -> str:
+    given = {key: value for key, value in body.items() if value is not None}
+    params = {key: value for key, value in given.items() if key in _OURS}
+    lengths = {key: given[key] for key in (*_LENGTHS, "max_new_tokens") if key in given}
+    if len(set(map(str, lengths.values()))) > 1:
+        raise _refused(f"{' and '.join(lengths)} differ; keep one")
+    if lengths:
+        params["max_new_tokens"] = next(iter(lengths.values()))
+    if params.get("top_k") == -1:  # vLLM's way to say off
+        params["top_k"] = 0
+    refused = [
+        f"{key}: {json.dumps(value)[:60]}"
+        for key, value in sorted(given.items())
+        if key not in _OURS | _ASIDE and key not in _LENGTHS and not _is_off(key, value)
+    ]
+    if refused:
+        raise _refused(f"not supported and would change the answer: {', '.join(refused)}; leave it out")
+    return json.dumps(params)
+
+
+def _is_off(key: str, value: Any) -> bool:
+    # 0 == False and 1 == True in Python, and either way of saying it is clear enough.
+    return any(value == off for off in _OFF.get(key, ()))
+
+
+def _refused(message: str) -> RowError:
+    return RowError(ErrorCode.PARAMS_INVALID, message, Stage.READ)
