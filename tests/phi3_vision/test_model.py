@@ -73,9 +73,9 @@ def test_greedy_tokens(name: str, model: Phi3VisionModel, close: Compare) -> Non
     )
     (stopped,) = greedy(model, [row], 16, eos=[golden["eos_used"]])
     assert stopped.tokens == golden["greedy_with_eos"]
-    (uncached,) = greedy(model, [row], 16, use_cache=False)
-    assert uncached.tokens == answer.tokens
-    close("cached and uncached", torch.stack(answer.logits), torch.stack(uncached.logits), 1e-4)
+    (uncached,) = greedy(model, [row], 5, use_cache=False)
+    assert uncached.tokens == answer.tokens[:5]
+    close("cached and uncached", torch.stack(answer.logits[:5]), torch.stack(uncached.logits), 1e-4)
 
 
 @torch.no_grad()
