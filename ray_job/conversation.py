@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from ray_job.errors import ErrorCode, RowError, SpecError
@@ -99,7 +99,7 @@ class Conversations:
         specials: chat tokens of the model, for `column_markup: special`.
     """
 
-    def __init__(self, prompt: PromptSpec, specials: Sequence[str]) -> None:
+    def __init__(self, prompt: PromptSpec, specials: Collection[str]) -> None:
         self._prompt = prompt
         self._specials = specials
 

@@ -17,12 +17,13 @@ from pydantic import ValidationError
 
 from ray_job.conversation import Conversations, image_parts
 from ray_job.errors import ErrorCode, RowError
-from ray_job.inputs.pictures import decode, fetch, pictures_of
+from ray_job.inputs.pictures import decode, fetch, picture_size, pictures_of
 from ray_job.inputs.source import Source
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.prompt import Message
 from ray_job.rows import (
     PICTURES,
+    POSITION,
     QUESTION_INDEX,
     READ_ERROR,
     ROW_ID,
@@ -60,21 +61,24 @@ class Preparer:
         self._conversations = Conversations(spec.prompt, processor.special_tokens)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows with `row_id` and the user's columns → rows with `row_id`, kept columns, samples and pictures."""
+        """Rows as read → rows of `rows.prepared_schema`."""
         kept = [field.name for field in self._source.kept]
         schema = prepared_schema(self._source.id_field.type, self._source.kept)
         rows = [self.row(row) for row in table.to_pylist()]
-        columns = [table.column(name) for name in (ROW_ID, *kept)]
+        columns = [table.column(name) for name in (POSITION, ROW_ID, *kept)]
         columns.append(pa.array([row.samples for row in rows], schema.field(SAMPLES).type))
         columns.append(pa.array([row.pictures for row in rows], schema.field(PICTURES).type))
         return pa.table(columns, schema=schema)
 
-    def row(self, row: Mapping[str, Any]) -> Prepared:
-        """One row; an error of the row becomes an error of its sample."""
+    def row(self, row: Mapping[str, Any], *, headers_only: bool = False) -> Prepared:
+        """One row; an error of the row becomes an error of its sample.
+
+        With `headers_only` no picture is decoded: sizes come from headers, and the pictures have no pixels.
+        """
         if row.get(READ_ERROR) is not None:
             return Prepared([_failed(0, row[READ_ERROR])])
         try:
-            pictures, sizes = self._pictures(row)
+            pictures, sizes = self._pictures(row, headers_only)
             conversations = self._conversations.of_row(row, len(sizes))
             params = self._row_params(row)
         except RowError as error:
@@ -85,7 +89,7 @@ class Preparer:
         ]
         return Prepared(samples, pictures)
 
-    def _pictures(self, row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
+    def _pictures(self, row: Mapping[str, Any], headers_only: bool) -> tuple[list[dict[str, Any]], list[int]]:
         """The row's pictures as values of PICTURE_TYPE, and how many tokens each takes."""
         values = self._picture_values(row)
         if len(values) > self._spec.limits.max_images:
@@ -94,21 +98,23 @@ class Preparer:
         pictures, num_tokens = [], []
         for index, value in enumerate(values, start=1):
             try:
-                data = fetch(value, root=self._source.image_root, limits=self._spec.limits)
-                image = decode(data, self._spec.limits)
-                pixels_HWC = self._processor.picture(image)
+                picture, (width, height) = self._picture(value, headers_only)
+                num_tokens.append(self._processor.image_tokens(width, height))
             except RowError as error:
                 raise RowError(error.code, f"picture {index}: {error.message}", error.stage) from None
-            pictures.append(
-                {
-                    "digest": hashlib.blake2b(data, digest_size=16).digest(),
-                    "height": pixels_HWC.shape[0],
-                    "width": pixels_HWC.shape[1],
-                    "pixels": pixels_HWC.tobytes(),
-                }
-            )
-            num_tokens.append(self._processor.image_tokens(image.width, image.height))
+            pictures.append(picture)
         return pictures, num_tokens
+
+    def _picture(self, value: Any, headers_only: bool) -> tuple[dict[str, Any], tuple[int, int]]:
+        """One picture as a value of PICTURE_TYPE, and its own width and height."""
+        data = fetch(value, root=self._source.image_root, limits=self._spec.limits)
+        picture: dict[str, Any] = {"digest": hashlib.blake2b(data, digest_size=16).digest()}
+        if headers_only:
+            return picture, picture_size(data, self._spec.limits)
+        image = decode(data, self._spec.limits)
+        pixels_HWC = self._processor.picture(image)
+        picture |= {"height": pixels_HWC.shape[0], "width": pixels_HWC.shape[1], "pixels": pixels_HWC.tobytes()}
+        return picture, image.size
 
     def _picture_values(self, row: Mapping[str, Any]) -> list[Any]:
         messages_column = self._spec.prompt.messages_column
@@ -118,7 +124,7 @@ class Preparer:
 
     def _row_params(self, row: Mapping[str, Any]) -> GenerationParams:
         """The job's parameters with the row's own on top."""
-        column = self._spec.generation.overrides_column
+        column = self._source.overrides_column
         overrides = row.get(column) if column is not None else None
         if overrides is None:
             return self._params

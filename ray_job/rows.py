@@ -27,6 +27,7 @@ QUESTION_INDEX = "question_index"
 
 # Columns that live only inside the pipeline; user columns may not start with this prefix.
 INTERNAL_PREFIX = "_rj_"
+POSITION = "_rj_position"  # reader → parts: the row's place in the whole input, unique and stable within a run
 READ_ERROR = "_rj_read_error"  # readers → prepare: ERROR_TYPE, null for a good row
 SAMPLES = "_rj_samples"  # prepare → actor: one entry per question
 PICTURES = "_rj_pictures"  # prepare → actor: the row's pictures, shared by its samples
@@ -135,10 +136,16 @@ def output_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field], has_questi
     return pa.schema([pa.field(ROW_ID, row_id_type), *questions, *kept, *RESULT_FIELDS])
 
 
+def result_schema(output: pa.Schema) -> pa.Schema:
+    """The schema between generating and writing: the output's, with the position that orders and names parts."""
+    return output.insert(0, pa.field(POSITION, pa.int64()))
+
+
 def prepared_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field]) -> pa.Schema:
-    """The schema between preparing and generating: id, kept columns, samples and pictures."""
+    """The schema between preparing and generating: position, id, kept columns, samples and pictures."""
     return pa.schema(
         [
+            pa.field(POSITION, pa.int64()),
             pa.field(ROW_ID, row_id_type),
             *kept,
             pa.field(SAMPLES, pa.list_(SAMPLE_TYPE)),

@@ -173,6 +173,7 @@ class BatchingSpec(_Section):
     """How rows are grouped on their way through."""
 
     block_rows: int = Field(32, ge=1, le=4096, description="Rows that travel together to an actor.")
+    blocks_per_actor: int = Field(4, ge=1, le=64, description="Blocks an actor works on at once.")
     max_batch_rows: int = Field(16, ge=1, le=1024, description="Most rows generated together.")
     max_batch_tokens: int = Field(
         65536, ge=64, description="Most tokens generated together: rows × (longest prompt + max_new_tokens)."
@@ -270,6 +271,11 @@ class JobSpec(_Section):
         for override in overrides:
             _apply_override(data, override)
         return cls.from_dict(data, str(path))
+
+    @property
+    def has_questions(self) -> bool:
+        """Whether a row may be asked several questions; the output then has `question_index`."""
+        return self.prompt.questions is not None or self.prompt.questions_column is not None
 
     def fingerprint(self) -> str:
         """Hash of every field that can change an answer: 16 hex digits."""

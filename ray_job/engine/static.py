@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from ray_job.engine.batching import SampleSize, batch_rows
 from ray_job.engine.collate import PaddingSide, collate
 from ray_job.engine.interface import Vocabulary
 from ray_job.engine.sampler import next_tokens
@@ -67,14 +68,9 @@ class StaticEngine:
     def _next_batch(self) -> list[Sample]:
         """The longest waiting samples that fit together: alike in length, so that little is padding."""
         self._waiting.sort(key=lambda sample: (len(sample.input_ids), sample.params.max_new_tokens))
-        longest = self._waiting[-1]
-        width, new_tokens, num_rows = len(longest.input_ids), longest.params.max_new_tokens, 1
-        for sample in reversed(self._waiting[:-1]):
-            new_tokens = max(new_tokens, sample.params.max_new_tokens)
-            fits = (num_rows + 1) * (width + new_tokens) <= self._max_batch_tokens
-            if num_rows == self._max_batch_rows or not fits:
-                break
-            num_rows += 1
+        longest = self._waiting[-self._max_batch_rows :]
+        sizes = [SampleSize(len(sample.input_ids), sample.params.max_new_tokens) for sample in longest]
+        num_rows = batch_rows(sizes, self._max_batch_rows, self._max_batch_tokens)
         batch = self._waiting[-num_rows:]
         del self._waiting[-num_rows:]
         return batch

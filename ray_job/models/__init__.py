@@ -1,0 +1,92 @@
+"""From a `model` section of the spec to a processor and an engine.
+
+Heavy imports happen inside the functions that need them: preparing rows must not load torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
+from ray_job.models.phi3_vision.hub import resolve
+from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+from ray_job.spec import JobSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from ray_job.engine.interface import Engine
+    from ray_job.models.phi3_vision.model import Phi3VisionModel
+
+DEMO, NOOP = "builtin:demo", "builtin:noop"
+
+
+def model_folder(model: ModelSpec) -> Path:
+    """Where the model's files are on this machine; a hub id is fetched.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    if model.path in (DEMO, NOOP):
+        return Path(__file__).parent.parent / "demo" / "model"
+    return resolve(model.path, model.revision)
+
+
+@functools.lru_cache(maxsize=4)
+def load_processor(model: ModelSpec) -> Phi3VisionProcessor:
+    """The model's processor; kept, since a worker prepares many batches."""
+    return Phi3VisionProcessor.from_pretrained(model_folder(model), num_crops=model.num_crops)
+
+
+def load_config(model: ModelSpec) -> Phi3VisionConfig:
+    """The model's configuration, without weights."""
+    return Phi3VisionConfig.from_pretrained(model_folder(model))
+
+
+def load_model(spec: JobSpec) -> Phi3VisionModel:
+    """Weights on their device, in evaluation mode.
+
+    Raises:
+        ModelError: the configuration or the weights are not right.
+    """
+    import torch
+
+    from ray_job.models.phi3_vision import weights
+
+    device = spec.model.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(spec.workers.threads or _cpus_per_actor(spec))
+    name = spec.model.dtype
+    if name == "auto":
+        name = "bfloat16" if device == "cuda" else "float32"
+    model = weights.load(
+        model_folder(spec.model), dtype=getattr(torch, name), device=device, attention=spec.model.attention
+    )
+    return model.eval()
+
+
+def load_engine(spec: JobSpec) -> Engine:
+    """The engine a job's actor runs."""
+    if spec.model.path == NOOP:
+        from ray_job.engine.noop import NoOpEngine
+
+        return NoOpEngine()
+    from ray_job.engine.interface import Vocabulary
+    from ray_job.engine.static import StaticEngine
+
+    processor = load_processor(spec.model)
+    return StaticEngine(
+        load_model(spec),
+        Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode),
+        max_batch_rows=spec.batching.max_batch_rows,
+        max_batch_tokens=spec.batching.max_batch_tokens,
+        padding_side=spec.batching.padding_side,
+    )
+
+
+def _cpus_per_actor(spec: JobSpec) -> int:
+    num_actors = spec.workers.max_actors or spec.workers.min_actors
+    return max(1, len(os.sched_getaffinity(0)) // num_actors)

@@ -1,0 +1,140 @@
+"""The stateful worker: loads the model once, takes batches of prepared rows, gives back batches of answers.
+
+Ray Data holds a pool of these and calls one with several batches at a time; all of them feed one engine. It imports
+and runs without Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_job.engine.loop import EngineLoop
+from ray_job.models import load_engine
+from ray_job.rows import (
+    PICTURES,
+    QUESTION_INDEX,
+    SAMPLES,
+    Picture,
+    Result,
+    Sample,
+    Status,
+    error_record,
+    result_schema,
+)
+from ray_job.spec import GenerationParams, JobSpec
+
+
+class GenerateActor:
+    """Answers prepared rows.
+
+    Args:
+        spec: the job.
+        schema: of the output (`rows.output_schema`).
+    """
+
+    def __init__(self, spec: JobSpec, schema: pa.Schema) -> None:
+        self._schema = result_schema(schema)
+        self._loop = EngineLoop(load_engine(spec))
+
+    async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
+        """Rows of `rows.prepared_schema` → rows of `rows.result_schema`, in the order given."""
+        rows = _PreparedRows(table)
+        futures = self._loop.submit(rows.samples)
+        results = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
+        yield rows.with_results(results, self._schema)
+
+    def generate(self, table: pa.Table) -> pa.Table:
+        """The same without an event loop: for notebooks, tests and benchmarks."""
+        rows = _PreparedRows(table)
+        futures: list[Future[Result]] = self._loop.submit(rows.samples)
+        return rows.with_results([future.result() for future in futures], self._schema)
+
+
+class _PreparedRows:
+    """A prepared table taken apart into samples, and put together again with their results."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self._row_indices: list[int] = []  # of each sample, good or failed
+        self._question_indices: list[int] = []
+        self._errors: dict[int, dict[str, Any]] = {}  # by position among all samples
+        self.samples: list[Sample] = []  # the good ones; `key` is the position among all samples
+        pictures = _pictures(table)
+        for row_index, row_samples in enumerate(table.column(SAMPLES).to_pylist()):
+            for sample in row_samples:
+                self._add(row_index, sample, pictures[row_index])
+
+    def _add(self, row_index: int, sample: dict[str, Any], pictures: Sequence[Picture]) -> None:
+        position = len(self._row_indices)
+        self._row_indices.append(row_index)
+        self._question_indices.append(sample[QUESTION_INDEX])
+        if sample["error"] is not None:
+            self._errors[position] = sample["error"]
+            return
+        params = GenerationParams.model_validate_json(sample["params"])
+        self.samples.append(Sample(position, sample["input_ids"], pictures, params))
+
+    def with_results(self, results: Sequence[Result], schema: pa.Schema) -> pa.Table:
+        """One output row per sample."""
+        if not self._row_indices:
+            return schema.empty_table()
+        by_position = {result.key: result for result in results}
+        records = [self._record(position, by_position) for position in range(len(self._row_indices))]
+        columns: list[Any] = []
+        for field in schema:
+            if field.name == QUESTION_INDEX:
+                columns.append(pa.array(self._question_indices, field.type))
+            elif field.name in records[0]:
+                columns.append(pa.array([record[field.name] for record in records], field.type))
+            else:
+                columns.append(self._table.column(field.name).take(pa.array(self._row_indices)))
+        return pa.table(columns, schema=schema)
+
+    def _record(self, position: int, by_position: dict[int, Result]) -> dict[str, Any]:
+        """The result columns of one sample."""
+        record: dict[str, Any] = {
+            "generated_text": None,
+            "finish_reason": None,
+            "usage": None,
+            "status": str(Status.ERROR),
+            "error": self._errors.get(position),
+            "attempts": 1,
+            "latency_ms": None,
+        }
+        if record["error"] is not None:
+            return record
+        result = by_position[position]
+        if result.error is not None:
+            return {**record, "error": error_record(result.error)}
+        return {
+            **record,
+            "generated_text": result.text,
+            "finish_reason": str(result.finish_reason),
+            "usage": {"prompt_tokens": result.prompt_tokens, "completion_tokens": result.completion_tokens},
+            "status": str(Status.OK),
+            "latency_ms": result.latency_ms,
+        }
+
+
+def _pictures(table: pa.Table) -> list[list[Picture]]:
+    """Each row's pictures, their pixels still where Arrow holds them."""
+    lists = table.column(PICTURES).combine_chunks()
+    if isinstance(lists, pa.ChunkedArray):
+        lists = pa.concat_arrays(lists.chunks)
+    structs = lists.values
+    digests, heights, widths = (structs.field(name).to_pylist() for name in ("digest", "height", "width"))
+    pixels = structs.field("pixels")
+    offsets = lists.offsets.to_pylist()
+
+    def picture(index: int) -> Picture:
+        flat = np.frombuffer(pixels[index].as_buffer(), dtype=np.uint8)
+        return Picture(digests[index], flat.reshape(heights[index], widths[index], 3))
+
+    return [[picture(i) for i in range(start, stop)] for start, stop in itertools.pairwise(offsets)]

@@ -1,0 +1,122 @@
+"""The command line: `python -m ray_job …`. Imports neither torch nor Ray until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+from ray_job.errors import RayJobError
+from ray_job.spec import JobSpec
+
+_DESCRIPTION = "Batch inference for vision-language models on Ray."
+_EXIT_CODES = """exit codes:
+  0   every row is accounted for, errors within the limits
+  1   a fatal error not named below, such as weights that do not load
+  2   the command, the spec or the input is wrong
+  3   more rows failed than limits.max_errors or limits.max_error_rate allow
+  4   rows in and rows out do not add up
+  75  stopped by a signal; the committed parts are whole
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return int(arguments.command(arguments))
+    except RayJobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    spec = _spec(arguments)
+    if arguments.dry_run:
+        return _plan(arguments)
+    from ray_job.job import run_job
+
+    print(run_job(spec).table())
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    spec = _spec(arguments)
+    from ray_job.inputs import open_source
+    from ray_job.job import make_preparer
+
+    source = open_source(spec)
+    spec = spec.model_copy(update={"prompt": source.prompt})
+    make_preparer(spec, source)
+    print(f"{arguments.spec}: valid; {source.num_rows} rows, fingerprint {spec.fingerprint()}")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    spec = _spec(arguments)
+    from ray_job.plan import plan_job
+
+    plan = plan_job(spec)
+    print(json.dumps(plan.to_dict()) if arguments.json else plan.table())
+    return 0
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    print(json.dumps(JobSpec.model_json_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from ray_job.demo.run import run_demo
+
+    return run_demo(arguments.out, num_examples=arguments.examples, seed=arguments.seed)
+
+
+def _spec(arguments: argparse.Namespace) -> JobSpec:
+    overrides = list(arguments.set)
+    if arguments.limit is not None:
+        overrides.append(f"input.limit={arguments.limit}")
+    return JobSpec.from_yaml(arguments.spec, overrides)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ray_job",
+        description=_DESCRIPTION,
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    run = _add(commands, "run", _run, "run a job", takes_spec=True)
+    run.add_argument("--dry-run", action="store_true", help="plan the job instead of running it")
+    _add(commands, "validate", _validate, "check a spec, its input's columns and its model's files", takes_spec=True)
+    plan = _add(commands, "plan", _plan, "rows, pictures, tokens and bad rows of a job, from headers", takes_spec=True)
+    for command in (run, plan):
+        command.add_argument("--json", action="store_true", help="print the plan as JSON")
+    demo = _add(commands, "demo", _demo, "make pictures, ask the built-in model about them, compare with the truth")
+    demo.add_argument("--out", default="demo-run", metavar="DIR", help="folder for pictures and output (%(default)s)")
+    demo.add_argument("--examples", type=int, default=120, metavar="N", help="pictures to make (%(default)s)")
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="which pictures (%(default)s)")
+    _add(commands, "schema", _schema, "print the JSON schema of a spec")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    command: object,
+    text: str,
+    takes_spec: bool = False,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=command)
+    if takes_spec:
+        parser.add_argument("spec", metavar="SPEC.yaml", help="the job")
+        parser.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a field: section.key=value"
+        )
+        parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    return parser

@@ -1,0 +1,26 @@
+"""An engine that answers nothing, at once: what is left is the cost of the pipeline around it."""
+
+from __future__ import annotations
+
+from ray_job.rows import FinishReason, Result, Sample
+
+
+class NoOpEngine:
+    """Every sample ends with an empty answer."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Sample] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, sample: Sample) -> None:
+        self._waiting.append(sample)
+
+    def step(self) -> list[Result]:
+        samples, self._waiting = self._waiting, []
+        return [
+            Result(key=sample.key, text="", finish_reason=FinishReason.STOP, prompt_tokens=len(sample.input_ids))
+            for sample in samples
+        ]

@@ -1,0 +1,107 @@
+"""What a job would do, from headers alone: no model, no Ray, no picture decoded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ray_job.engine.batching import SampleSize, num_batches
+from ray_job.inputs import open_source
+from ray_job.inputs.source import iter_tables
+from ray_job.job import make_preparer
+from ray_job.spec import GenerationParams, JobSpec
+
+_EDGES = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_BAR_WIDTH = 40
+
+
+@dataclass
+class Plan:
+    """A job before it runs. Tokens are of prompts, pictures included; bad rows have none."""
+
+    rows: int = 0
+    samples: int = 0
+    pictures: int = 0
+    distinct_pictures: int = 0
+    bad_samples: dict[str, int] = field(default_factory=dict)  # by error code, as far as headers tell
+    examples: dict[str, str] = field(default_factory=dict)  # one message for each error code
+    image_tokens: int = 0
+    prompt_tokens: list[int] = field(default_factory=list)  # of each good sample
+    max_new_tokens: int = 0  # in all
+    batches: int = 0
+    parts: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON of the plan, the tokens as a histogram."""
+        return {**asdict(self), "prompt_tokens": sum(self.prompt_tokens), "histogram": self.histogram()}
+
+    def histogram(self) -> dict[str, int]:
+        """How many samples have how many prompt tokens."""
+        buckets = {_bucket(edge): 0 for edge in (*_EDGES, None)}
+        for length in self.prompt_tokens:
+            buckets[_bucket(next((edge for edge in _EDGES if length <= edge), None))] += 1
+        return buckets
+
+    def table(self) -> str:
+        """The plan for people."""
+        lines = [
+            f"rows             {self.rows}",
+            f"samples          {self.samples}",
+            f"pictures         {self.pictures} ({self.distinct_pictures} distinct)",
+            f"prompt tokens    {sum(self.prompt_tokens)} ({self.image_tokens} of them pictures)",
+            f"answer tokens    at most {self.max_new_tokens}",
+            f"batches          {self.batches}",
+            f"parts            {self.parts}",
+            f"bad rows         {sum(self.bad_samples.values())}, as far as headers tell",
+        ]
+        lines += [f"  {code}: {count}, e.g. {self.examples[code]}" for code, count in sorted(self.bad_samples.items())]
+        lines.append("prompt tokens of a sample")
+        most = max(1, *self.histogram().values())
+        for name, count in self.histogram().items():
+            if count:
+                lines.append(f"  {name:>9}  {'█' * max(1, round(_BAR_WIDTH * count / most))} {count}")
+        return "\n".join(lines)
+
+
+def plan_job(spec: JobSpec) -> Plan:
+    """Reads the whole input, prepares it without decoding, and counts.
+
+    Raises:
+        SpecError, InputError, ModelError: as `run_job` would before its first row.
+    """
+    source = open_source(spec)
+    spec = spec.model_copy(update={"prompt": source.prompt})
+    preparer = make_preparer(spec, source)
+    plan = Plan(rows=source.num_rows)
+    digests: set[bytes] = set()
+    sizes: list[SampleSize] = []
+    for table in iter_tables(source, spec.batching.block_rows):
+        for row in table.to_pylist():
+            prepared = preparer.row(row, headers_only=True)
+            digests.update(picture["digest"] for picture in prepared.pictures)
+            plan.pictures += len(prepared.pictures)
+            for sample in prepared.samples:
+                _count(plan, sample, sizes)
+    plan.samples = sum(plan.bad_samples.values()) + len(sizes)
+    plan.distinct_pictures = len(digests)
+    plan.max_new_tokens = sum(size.max_new_tokens for size in sizes)
+    plan.batches = num_batches(sizes, spec.batching.max_batch_rows, spec.batching.max_batch_tokens)
+    plan.parts = -(-plan.samples // spec.output.part_rows)
+    return plan
+
+
+def _count(plan: Plan, sample: dict[str, Any], sizes: list[SampleSize]) -> None:
+    error = sample["error"]
+    if error is not None:
+        plan.bad_samples[error["code"]] = plan.bad_samples.get(error["code"], 0) + 1
+        plan.examples.setdefault(error["code"], error["message"])
+        return
+    input_ids = sample["input_ids"]
+    plan.prompt_tokens.append(len(input_ids))
+    plan.image_tokens += sum(token < 0 for token in input_ids)
+    params = GenerationParams.model_validate_json(sample["params"])
+    sizes.append(SampleSize(len(input_ids), params.max_new_tokens))
+
+
+def _bucket(edge: int | None) -> str:
+    return f"> {_EDGES[-1]}" if edge is None else f"≤ {edge}"

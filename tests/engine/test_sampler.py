@@ -1,0 +1,81 @@
+"""Sampling: truncation, penalty, and random numbers that belong to a row alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_job.engine.sampler import next_tokens, uniform
+from ray_job.spec import GenerationParams
+
+
+def params(**values: object) -> GenerationParams:
+    return GenerationParams.model_validate({"temperature": 1.0, **values})
+
+
+def draws(logits_V: torch.Tensor, param: GenerationParams, count: int) -> list[int]:
+    return [next_tokens(logits_V[None], [param], [step], [()])[0] for step in range(count)]
+
+
+def test_greedy_takes_the_most_likely_token() -> None:
+    logits_BV = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    assert next_tokens(logits_BV, [params(temperature=0.0)] * 2, [0, 0], [(), ()]) == [1, 0]
+
+
+def test_top_k_and_top_p_keep_only_the_likely_tokens() -> None:
+    logits_V = torch.log(torch.tensor([0.1, 0.5, 0.15, 0.25]))
+    assert set(draws(logits_V, params(top_k=2), 200)) == {1, 3}
+    assert set(draws(logits_V, params(top_p=0.7), 200)) == {1, 3}
+    assert set(draws(logits_V, params(top_p=0.01), 50)) == {1}
+    assert set(draws(logits_V, params(), 400)) == {0, 1, 2, 3}
+
+
+def test_draws_follow_the_distribution() -> None:
+    probs_V = torch.tensor([0.1, 0.5, 0.15, 0.25])
+    counts_V = torch.bincount(torch.tensor(draws(torch.log(probs_V), params(seed=7), 4000)), minlength=4)
+    # Five standard deviations of a count of 4,000 draws.
+    assert torch.all((counts_V / 4000 - probs_V).abs() < 5 * (probs_V * (1 - probs_V) / 4000).sqrt())
+
+
+def test_temperature_sharpens() -> None:
+    logits_V = torch.tensor([1.0, 2.0])
+    cold = draws(logits_V, params(temperature=0.05), 200).count(1)
+    hot = draws(logits_V, params(temperature=20.0), 200).count(1)
+    assert cold == 200
+    assert 70 < hot < 130
+
+
+def test_the_repetition_penalty_lowers_seen_tokens_of_either_sign() -> None:
+    logits_BV = torch.tensor([[2.0, 1.9, -1.0]])
+    assert next_tokens(logits_BV, [params(temperature=0.0, repetition_penalty=1.5)], [0], [[0, 2]]) == [1]
+    assert logits_BV.tolist() == [[2.0, pytest.approx(1.9), -1.0]]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_row_draws_the_same_whatever_its_neighbours(data: st.DataObject) -> None:
+    num_rows = data.draw(st.integers(2, 6))
+    logits_BV = torch.randn(num_rows, 11, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    rows = [
+        params(
+            seed=data.draw(st.integers(0, 2**63 - 1)),
+            temperature=data.draw(st.sampled_from([0.0, 0.7, 1.0, 1.5])),
+            top_k=data.draw(st.integers(0, 12)),
+            top_p=data.draw(st.floats(0.1, 1.0)),
+        )
+        for _ in range(num_rows)
+    ]
+    steps = [data.draw(st.integers(0, 1000)) for _ in range(num_rows)]
+    together = next_tokens(logits_BV, rows, steps, [()] * num_rows)
+    alone = [next_tokens(logits_BV[i : i + 1], [rows[i]], [steps[i]], [()])[0] for i in range(num_rows)]
+    assert together == alone
+
+
+def test_random_numbers_are_uniform_and_never_one() -> None:
+    u_S = uniform(torch.zeros(100_000, dtype=torch.int64), torch.arange(100_000))
+    assert float(u_S.min()) >= 0.0
+    assert float(u_S.max()) < 1.0
+    assert abs(float(u_S.mean()) - 0.5) < 0.005
+    assert len(u_S.unique()) == 100_000

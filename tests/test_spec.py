@@ -1,0 +1,127 @@
+"""The spec: what it accepts, how it refuses, and what its fingerprint sees."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_job.errors import SpecError
+from ray_job.spec import JobSpec
+
+MINIMAL: dict[str, Any] = {"input": {"path": "in"}, "output": {"path": "out"}}
+
+
+def problems(data: dict[str, Any]) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        JobSpec.from_dict(data)
+    return caught.value.problems
+
+
+def test_a_minimal_spec_has_defaults_for_the_rest() -> None:
+    spec = JobSpec.from_dict(MINIMAL)
+    assert spec.input.path == ("in",)
+    assert spec.generation.params.is_greedy
+    assert spec.model.path == "builtin:demo"
+
+
+def test_every_problem_is_reported_at_once_with_value_allowed_and_nearest_name() -> None:
+    found = problems(
+        {
+            "input": {"path": "in", "format": "parket"},
+            "output": {"path": "out", "part_row": 5},
+            "generation": {"max_new_tokens": 0},
+            "modle": {},
+        }
+    )
+    assert found == [
+        "input.format: got 'parket'; allowed: auto, parquet, images, jsonl; did you mean 'parquet'?",
+        "output.part_row: got 5; unknown key; did you mean 'part_rows'? allowed: path, mode, part_rows",
+        "generation.max_new_tokens: got 0; allowed: greater than or equal to 1",
+        "modle: got {}; unknown key; did you mean 'model'? allowed: " + ", ".join(JobSpec.model_fields),
+    ]
+
+
+def test_a_missing_field_and_a_wrong_type_are_named() -> None:
+    found = problems({"input": {}, "output": {"path": "out"}, "generation": {"temperature": "hot"}})
+    assert found[0] == "input.path: missing; it is required"
+    assert found[1].startswith("generation.temperature: got 'hot'; allowed: a valid number")
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "part"),
+    [
+        ("workers", {"min_actors": 3, "max_actors": 2}, "max_actors (2) is below min_actors (3)"),
+        ("workers", {"gpus_per_actor": 1.5}, "a fraction from 0 to 1, or a whole number"),
+        ("generation", {"stop": ["a", ""]}, "an empty string"),
+        ("prompt", {"questions": ["a"], "questions_column": "q"}, "exclude each other"),
+        ("prompt", {"messages_column": "m", "template": "x"}, "exclude each other"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(section: str, values: dict[str, Any], part: str) -> None:
+    (problem,) = problems({**MINIMAL, section: values})
+    assert problem.startswith(f"{section}")
+    assert part in problem
+
+
+def test_yaml_with_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("input: {path: [a, b]}\noutput: {path: out}\n")
+    spec = JobSpec.from_yaml(file, ["generation.stop=[x, y]", "input.limit=3", "generation.temperature=0.5"])
+    assert spec.input.path == ("a", "b")
+    assert (spec.generation.stop, spec.input.limit, spec.generation.temperature) == (("x", "y"), 3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "part"),
+    [
+        ("input: [", None, "is not YAML"),
+        ("- a\n- b\n", None, "must be a mapping"),
+        ("input: {path: a}\noutput: {path: b}\n", "input.limit", "is not of the form section.key=value"),
+        ("input: {path: a}\noutput: {path: b}\n", "input.path.x=1", "is not a section"),
+    ],
+)
+def test_unusable_yaml_and_overrides_say_why(tmp_path: Path, text: str, override: str | None, part: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(SpecError, match=part):
+        JobSpec.from_yaml(file, [override] if override else [])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"absent\.yaml: 1 problem\n  - no such file"):
+        JobSpec.from_yaml(tmp_path / "absent.yaml")
+
+
+def test_a_spec_is_frozen_and_pickles() -> None:
+    spec = JobSpec.from_dict(MINIMAL)
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    with pytest.raises(ValueError, match="frozen"):
+        spec.model.path = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "changes"),
+    [
+        ("generation", {"max_new_tokens": 5}, True),
+        ("prompt", {"system": "Be brief."}, True),
+        ("model", {"num_crops": 2}, True),
+        ("batching", {"max_batch_rows": 3}, False),
+        ("workers", {"min_actors": 2}, False),
+        ("model", {"attention": "eager"}, False),
+    ],
+)
+def test_the_fingerprint_sees_what_can_change_an_answer_and_nothing_else(
+    section: str, values: dict[str, Any], changes: bool
+) -> None:
+    other = JobSpec.from_dict({**MINIMAL, section: values})
+    assert (other.fingerprint() != JobSpec.from_dict(MINIMAL).fingerprint()) is changes
+
+
+def test_row_overrides_are_validated_like_the_job() -> None:
+    params = JobSpec.from_dict(MINIMAL).generation.params
+    assert params.overridden({"max_new_tokens": 3}).max_new_tokens == 3
+    with pytest.raises(ValueError, match="max_new_token"):
+        params.overridden({"max_new_token": 3})
