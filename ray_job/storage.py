@@ -25,6 +25,7 @@ _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://(.*)$", re.DOTALL)
 _SECRETS = re.compile(r"(?<=://)([^\s/'\"]*:[^\s'\"]*|[^\s/'\"]*)@|\?[^\s'\"]*=[^\s'\"]*")
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # Spark's names for the same places
 _GLOB = re.compile(r"[*?\[]")
+_REASON_CHARS = 300
 STORAGE_ERRORS = (OSError, pa.ArrowException, NotImplementedError, ImportError)
 
 
@@ -102,7 +103,8 @@ def without_secrets(text: str) -> str:
 def reason(error: BaseException) -> str:
     """The first line of a storage error, fit for a message."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return without_secrets(str(text).splitlines()[0]).rstrip(".")
+    line = without_secrets(str(text).splitlines()[0]).rstrip(".")
+    return line if len(line) <= _REASON_CHARS else f"{line[: _REASON_CHARS // 2]} … {line[-_REASON_CHARS // 2 :]}"
 
 
 def list_files(location: Location, recursive: bool) -> list[fs.FileInfo]:

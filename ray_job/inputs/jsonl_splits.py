@@ -85,7 +85,7 @@ def open_lines(location: Location, max_bytes: int, split: JsonlSplit | None = No
             with location.filesystem.open_input_stream(location.path, compression="gzip") as stream:
                 yield iter_lines(stream, max_bytes)
         elif split is None:
-            with location.filesystem.open_input_stream(location.path) as stream:
+            with location.filesystem.open_input_stream(location.path, compression=None) as stream:
                 yield iter_lines(stream, max_bytes)
         else:
             with open_input(location) as handle:
