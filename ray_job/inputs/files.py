@@ -72,7 +72,7 @@ def find_files(spec: InputSpec) -> InputFiles:
     found: dict[str, InputFile] = {}
     for _, infos in expanded:
         for info in infos:
-            found.setdefault(info.path, InputFile(root.at(info.path), info.path[prefix:], info.size))
+            found.setdefault(info.path, InputFile(root.at(info.path), info.path[prefix:].lstrip("/"), info.size))
     where = without_secrets(", ".join(spec.path[:3]) + (", …" if len(spec.path) > 3 else ""))
     format_ = _format(spec, list(found.values()), where)
     named = {location.path for location in located}  # a file named by itself is meant, whatever its suffix

@@ -153,16 +153,12 @@ def _delivered(listing: pa.Table, columns: pa.Schema, roles: Roles, start: Locat
     ids, errors = made, pa.nulls(listing.num_rows, ERROR_TYPE)
     if roles.id is not None:
         ids = listing.column(roles.id)
-        if ids.null_count and not is_text(ids.type):
-            path = listing.column(_PATH).filter(ids.is_null())[0].as_py()
-            raise InputError(
-                f"column {roles.id!r}, the input.id_column, is null or absent for picture {path!r}, and a number "
-                "cannot be made up: add it to the metadata, or leave input.id_column unset"
-            )
-        error = malformed(f"column {roles.id!r}, the input.id_column, is null or absent; the row is called by its path")
-        record = pa.scalar(error_record(error), ERROR_TYPE)
-        errors = pa.array([record.as_py() if null else None for null in ids.is_null().to_pylist()], ERROR_TYPE)
-        ids = pc.coalesce(ids, made.cast(ids.type))
+        if ids.null_count:
+            _check_made(roles.id, ids, listing)
+            problem = f"column {roles.id!r}, the input.id_column, is null or absent; the row is called by its path"
+            record = error_record(malformed(problem))
+            errors = pa.array([record if is_null else None for is_null in ids.is_null().to_pylist()], ERROR_TYPE)
+            ids = pc.coalesce(ids, made.cast(ids.type))
     names = listing.column(_PATH).to_pylist()
     paths = pa.array([_reference(start, name) if start and name else name for name in names], pa.string())
     pictures = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], fields=list(IMAGE_TYPE))
@@ -170,6 +166,16 @@ def _delivered(listing: pa.Table, columns: pa.Schema, roles: Roles, start: Locat
     fields = [columns.field(name) for name in delivered]
     schema = pa.schema([pa.field(ROW_ID, ids.type), *fields, pa.field(READ_ERROR, ERROR_TYPE)])
     return pa.table([ids, *delivered.values(), errors], schema=schema)
+
+
+def _check_made(column: str, ids: pa.ChunkedArray, listing: pa.Table) -> None:
+    """A missing id can be made up only where ids are text."""
+    if not is_text(ids.type):
+        path = listing.column(_PATH).filter(ids.is_null())[0].as_py()
+        raise InputError(
+            f"column {column!r}, the input.id_column, is null or absent for picture {path!r}, and a {ids.type} cannot "
+            "be made up: add it to the metadata, or leave input.id_column unset"
+        )
 
 
 def _reference(start: Location, name: str) -> str:

@@ -67,7 +67,9 @@ def _read(file: InputFile, handle: pa.NativeFile) -> pa.Table:
         # Lines may hold newlines in quotes; captions often do.
         parsing = pa.csv.ParseOptions(newlines_in_values=True)
         converting = pa.csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
-        return pa.csv.read_csv(handle, parse_options=parsing, convert_options=converting)
+        # Only a single thread knows the number of a broken row.
+        reading = pa.csv.ReadOptions(use_threads=False)
+        return pa.csv.read_csv(handle, read_options=reading, parse_options=parsing, convert_options=converting)
     if file.name.endswith(".parquet"):
         return pq.read_table(handle)
     return _read_jsonl(file, handle)
