@@ -1,0 +1,148 @@
+"""Fetching: what a row may say about a picture, and what no row may reach."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.inputs.pictures import fetch
+from ray_job.spec import LimitsSpec
+from ray_job.storage import locate
+
+LIMITS = LimitsSpec(max_image_bytes=1000)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "a b%20.png").write_bytes(b"picture")
+    (folder / "empty.png").touch()
+    (folder / "large.png").write_bytes(b"x" * 1001)
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "root2").mkdir()
+    (tmp_path / "root2" / "x.png").write_bytes(b"secret")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "inner.png").symlink_to(folder / "sub" / "a b%20.png")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "out").symlink_to(tmp_path / "root2")
+    os.mkfifo(folder / "pipe.png")
+    return folder
+
+
+def _error(value: Any, root: Path | str | None, limits: LimitsSpec = LIMITS) -> RowError:
+    with pytest.raises(RowError) as caught:
+        fetch(value, root=None if root is None else locate(str(root)), limits=limits)
+    assert caught.value.stage == Stage.PREPARE
+    return caught.value
+
+
+def test_bytes_paths_and_uris_become_bytes(root: Path) -> None:
+    uri = (root / "sub" / "a b%20.png").as_uri()
+    for value in (
+        b"picture",
+        bytearray(b"picture"),
+        {"bytes": b"picture", "path": "../ignored"},
+        {"bytes": None, "path": "sub/a b%20.png"},
+        "sub/a b%20.png",
+        "./sub/../sub/a b%20.png",
+        "inner.png",
+        str(root / "sub" / "a b%20.png"),
+        uri,
+        "data:image/png;base64," + base64.b64encode(b"picture").decode(),
+        "data:image/png;base64," + base64.b64encode(b"picture").decode().replace("=", "%3D"),
+    ):
+        assert fetch(value, root=locate(str(root)), limits=LIMITS) == b"picture", value
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (None, ErrorCode.IMAGE_MISSING),
+        ({"bytes": None, "path": None}, ErrorCode.IMAGE_MISSING),
+        ("", ErrorCode.IMAGE_MISSING),
+        ("none.png", ErrorCode.IMAGE_MISSING),
+        ("sub", ErrorCode.IMAGE_MISSING),
+        ("empty.png/x", ErrorCode.IMAGE_MISSING),
+        ("pipe.png", ErrorCode.IMAGE_MISSING),
+        ("loop.png", ErrorCode.IMAGE_MISSING),
+        ("x" * 300, ErrorCode.IMAGE_MISSING),
+        ("x/" * 3000, ErrorCode.IMAGE_MISSING),
+        ("a\0b", ErrorCode.IMAGE_MISSING),
+        (b"", ErrorCode.IMAGE_EMPTY),
+        ({"bytes": b"", "path": "sub/a b%20.png"}, ErrorCode.IMAGE_EMPTY),
+        ("empty.png", ErrorCode.IMAGE_EMPTY),
+        ("data:image/png;base64,", ErrorCode.IMAGE_EMPTY),
+        (b"x" * 1001, ErrorCode.IMAGE_TOO_LARGE),
+        ("large.png", ErrorCode.IMAGE_TOO_LARGE),
+        ("data:image/png;base64," + "A" * 1400, ErrorCode.IMAGE_TOO_LARGE),
+        ("../secret.png", ErrorCode.IMAGE_FORBIDDEN),
+        ("sub/../../secret.png", ErrorCode.IMAGE_FORBIDDEN),
+        ("../root2/x.png", ErrorCode.IMAGE_FORBIDDEN),
+        ("/etc/passwd", ErrorCode.IMAGE_FORBIDDEN),
+        ("file:///etc/passwd", ErrorCode.IMAGE_FORBIDDEN),
+        ("file:///etc/%70asswd", ErrorCode.IMAGE_FORBIDDEN),
+        ("link.png", ErrorCode.IMAGE_FORBIDDEN),
+        ("out/x.png", ErrorCode.IMAGE_FORBIDDEN),
+        ("http://127.0.0.1/x.png", ErrorCode.IMAGE_FORBIDDEN),
+        ("HTTPS://host/x.png", ErrorCode.IMAGE_FORBIDDEN),
+        ("s3://bucket/x.png", ErrorCode.IMAGE_FORBIDDEN),
+        ("data:image/png,plain", ErrorCode.IMAGE_UNREADABLE),
+        ("data:image/png;base64,A A=", ErrorCode.IMAGE_UNREADABLE),
+        ("data:image/png;base64,ü", ErrorCode.IMAGE_UNREADABLE),
+        ({"url": "x"}, ErrorCode.ROW_MALFORMED),
+        (17, ErrorCode.ROW_MALFORMED),
+    ],
+)
+def test_what_cannot_be_fetched_says_why(root: Path, value: Any, code: ErrorCode) -> None:
+    error = _error(value, root)
+    assert error.code == code
+    assert len(error.message) < 700
+
+
+def test_without_a_root_only_embedded_pictures_count(root: Path) -> None:
+    assert fetch(b"picture", root=None, limits=LIMITS) == b"picture"
+    error = _error(str(root / "inner.png"), None)
+    assert error.code == ErrorCode.IMAGE_FORBIDDEN
+    assert "input.image_root" in error.message
+
+
+@given(st.text())
+def test_no_text_makes_fetch_crash_or_leave_the_root(text: str) -> None:
+    root = locate("/nonexistent/root")
+    with pytest.raises(RowError):
+        fetch(text, root=root, limits=LIMITS)
+
+
+def test_pictures_on_s3(s3: Callable[[str, bytes], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = s3("in/a b.png", b"picture")
+    s3("in/empty.png", b"")
+    s3("in/large.png", b"x" * 1001)
+    s3("other/secret.png", b"secret")
+    root = locate("s3://pictures/in")
+    for value in ("a b.png", uri, "s3a://pictures/in/a%20b.png", {"bytes": None, "path": "a b.png"}):
+        assert fetch(value, root=root, limits=LIMITS) == b"picture"
+    for value, code in {
+        "none.png": ErrorCode.IMAGE_MISSING,
+        "empty.png": ErrorCode.IMAGE_EMPTY,
+        "large.png": ErrorCode.IMAGE_TOO_LARGE,
+        "../other/secret.png": ErrorCode.IMAGE_FORBIDDEN,
+        "s3://pictures/other/secret.png": ErrorCode.IMAGE_FORBIDDEN,
+        "s3://inside/in/x.png": ErrorCode.IMAGE_FORBIDDEN,
+        "/etc/passwd": ErrorCode.IMAGE_FORBIDDEN,
+        "file:///etc/passwd": ErrorCode.IMAGE_FORBIDDEN,
+    }.items():
+        assert _error(value, "s3://pictures/in").code == code, value
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+    error = _error("a b.png", "s3://key:topsecret@pictures/in")
+    assert error.code == ErrorCode.STORAGE
+    assert error.is_retryable
+    assert "topsecret" not in error.message
