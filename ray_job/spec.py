@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from ray_job.errors import SpecError
 
@@ -23,8 +23,12 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str | int | float) else value
 
 
-Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-Ints = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
+def _one_or_many(kind: str) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [{"type": kind}, {"type": "array", "items": {"type": kind}}]})
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), _one_or_many("string")]
+Ints = Annotated[tuple[int, ...], BeforeValidator(_as_tuple), _one_or_many("integer")]
 
 
 class _Section(BaseModel):
