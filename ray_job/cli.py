@@ -75,6 +75,13 @@ def _demo(arguments: argparse.Namespace) -> int:
     return run_demo(arguments.out, num_examples=arguments.examples, seed=arguments.seed)
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    import importlib
+
+    module = importlib.import_module(f"ray_job.bench.{arguments.which}")
+    return int(module.main(arguments.arguments))
+
+
 def _spec(arguments: argparse.Namespace) -> JobSpec:
     overrides = list(arguments.set)
     if arguments.limit is not None:
@@ -100,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="demo-run", metavar="DIR", help="folder for pictures and output (%(default)s)")
     demo.add_argument("--examples", type=int, default=120, metavar="N", help="pictures to make (%(default)s)")
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="which pictures (%(default)s)")
+    bench = _add(commands, "bench", _bench, "measure the engine or the pipeline around it")
+    bench.add_argument("which", choices=["engine", "job"])
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="of the benchmark; --help shows them")
     _add(commands, "schema", _schema, "print the JSON schema of a spec")
     return parser
 
