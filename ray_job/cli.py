@@ -45,12 +45,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _validate(arguments: argparse.Namespace) -> int:
     spec = _spec(arguments)
-    from ray_job.inputs import open_source
-    from ray_job.job import make_preparer
+    from ray_job.job import open_job
 
-    source = open_source(spec)
-    spec = spec.model_copy(update={"prompt": source.prompt})
-    make_preparer(spec, source)
+    spec, source, _ = open_job(spec)
     print(f"{arguments.spec}: valid; {source.num_rows} rows, fingerprint {spec.fingerprint()}")
     return 0
 

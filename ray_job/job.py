@@ -14,7 +14,7 @@ from typing import TextIO
 from ray_job.cluster import Workers, ray_session, settle_workers
 from ray_job.inputs import open_source
 from ray_job.inputs.source import Source
-from ray_job.models import load_config, load_processor
+from ray_job.models import load_config, load_processor, settle_model
 from ray_job.output.parts import PartWriter, Receipt
 from ray_job.output.run import Run, State
 from ray_job.prepare import Preparer
@@ -36,9 +36,7 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
         SpecError, InputError, ModelError: before any row is read.
         TooManyRowErrors, AccountingError, Interrupted: while running; the parts committed so far stay.
     """
-    source = open_source(spec)
-    spec = spec.model_copy(update={"prompt": source.prompt})
-    preparer = make_preparer(spec, source)
+    spec, source, preparer = open_job(spec)
     run = Run.open(spec, source.num_rows)
     with Progress(run.totals, source.num_rows, stream or sys.stderr) as progress:
         try:
@@ -93,11 +91,14 @@ def stream_receipts(spec: JobSpec, source: Source, preparer: Preparer, workers: 
         yield from Receipt.of_table(table)
 
 
-def make_preparer(spec: JobSpec, source: Source) -> Preparer:
-    """The CPU stage for a job whose prompt is settled.
+def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
+    """Checks a spec against its input's headers and its model's small files, and settles what they decide.
 
     Raises:
+        SpecError, InputError: the input is not there, or has not the columns the spec names.
         ModelError: the model's folder has no usable configuration or tokenizer.
     """
+    source = open_source(spec)
+    spec = spec.model_copy(update={"prompt": source.prompt, "model": settle_model(spec.model)})
     limit = spec.limits.max_prompt_tokens or load_config(spec.model).max_position_embeddings - 1
-    return Preparer(spec, source.without_splits(), load_processor(spec.model), limit)
+    return spec, source, Preparer(spec, source.without_splits(), load_processor(spec.model), limit)

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ray_job.engine.batching import SampleSize, num_batches
-from ray_job.inputs import open_source
 from ray_job.inputs.source import iter_tables
-from ray_job.job import make_preparer
+from ray_job.job import open_job
 from ray_job.spec import GenerationParams, JobSpec
 
 _EDGES = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -69,9 +68,7 @@ def plan_job(spec: JobSpec) -> Plan:
     Raises:
         SpecError, InputError, ModelError: as `run_job` would before its first row.
     """
-    source = open_source(spec)
-    spec = spec.model_copy(update={"prompt": source.prompt})
-    preparer = make_preparer(spec, source)
+    spec, source, preparer = open_job(spec)
     plan = Plan(rows=source.num_rows)
     digests: set[bytes] = set()
     sizes: list[SampleSize] = []

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from ray_job.actor import GenerateActor
-from ray_job.inputs import iter_tables, open_source
-from ray_job.job import make_preparer
+from ray_job.inputs import iter_tables
+from ray_job.job import open_job
 from ray_job.rows import PICTURES, POSITION, SAMPLES, output_schema, result_schema
 from ray_job.spec import JobSpec
 
@@ -66,12 +66,11 @@ def spec(tmp_path: Path, tiny_folder: Path) -> JobSpec:
 
 
 def prepared(spec: JobSpec) -> tuple[JobSpec, pa.Table, pa.Schema]:
-    source = open_source(spec)
-    spec = spec.model_copy(update={"prompt": source.prompt})
+    spec, source, preparer = open_job(spec)
     (rows,) = iter_tables(source)
     rows = rows.add_column(0, POSITION, pa.array(range(rows.num_rows)))
     schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
-    return spec, make_preparer(spec, source)(rows), schema
+    return spec, preparer(rows), schema
 
 
 def test_every_bad_row_becomes_its_own_error_and_the_good_ones_are_answered(spec: JobSpec) -> None:
@@ -104,9 +103,7 @@ def test_the_asynchronous_call_gives_the_same_rows(spec: JobSpec) -> None:
 
 
 def test_headers_alone_tell_the_same_tokens(spec: JobSpec) -> None:
-    source = open_source(spec)
-    spec = spec.model_copy(update={"prompt": source.prompt})
-    preparer = make_preparer(spec, source)
+    spec, source, preparer = open_job(spec)
     (rows,) = iter_tables(source)
     for row in rows.to_pylist():
         full, header = preparer.row(row), preparer.row(row, headers_only=True)

@@ -91,13 +91,11 @@ def _measure(folder: Path, rows: int, seed: int) -> Measured:
 def _bare_loop(spec: JobSpec) -> float:
     """Seconds that the same stages take one after the other in this process, nothing written."""
     from ray_job.actor import GenerateActor
-    from ray_job.inputs import iter_tables, open_source
-    from ray_job.job import make_preparer
+    from ray_job.inputs import iter_tables
+    from ray_job.job import open_job
     from ray_job.rows import POSITION, output_schema
 
-    source = open_source(spec)
-    spec = spec.model_copy(update={"prompt": source.prompt})
-    preparer = make_preparer(spec, source)
+    spec, source, preparer = open_job(spec)
     actor = GenerateActor(spec, output_schema(source.id_field.type, source.kept, spec.has_questions))
     started_s = time.monotonic()
     for table in iter_tables(source, spec.batching.block_rows):

@@ -33,6 +33,12 @@ def model_folder(model: ModelSpec) -> Path:
     return resolve(model.path, model.revision)
 
 
+def settle_model(model: ModelSpec) -> ModelSpec:
+    """The same model with a local folder made absolute: workers start elsewhere."""
+    is_folder = model.path not in (DEMO, NOOP) and os.path.isdir(model.path)
+    return model.model_copy(update={"path": os.path.abspath(model.path)}) if is_folder else model
+
+
 @functools.lru_cache(maxsize=4)
 def load_processor(model: ModelSpec) -> Phi3VisionProcessor:
     """The model's processor; kept, since a worker prepares many batches."""
@@ -62,6 +68,8 @@ def load_model(spec: JobSpec) -> Phi3VisionModel:
     name = spec.model.dtype
     if name == "auto":
         name = "bfloat16" if device == "cuda" else "float32"
+    if name == "float32":
+        torch.backends.cudnn.allow_tf32 = False  # else convolutions on a GPU round to 10 bits
     model = weights.load(
         model_folder(spec.model), dtype=getattr(torch, name), device=device, attention=spec.model.attention
     )
