@@ -1,0 +1,92 @@
+"""A source as a Ray datasource; the only file here that knows Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import ReadTask
+from ray.data.block import BlockMetadata
+
+from ray_job.inputs.source import Source, Split
+from ray_job.rows import POSITION
+
+MAX_TASKS = 10_000
+MAX_TABLE_ROWS = 256
+POSITION_FIELD = pa.field(POSITION, pa.int64())
+
+
+class RowDatasource(ray.data.Datasource):
+    """Reads a source's splits as Ray tasks, for `ray.data.read_datasource`.
+
+    A task reads neighbouring splits one after the other and yields small tables; it carries its own splits and the
+    source without any. Rows are in order within a task, and numbered over the whole input (`rows.POSITION`). Put
+    `.repartition(target_num_rows_per_block=…)` behind it: Ray gathers a task's tables into blocks of its own size.
+
+    Args:
+        source: what to read.
+        max_rows: most rows of a table.
+    """
+
+    def __init__(self, source: Source, max_rows: int = MAX_TABLE_ROWS) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._source = source
+        self._max_rows = max_rows
+
+    def get_name(self) -> str:
+        """What Ray calls the reading stage."""
+        return "Rows"
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all rows, about."""
+        return sum(split.num_bytes for split in self._source.splits)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """At most `parallelism` tasks (and MAX_TASKS), of neighbouring splits with about as many rows each."""
+        source = self._source.without_splits()
+        tasks, position = [], 0
+        for group in group_splits(self._source.splits, min(parallelism, MAX_TASKS)):
+            metadata = BlockMetadata(
+                num_rows=sum(split.num_rows for split in group),
+                size_bytes=sum(split.num_bytes for split in group),
+                exec_stats=None,
+                input_files=None,
+            )
+            read_rows = _reader(source, group, position, self._max_rows)
+            schema = source.schema.insert(0, POSITION_FIELD)
+            tasks.append(ReadTask(read_rows, metadata, schema=schema, per_task_row_limit=per_task_row_limit))
+            position += metadata.num_rows or 0
+        return tasks
+
+
+def group_splits(splits: Sequence[Split], num_groups: int) -> list[tuple[Split, ...]]:
+    """Neighbouring splits in at most `num_groups` groups, none empty, with about as many rows each."""
+    groups: list[tuple[Split, ...]] = []
+    left = sum(split.num_rows for split in splits)
+    group: list[Split] = []
+    num_rows = 0
+    for split in splits:
+        groups_left = num_groups - len(groups)
+        if group and groups_left > 1 and num_rows + split.num_rows / 2 > left / groups_left:
+            groups.append(tuple(group))
+            left -= num_rows
+            group, num_rows = [], 0
+        group.append(split)
+        num_rows += split.num_rows
+    return [*groups, tuple(group)] if group else groups
+
+
+def _reader(source: Source, splits: Sequence[Split], position: int, max_rows: int) -> Callable[[], Iterator[pa.Table]]:
+    def read_rows() -> Iterator[pa.Table]:
+        start = position
+        for split in splits:
+            for table in source.read(split, max_rows):
+                places = pa.array(range(start, start + table.num_rows), POSITION_FIELD.type)
+                yield table.add_column(0, POSITION_FIELD, places)
+                start += table.num_rows
+
+    return read_rows
