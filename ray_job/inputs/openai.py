@@ -54,9 +54,12 @@ _OFF: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
 }
 _LENGTHS = ("max_completion_tokens", "max_tokens")
+_TAKEN = _OURS | _ASIDE | frozenset(_LENGTHS)
 ENVELOPE = frozenset({"method", "url", "body"})
 # Fields of a flat line that belong to the request rather than to the user's data.
-REQUEST_FIELDS = _OURS | _ASIDE | frozenset(_OFF) | frozenset(_LENGTHS) | ENVELOPE
+REQUEST_FIELDS = _TAKEN | frozenset(_OFF) | ENVELOPE
+
+_IN_FLAT_LINES = REQUEST_FIELDS - ENVELOPE
 
 
 def parse_request(line: Mapping[str, Any]) -> tuple[str, str]:
@@ -66,7 +69,7 @@ def parse_request(line: Mapping[str, Any]) -> tuple[str, str]:
         RowError: ROW_MALFORMED without messages, PARAMS_INVALID for a parameter that cannot be honoured.
     """
     if "body" not in line:
-        return _messages(line), _params({key: line[key] for key in line.keys() & REQUEST_FIELDS - ENVELOPE})
+        return _messages(line), _params({key: line[key] for key in line if key in _IN_FLAT_LINES})
     body = line["body"]
     if not isinstance(body, dict):
         raise malformed(f"body must be an object, got {type(body).__name__}")
@@ -96,7 +99,7 @@ def _params(body: Mapping[str, Any]) -> str:
     refused = [
         f"{key}: {json.dumps(value)[:60]}"
         for key, value in sorted(given.items())
-        if key not in _OURS | _ASIDE and key not in _LENGTHS and not _is_off(key, value)
+        if key not in _TAKEN and not _is_off(key, value)
     ]
     if refused:
         raise _refused(f"not supported and would change the answer: {', '.join(refused)}; leave it out")

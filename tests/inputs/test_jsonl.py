@@ -39,7 +39,7 @@ def _errors(rows: list[dict[str, Any]]) -> list[str | None]:
 def test_the_openai_batch_form(tmp_path: Path) -> None:
     body = {"max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": ["x"], "stream": False, "n": 1}
     off = {"logprobs": False, "presence_penalty": 0, "tools": [], "response_format": {"type": "text"}, "user": "u"}
-    flat = {"custom_id": "c", "messages": MESSAGES, "max_completion_tokens": 7, "top_k": -1}
+    flat = {"custom_id": "c", "messages": MESSAGES, "max_completion_tokens": 7, "top_k": -1, "method": "POST"}
     source = opened(
         write_lines(tmp_path / "a.jsonl", [_request("a", **body, **off), _request("b", stop=None), flat]), template=None
     )
