@@ -147,7 +147,8 @@ def test_pictures_on_s3(s3: Callable[[str, bytes], str]) -> None:
 def test_a_storage_that_does_not_answer_may_be_tried_again() -> None:
     once = fs.AwsStandardS3RetryStrategy(max_attempts=1)
     nobody = "http://127.0.0.1:9"
-    filesystem = fs.S3FileSystem("key", "topsecret", endpoint_override=nobody, region="us-east-1", retry_strategy=once)
+    secrets = {"access_key": "key", "secret_key": "topsecret", "region": "us-east-1"}
+    filesystem = fs.S3FileSystem(**secrets, endpoint_override=nobody, retry_strategy=once)
     with pytest.raises(RowError) as caught:
         fetch("a.png", root=Location(filesystem, "pictures/in", "s3"), limits=LIMITS)
     assert caught.value.code == ErrorCode.STORAGE
