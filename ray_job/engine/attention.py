@@ -1,0 +1,225 @@
+"""Attention of packed tokens, each over exactly its own row's keys, wherever in the pool they lie.
+
+A step's tokens come in three kinds, and packing keeps this order:
+
+    grouped   decoding rows that read the same keys (a shared picture): those are read once for all of them
+    alone     every other decoding row
+    prompts   chunks of prompts, causal
+
+Built once a step and called once a layer, so everything that does not depend on the layer is made in the constructor.
+
+Shapes: T packed tokens, H key/value heads, Q query heads for each of them, D head_dim, R rows of a group,
+L tokens of a chunk, K keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ray_job.engine.kv_cache import KVPool, Stretch, places, stretches
+from ray_job.engine.scheduler import Chunk, Row
+
+# Fewer shared tokens are not worth a group's extra steps.
+_MIN_GROUP_KEYS = 64
+
+
+class PackedAttention:
+    """Stores a layer's new keys and values and attends.
+
+    Args:
+        pool: where keys lie.
+        chunks: what the step computes. `order` lists their indices as the model must be given their tokens.
+        sliding_window: a query sees so many keys before itself; None: all.
+    """
+
+    def __init__(self, pool: KVPool, chunks: Sequence[Chunk[Row]], sliding_window: int | None) -> None:
+        self._pool = pool
+        device = pool.keys[0].device
+        decodes = [_located(chunk, sliding_window) for chunk in chunks if chunk.is_decode]
+        prompts = [chunk for chunk in chunks if not chunk.is_decode]
+        groups, self._alone = _grouped(decodes)
+        self._groups = [_Group.of(members, shared, device) for members, shared in groups]
+        self._prompts = [_Prompt.of(chunk, sliding_window, device) for chunk in prompts]
+        grouped = [member for members, _ in groups for member in members]
+        packed = [*(member.chunk for member in (*grouped, *self._alone)), *prompts]
+        index_of = {chunk: index for index, chunk in enumerate(chunks)}
+        self.order = [index_of[chunk] for chunk in packed]
+        self.num_keys_padded = sum(int(group.is_pad_RK.sum()) for group in self._groups)
+        self.num_keys_read = self.num_keys_padded + sum(chunk.end for chunk in packed[: len(decodes)])
+        self._places_T = torch.tensor(places(packed), device=device)
+
+    def __call__(self, layer: int, query_TND: Tensor, key_THD: Tensor, value_THD: Tensor) -> Tensor:
+        """Query heads N = H · Q, rotated; keys and values of the same tokens → (T, N · D)."""
+        self._pool.store(layer, self._places_T, key_THD, value_THD)
+        keys_HPD, values_HPD = self._pool.keys[layer], self._pool.values[layer]
+        num_tokens, num_heads, head_dim = key_THD.shape
+        scale = 1 / math.sqrt(head_dim)
+        query_THQD = query_TND.reshape(num_tokens, num_heads, -1, head_dim)
+        outputs, first = [], 0
+        for group in self._groups:
+            outputs.append(group.attend(query_THQD[first : first + group.num_rows] * scale, keys_HPD, values_HPD))
+            first += group.num_rows
+        if self._alone:
+            scaled_THDQ = (query_THQD[first : first + len(self._alone)] * scale).transpose(2, 3)
+            rows_HQD = [
+                _attend_one(query_HDQ, member.stretches, keys_HPD, values_HPD)
+                for query_HDQ, member in zip(scaled_THDQ.unbind(), self._alone, strict=True)
+            ]
+            outputs.append(torch.stack(rows_HQD))
+            first += len(self._alone)
+        for prompt in self._prompts:
+            outputs.append(prompt.attend(query_THQD[first : first + prompt.num_tokens], keys_HPD, values_HPD))
+            first += prompt.num_tokens
+        return torch.cat([output.flatten(1) for output in outputs])
+
+
+@dataclass(frozen=True, slots=True)
+class _Located:
+    """A decoding row's token and where all its keys lie."""
+
+    chunk: Chunk[Row]
+    stretches: list[Stretch]
+
+
+def _located(chunk: Chunk[Row], sliding_window: int | None) -> _Located:
+    return _Located(chunk, stretches(chunk.row, _first_key(chunk.start, sliding_window), chunk.end))
+
+
+def _first_key(position: int, sliding_window: int | None) -> int:
+    """The first key that the query at `position` sees."""
+    return 0 if sliding_window is None else max(0, position - sliding_window)
+
+
+def _attend_one(query_HDQ: Tensor, found: list[Stretch], keys_HPD: Tensor, values_HPD: Tensor) -> Tensor:
+    """One token over its keys, (H, Q, D). Plain products: a fused kernel has nothing to gain from one query."""
+    scores = [torch.bmm(keys_HPD[:, stretch.start : stretch.end], query_HDQ) for stretch in found]
+    weights_HKQ = _softmax(scores[0] if len(scores) == 1 else torch.cat(scores, dim=1), dim=1)
+    output, first = None, 0
+    for stretch in found:
+        weights_HQK = weights_HKQ[:, first : first + len(stretch)].transpose(1, 2)
+        part_HQD = torch.bmm(weights_HQK, values_HPD[:, stretch.start : stretch.end])
+        output = part_HQD if output is None else output + part_HQD
+        first += len(stretch)
+    assert output is not None
+    return output
+
+
+def _softmax(scores: Tensor, dim: int) -> Tensor:
+    return torch.softmax(scores, dim=dim, dtype=torch.float32).to(scores.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Decoding rows that share a stretch of keys; the rest of each row's keys is gathered and padded."""
+
+    shared: Stretch
+    num_rows: int
+    rest_RK: Tensor  # places in the pool
+    is_pad_RK: Tensor
+
+    @classmethod
+    def of(cls, members: Sequence[_Located], shared: Stretch, device: torch.device) -> _Group:
+        rests = [_without(member.stretches, shared) for member in members]
+        width = max(len(rest) for rest in rests)
+        # Pads point at a key that is there: what was never written may be NaN, which no weight of 0 undoes.
+        padded = [[*rest, *[shared.start] * (width - len(rest))] for rest in rests]
+        is_pad = [[column >= len(rest) for column in range(width)] for rest in rests]
+        return cls(shared, len(members), torch.tensor(padded, device=device), torch.tensor(is_pad, device=device))
+
+    def attend(self, query_RHQD: Tensor, keys_HPD: Tensor, values_HPD: Tensor) -> Tensor:
+        """(R, H, Q, D) → the same shape."""
+        num_rows, num_heads, num_queries, head_dim = query_RHQD.shape
+        num_shared = len(self.shared)
+        slots_P = slice(self.shared.start, self.shared.end)
+        query_HMD = query_RHQD.transpose(0, 1).reshape(num_heads, -1, head_dim)  # M = R · Q
+        shared_HMK = torch.bmm(query_HMD, keys_HPD[:, slots_P].transpose(1, 2))
+        query_HRQD = query_RHQD.transpose(0, 1)
+        rest_HRQK = torch.matmul(query_HRQD, keys_HPD[:, self.rest_RK].transpose(2, 3))
+        rest_HRQK = rest_HRQK.masked_fill(self.is_pad_RK[:, None], -torch.inf)
+        shared_HRQK = shared_HMK.view(num_heads, num_rows, num_queries, num_shared)
+        weights_HRQK = _softmax(torch.cat((shared_HRQK, rest_HRQK), dim=-1), dim=-1)
+        weights_HMK = weights_HRQK[..., :num_shared].reshape(num_heads, -1, num_shared)
+        output_HMD = torch.bmm(weights_HMK, values_HPD[:, slots_P])
+        rest_HRQD = torch.matmul(weights_HRQK[..., num_shared:], values_HPD[:, self.rest_RK])
+        return (output_HMD.view(rest_HRQD.shape) + rest_HRQD).transpose(0, 1)
+
+
+def _without(found: Sequence[Stretch], shared: Stretch) -> list[int]:
+    """Places of a row's keys but for those in `shared`, which is the start of one of its stretches."""
+    rest: list[int] = []
+    for stretch in found:
+        first = shared.end if stretch.start == shared.start else stretch.start
+        rest.extend(range(first, stretch.end))
+    return rest
+
+
+def _grouped(members: Sequence[_Located]) -> tuple[list[tuple[list[_Located], Stretch]], list[_Located]]:
+    """Groups of rows that begin some stretch at the same place, and the rows left alone."""
+    readers: dict[int, list[_Located]] = {}
+    for member in members:
+        for stretch in member.stretches:
+            readers.setdefault(stretch.start, []).append(member)
+    by_start: dict[int, list[_Located]] = {}
+    alone = []
+    for member in members:
+        common = [stretch for stretch in member.stretches if len(readers[stretch.start]) > 1]
+        if common:
+            by_start.setdefault(max(common, key=len).start, []).append(member)
+        else:
+            alone.append(member)
+    groups = []
+    for start, rows in by_start.items():
+        num_shared = min(len(stretch) for row in rows for stretch in row.stretches if stretch.start == start)
+        num_all = sum(len(stretch) for row in rows for stretch in row.stretches)
+        num_rest = num_all - num_shared * len(rows)
+        # Gathering the rest copies it; that must not cost more than reading the shared keys once saves.
+        if len(rows) > 1 and num_shared >= _MIN_GROUP_KEYS and num_rest <= num_shared * (len(rows) - 1):
+            groups.append((rows, Stretch(start, start + num_shared)))
+        else:
+            alone.extend(rows)
+    return groups, alone
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A chunk of a prompt and all keys before and in it."""
+
+    num_tokens: int
+    stretches: list[Stretch]
+    mask_LK: Tensor | None  # None: causal from the first key
+
+    @classmethod
+    def of(cls, chunk: Chunk[Row], sliding_window: int | None, device: torch.device) -> _Prompt:
+        first = _first_key(chunk.start, sliding_window)
+        mask_LK = None
+        if chunk.start > 0 or (sliding_window is not None and chunk.end > sliding_window + 1):
+            query_L1 = torch.arange(chunk.start, chunk.end, device=device)[:, None]
+            key_K = torch.arange(first, chunk.end, device=device)
+            mask_LK = key_K <= query_L1
+            if sliding_window is not None:
+                mask_LK &= query_L1 - key_K <= sliding_window
+        return cls(chunk.end - chunk.start, stretches(chunk.row, first, chunk.end), mask_LK)
+
+    def attend(self, query_LHQD: Tensor, keys_HPD: Tensor, values_HPD: Tensor) -> Tensor:
+        """(L, H, Q, D) → (L, H · Q, D)."""
+        num_queries = query_LHQD.shape[2]
+        output_1NLD = F.scaled_dot_product_attention(
+            query_LHQD.flatten(1, 2).transpose(0, 1)[None],
+            self._joined(keys_HPD, num_queries),
+            self._joined(values_HPD, num_queries),
+            attn_mask=self.mask_LK,
+            is_causal=self.mask_LK is None,
+        )
+        return output_1NLD[0].transpose(0, 1)
+
+    def _joined(self, pool_HPD: Tensor, num_queries: int) -> Tensor:
+        """The chunk's keys (or values) side by side, (1, H · Q, K, D)."""
+        parts = [pool_HPD[:, stretch.start : stretch.end] for stretch in self.stretches]
+        joined_HKD = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return joined_HKD.repeat_interleave(num_queries, dim=0)[None] if num_queries > 1 else joined_HKD[None]

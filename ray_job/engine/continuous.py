@@ -1,0 +1,302 @@
+"""Continuous batching: a finished row leaves and the next one enters at once. schedule → run → retire.
+
+Equal to `static.py` token for token in float32. It knows rows, tokens and pictures; which rows run is the scheduler's
+business (`scheduler.py`), where keys lie and how they are read is the pool's (`kv_cache.py`, `attention.py`).
+
+Shapes: T packed tokens of a step, S of them whose next token is wanted, D hidden size, V vocabulary, L tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ray_job.engine.attention import PackedAttention
+from ray_job.engine.duplicates import Duplicates
+from ray_job.engine.encoder import PictureEncoder
+from ray_job.engine.interface import Vocabulary
+from ray_job.engine.kv_cache import KVPool
+from ray_job.engine.memory import default_pool_tokens, is_fatal, is_out_of_memory, release_memory
+from ray_job.engine.packed_model import PackedModel
+from ray_job.engine.running import RunningRow
+from ray_job.engine.sampler import next_tokens
+from ray_job.engine.scheduler import Chunk, Limits, Scheduler
+from ray_job.engine.stats import EngineStats, Meter
+from ray_job.engine.vision_cache import VisionCache
+from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.rows import Result, Sample
+
+logger = logging.getLogger(__name__)
+
+
+class ContinuousEngine:
+    """An `Engine` (interface.py) whose slots never drain while rows wait.
+
+    Args:
+        model: see `PackedModel`; in evaluation mode, on its device.
+        vocabulary: of the model's tokenizer.
+        max_slots: most rows that run together.
+        max_tokens: KV pool in tokens, taken from memory at the first step; the longest row that can be run.
+            None: what fits in a quarter of a CPU's free memory, or 80 % of a GPU's.
+        step_tokens: most tokens a step computes; a longer prompt takes several steps.
+        max_crops: most crops of pictures that a step encodes; one picture is always allowed.
+        vision_cache_bytes: of pictures' features kept after their rows are done.
+        prefix_sharing: read the keys of a prompt's beginning where another row computed them.
+        min_shared_tokens: shorter common beginnings are computed again.
+        answer_duplicates: run equal samples once.
+        max_remembered_answers: finished answers kept for duplicates that come later.
+    """
+
+    def __init__(
+        self,
+        model: PackedModel,
+        vocabulary: Vocabulary,
+        *,
+        max_slots: int = 32,
+        max_tokens: int | None = None,
+        step_tokens: int = 1024,
+        max_crops: int = 8,
+        vision_cache_bytes: int = 256 * 2**20,
+        prefix_sharing: bool = True,
+        min_shared_tokens: int = 64,
+        answer_duplicates: bool = True,
+        max_remembered_answers: int = 1024,
+    ) -> None:
+        self._model = model
+        self._vocabulary = vocabulary
+        self._meter = Meter()
+        self._scheduler = Scheduler[RunningRow](
+            max_slots=max_slots,
+            max_tokens=max_tokens or default_pool_tokens(model),
+            step_tokens=step_tokens,
+            min_shared=min_shared_tokens if prefix_sharing else None,
+        )
+        self._pool: KVPool | None = None
+        self._encoder = PictureEncoder(model, VisionCache(vision_cache_bytes), max_crops, self._meter)
+        self._duplicates = Duplicates(max_remembered_answers if answer_duplicates else None)
+        self._done: list[Result] = []  # what finished since `step` last returned
+        self._strike: _Strike | None = None
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_rows or bool(self._done)
+
+    def add(self, sample: Sample) -> None:
+        remembered = self._duplicates.remembered(sample)
+        if remembered is not None:
+            self._done.append(remembered)
+        elif self._duplicates.leads(sample):
+            try:
+                self._scheduler.add(self._row(sample))
+            except RowError as error:
+                self._report(sample, Result(key=sample.key, error=error))
+
+    @torch.inference_mode()
+    def step(self) -> list[Result]:
+        """Schedule, run, retire: at most `step_tokens` tokens, and pictures of rows that come next."""
+        shortage = None
+        try:
+            chunks = self._schedule()
+            self._retire(self._run(chunks))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage = str(error)
+        if shortage is not None:  # outside the handler, whose traceback holds the step's tensors
+            self._back_off(shortage)
+        done, self._done = self._done, []
+        return done
+
+    def stats(self) -> EngineStats:
+        """What was done so far."""
+        return self._meter.stats(
+            put_back_rows=self._scheduler.num_put_back,
+            prefix_tokens_reused=self._scheduler.reused_tokens,
+            duplicate_rows=self._duplicates.num_found,
+            max_tokens=self._scheduler.max_tokens,
+            token_ceiling=self._scheduler.limits.ceiling,
+        )
+
+    def _row(self, sample: Sample) -> RunningRow:
+        """A row for the queue. Raises RowError for one that can never run."""
+        try:
+            row = RunningRow.of(sample, self._vocabulary, self._model.max_len)
+        except ValueError as error:
+            raise _generation_failed(error) from None
+        if row.max_tokens > self._scheduler.max_tokens:
+            raise _out_of_memory(f"{row.max_tokens} tokens, and the KV pool holds {self._scheduler.max_tokens}")
+        row.is_long = self._model.is_long(row.num_tokens)
+        return row
+
+    def _schedule(self) -> list[Chunk[RunningRow]]:
+        """Admits rows, encodes pictures they need, and plans the step."""
+        scheduler = self._scheduler
+        with self._meter.time("schedule_s"):
+            for row in scheduler.admit():
+                row.is_ready = not row.missing_pictures()
+        self._meter.add(steps=1)
+        if scheduler.num_waiting:
+            self._meter.add(waiting_slots=scheduler.max_slots, waiting_slots_used=len(scheduler.running))
+        for row, error in self._encoder.serve(list(scheduler.running)).items():
+            if row.span is not None:  # else put back, as a row it depends on failed just now
+                self._fail(row, error)
+        return scheduler.plan()
+
+    def _run(self, chunks: Sequence[Chunk[RunningRow]]) -> list[_Computed]:
+        """Computes chunks; where that fails, each alone, so that only the row to blame is lost."""
+        if not chunks:
+            return []
+        try:
+            return self._compute(chunks)
+        except Exception as error:
+            if is_out_of_memory(error) or is_fatal(error):
+                raise
+            if len(chunks) == 1:
+                self._fail(chunks[0].row, error)
+                return []
+            logger.warning("a step of %d rows failed (%s)", len(chunks), error)
+        # A row may be gone by its turn: put back, as the one whose prefix it shares failed.
+        return [computed for chunk in chunks if chunk.row.span is not None for computed in self._run([chunk])]
+
+    def _compute(self, chunks: Sequence[Chunk[RunningRow]]) -> list[_Computed]:
+        """1 embed, 2 run the decoder, 3 logits of rows with no token left to compute, 4 their next tokens."""
+        num_decodes = sum(chunk.is_decode for chunk in chunks)
+        with self._meter.time("decode_s" if num_decodes == len(chunks) else "prefill_s"):
+            attention = PackedAttention(self._current_pool(), chunks, self._model.sliding_window)
+            packed = [chunks[index] for index in attention.order]
+            hidden_TD = self._model.forward(self._embed(packed), *self._positions(packed), attention)
+            ends = torch.tensor([chunk.end - chunk.start for chunk in packed]).cumsum(0) - 1
+            wanted = [index for index, chunk in enumerate(packed) if chunk.needs_logits]
+            logits_SV = self._model.logits(hidden_TD[ends[wanted].to(hidden_TD.device)]) if wanted else None
+            tokens = self._next_tokens(logits_SV, [packed[index].row for index in wanted])
+        num_tokens = len(hidden_TD)
+        self._meter.add(decode_tokens=num_decodes, prefill_tokens=num_tokens - num_decodes)
+        self._meter.add(keys_read=attention.num_keys_read, keys_padded=attention.num_keys_padded)
+        next_token = dict(zip(wanted, tokens, strict=True))
+        return [_Computed(chunk, next_token.get(index)) for index, chunk in enumerate(packed)]
+
+    def _embed(self, packed: Sequence[Chunk[RunningRow]]) -> Tensor:
+        """(T, D). Answers' tokens, which come first, are embedded together."""
+        newest = [chunk.row.answer.token_ids[-1] for chunk in packed if chunk.is_decode]
+        embeds = [self._model.embed(torch.tensor(newest))] if newest else []
+        embeds += [self._model.embed(*chunk.row.tokens(chunk.start, chunk.end)) for chunk in packed[len(newest) :]]
+        return torch.cat(embeds)
+
+    def _positions(self, packed: Sequence[Chunk[RunningRow]]) -> tuple[Tensor, Tensor]:
+        """Each token's place in its row, and which rotary factors it takes, (T,) each."""
+        positions = [position for chunk in packed for position in range(chunk.start, chunk.end)]
+        is_long = [chunk.row.is_long for chunk in packed for _ in range(chunk.start, chunk.end)]
+        device = self._model.device
+        return torch.tensor(positions, device=device), torch.tensor(is_long, device=device)
+
+    def _next_tokens(self, logits_SV: Tensor | None, rows: Sequence[RunningRow]) -> list[int]:
+        if logits_SV is None:
+            return []
+        return next_tokens(
+            logits_SV,
+            [row.sample.params for row in rows],
+            [row.answer.num_generated for row in rows],
+            [row.answer.text_ids if row.answer.needs_seen_ids else () for row in rows],
+        )
+
+    def _current_pool(self) -> KVPool:
+        """Memory for the scheduler's pool, which is empty whenever its size changes."""
+        num_tokens = self._scheduler.pool.capacity
+        if self._pool is None or self._pool.num_tokens != num_tokens:
+            self._pool = None
+            release_memory(self._model.device)
+            self._pool = KVPool.of(self._model, num_tokens)
+        return self._pool
+
+    def _retire(self, computed: Sequence[_Computed]) -> None:
+        """Notes what was computed, and lets finished rows go."""
+        with self._meter.time("schedule_s"):
+            for each in computed:
+                self._scheduler.advance(each.chunk)
+                each.chunk.row.forget_features()
+            for each in computed:
+                if each.next_token is not None:
+                    self._append(each.chunk.row, each.next_token)
+
+    def _append(self, row: RunningRow, token_id: int) -> None:
+        answer = row.answer
+        try:
+            answer.append(token_id)
+            result = answer.result() if answer.is_finished else None
+        except Exception as error:  # of the detokeniser
+            self._fail(row, error)
+            return
+        if result is not None:
+            self._scheduler.finish(row)
+            self._meter.add(rows=1, prompt_tokens=len(row.prompt))
+            self._report(row.sample, result)
+            return
+        row.num_tokens += 1
+        if self._model.is_long(row.num_tokens) != row.is_long:
+            self._scheduler.put_back(row, is_long=not row.is_long)  # all its keys are stale
+
+    def _fail(self, row: RunningRow, error: Exception) -> None:
+        """Ends a running row with its error."""
+        self._scheduler.drop(row)
+        failure = error if isinstance(error, RowError) else _generation_failed(error)
+        self._report(row.sample, Result(key=row.sample.key, error=failure))
+
+    def _report(self, sample: Sample, result: Result) -> None:
+        self._done.extend(self._duplicates.fan_out(sample, result))
+
+    def _back_off(self, reason: str) -> None:
+        """After a step ran out of memory: every row back, half of everything, and on.
+
+        A row that fails alone fails again and again with ever smaller steps; when none is left, it is at fault and
+        not the limits, which return to what they were before it.
+        """
+        self._meter.add(memory_failures=1)
+        scheduler, encoder = self._scheduler, self._encoder
+        limits, max_crops = scheduler.limits.halved(), max(1, encoder.max_crops // 2)
+        if len(scheduler.running) == 1:
+            row = scheduler.running[0]
+            if self._strike is None or self._strike.row is not row:
+                self._strike = _Strike(row, scheduler.limits, encoder.max_crops)
+            if not scheduler.limits.can_lower_step and encoder.max_crops == 1:
+                self._fail(row, _out_of_memory(f"alone, in the smallest steps: {reason}"))
+                limits, max_crops = self._strike.limits, self._strike.max_crops
+        logger.warning("out of memory (%s); going on within %s and %d crops a step", reason, limits, max_crops)
+        for row in scheduler.running:
+            row.features.clear()
+        scheduler.restart(limits)
+        encoder.max_crops = max_crops
+        encoder.clear()
+        self._pool = None
+        release_memory(self._model.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """A chunk that was run, and its row's next token if it was the row's last."""
+
+    chunk: Chunk[RunningRow]
+    next_token: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Strike:
+    """The limits before a row ran out of memory alone."""
+
+    row: RunningRow
+    limits: Limits
+    max_crops: int
+
+
+def _generation_failed(error: Exception) -> RowError:
+    return RowError(ErrorCode.GENERATION_FAILED, f"{type(error).__name__}: {error}", Stage.GENERATE)
+
+
+def _out_of_memory(reason: str) -> RowError:
+    advice = "lower max_new_tokens, model.num_crops or the pictures per row"
+    return RowError(
+        ErrorCode.OUT_OF_MEMORY, f"the row alone does not fit in memory ({reason}); {advice}", Stage.GENERATE
+    )

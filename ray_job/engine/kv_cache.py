@@ -1,0 +1,85 @@
+"""Keys and values of all running rows: one pool of tokens for each layer, and where a row's tokens lie in it.
+
+Shapes: T packed tokens of a step, H key/value heads, P tokens of the pool, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ray_job.engine.packed_model import PackedModel
+from ray_job.engine.scheduler import Chunk, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Tokens of the pool from `start` to `end`, which are a row's tokens in order."""
+
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+class KVPool:
+    """Memory for `num_tokens` tokens, taken at once. Heads come first: a row's keys of one head are one block."""
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_heads: int,
+        head_dim: int,
+        num_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (num_heads, num_tokens, head_dim)
+        self.num_tokens = num_tokens
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+
+    @classmethod
+    def of(cls, model: PackedModel, num_tokens: int) -> KVPool:
+        """A pool for a model's keys and values."""
+        return cls(
+            num_layers=model.num_layers,
+            num_heads=model.num_heads,
+            head_dim=model.head_dim,
+            num_tokens=num_tokens,
+            dtype=model.dtype,
+            device=model.device,
+        )
+
+    def store(self, layer: int, places_T: Tensor, key_THD: Tensor, value_THD: Tensor) -> None:
+        """Puts each token's key and value at its place in the pool."""
+        self.keys[layer].index_copy_(1, places_T, key_THD.transpose(0, 1))
+        self.values[layer].index_copy_(1, places_T, value_THD.transpose(0, 1))
+
+
+def places(chunks: Sequence[Chunk[Row]]) -> list[int]:
+    """Where in the pool the chunks' tokens belong."""
+    found: list[int] = []
+    for chunk in chunks:
+        assert chunk.row.span is not None
+        first = chunk.row.span.start - chunk.row.num_shared
+        found.extend(range(first + chunk.start, first + chunk.end))
+    return found
+
+
+def stretches(row: Row, start: int, end: int) -> list[Stretch]:
+    """Where a row's tokens `start` to `end` lie, in order: shared ones first."""
+    assert row.span is not None
+    found, position = [], 0
+    pieces = [(piece.span.start, piece.length) for piece in row.shared]
+    for pool_start, length in (*pieces, (row.span.start, row.span.capacity)):
+        first, last = max(start, position), min(end, position + length)
+        if first < last:
+            found.append(Stretch(pool_start + first - position, pool_start + last - position))
+        position += length
+    return found

@@ -1,0 +1,59 @@
+"""What a model must offer to be batched continuously; `models/phi3_vision/packed.py` does.
+
+Shapes: T packed tokens of any rows, D decoder width, N query heads, H key/value heads, C head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Layer, rotated queries (T, N, C) and keys (T, H, C), values (T, H, C) → (T, N · C)."""
+
+
+class PackedModel(Protocol):
+    """A decoder that runs tokens of many rows side by side and leaves attention to the engine."""
+
+    num_layers: int
+    num_heads: int  # key/value heads
+    head_dim: int
+    max_len: int  # longest row, prompt and answer
+    sliding_window: int | None  # a query sees so many keys before itself
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        ...
+
+    def is_long(self, num_tokens: int) -> bool:
+        """Which of two position encodings a row of so many tokens takes; keys of the other are stale."""
+        ...
+
+    def num_crops(self, height: int, width: int) -> int:
+        """What encoding a picture of that size costs."""
+        ...
+
+    def encode_pictures(self, pictures: Sequence[Tensor], max_crops: int | None = None) -> list[Tensor]:
+        """uint8 (H, W, 3) each → features (tokens, D) each; at most `max_crops` crops at once in memory."""
+        ...
+
+    def embed(self, input_ids_L: Tensor, features: Sequence[Tensor] = ()) -> Tensor:
+        """int64 (L,) on the CPU, −k standing for the rows of `features[k - 1]` in order → (L, D)."""
+        ...
+
+    def forward(self, embeds_TD: Tensor, positions_T: Tensor, is_long_T: Tensor, attend: Attend) -> Tensor:
+        """All layers; calls `attend` once for each, in order. → (T, D)."""
+        ...
+
+    def logits(self, hidden_SD: Tensor) -> Tensor:
+        """float32 (S, V)."""
+        ...

@@ -1,0 +1,84 @@
+"""What an engine did, in numbers that add up across actors."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Counts since the engine was made. `a + b` is what two engines did together.
+
+    A step that computes prompt tokens counts as prefill with all its seconds, decodes that ride along included.
+    """
+
+    steps: int = 0
+    waiting_slots: int = 0  # slots of all steps begun while rows waited …
+    waiting_slots_used: int = 0  # … and how many of them held a row
+    rows: int = 0  # generated; duplicates not counted
+    duplicate_rows: int = 0  # answered with another's answer
+    put_back_rows: int = 0  # computed again: out of memory, or new rotary factors
+    prompt_tokens: int = 0  # of all rows admitted
+    prefix_tokens_reused: int = 0  # of those, not computed because another row's keys were there
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    pictures_wanted: int = 0  # by rows; those whose prefix was reused want none
+    pictures_encoded: int = 0
+    crops: int = 0
+    keys_read: int = 0  # by decoding rows, a layer
+    keys_padded: int = 0  # read for nothing
+    vision_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    schedule_s: float = 0.0  # planning, sampling, text
+    memory_failures: int = 0  # steps that ran out of memory
+    max_tokens: int = 0  # KV pool, in tokens
+    token_ceiling: int = 0  # learned: the part of it that memory allowed
+
+    @property
+    def slot_occupancy(self) -> float:
+        """Share of slots that held a row while others waited; 1.0 if none ever waited."""
+        return self.waiting_slots_used / self.waiting_slots if self.waiting_slots else 1.0
+
+    @property
+    def picture_hits(self) -> int:
+        """Times that features were wanted and there."""
+        return max(0, self.pictures_wanted - self.pictures_encoded)
+
+    @property
+    def padding_share(self) -> float:
+        """Share of keys read for nothing. Tokens are never padded."""
+        return self.keys_padded / self.keys_read if self.keys_read else 0.0
+
+    def __add__(self, other: EngineStats) -> EngineStats:
+        return EngineStats(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+
+class Meter:
+    """Counts while the engine runs; names are those of `EngineStats`."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._seconds: dict[str, Any] = {}
+
+    def add(self, **counts: int) -> None:
+        """Adds to counts by name."""
+        self._counts.update(counts)
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Adds the seconds of its block, whether or not it fails."""
+        started_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started_s
+
+    def stats(self, **others: Any) -> EngineStats:
+        """Everything counted, and `others` beside it."""
+        return EngineStats(**self._counts, **self._seconds, **others)
