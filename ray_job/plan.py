@@ -73,7 +73,7 @@ def plan_job(spec: JobSpec) -> Plan:
     digests: set[bytes] = set()
     sizes: list[SampleSize] = []
     for table in iter_tables(source, spec.batching.block_rows):
-        for row in table.to_pylist():
+        for row in preparer.values(table):
             prepared = preparer.row(row, headers_only=True)
             digests.update(picture["digest"] for picture in prepared.pictures)
             plan.pictures += len(prepared.pictures)

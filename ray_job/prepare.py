@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
-from ray_job.conversation import Conversations, image_parts
+from ray_job.conversation import Conversations, image_parts, template_fields
 from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.pictures import decode, fetch, picture_size, pictures_of
 from ray_job.inputs.source import Source
@@ -58,17 +58,33 @@ class Preparer:
         self._processor = processor
         self._max_prompt_tokens = max_prompt_tokens
         self._params = spec.generation.params
+        prompt = spec.prompt
+        named = (source.overrides_column, prompt.messages_column, prompt.questions_column)
+        fields = template_fields(prompt.template or "")
+        names = (ROW_ID, READ_ERROR, *source.image_columns, *named, *fields)
+        self._read = tuple(dict.fromkeys(name for name in names if name is not None))
         self._conversations = Conversations(spec.prompt, processor.special_tokens)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows as read → rows of `rows.prepared_schema`."""
         kept = [field.name for field in self._source.kept]
         schema = prepared_schema(self._source.id_field.type, self._source.kept)
-        rows = [self.row(row) for row in table.to_pylist()]
+        rows = [self.row(row) for row in self.values(table)]
         columns = [table.column(name) for name in (POSITION, ROW_ID, *kept)]
         columns.append(pa.array([row.samples for row in rows], schema.field(SAMPLES).type))
         columns.append(pa.array([row.pictures for row in rows], schema.field(PICTURES).type))
         return pa.table(columns, schema=schema)
+
+    def values(self, table: pa.Table) -> list[dict[str, Any]]:
+        """What `row` reads of each row, as Python values; the other columns stay in Arrow.
+
+        Dates and times become text here: Python's cannot hold all of Arrow's.
+        """
+        columns = {name: table.column(name) for name in self._read if name in table.column_names}
+        for name, column in columns.items():
+            if pa.types.is_temporal(column.type):
+                columns[name] = column.cast(pa.string())
+        return pa.table(columns).to_pylist()  # type: ignore[no-any-return]
 
     def row(self, row: Mapping[str, Any], *, headers_only: bool = False) -> Prepared:
         """One row; an error of the row becomes an error of its sample.

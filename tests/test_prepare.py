@@ -105,11 +105,23 @@ def test_the_asynchronous_call_gives_the_same_rows(spec: JobSpec) -> None:
 def test_headers_alone_tell_the_same_tokens(spec: JobSpec) -> None:
     spec, source, preparer = open_job(spec)
     (rows,) = iter_tables(source)
-    for row in rows.to_pylist():
+    for row in preparer.values(rows):
         full, header = preparer.row(row), preparer.row(row, headers_only=True)
         if row["row_id"] not in ("image_truncated",):  # only decoding finds that out
             assert [sample["input_ids"] for sample in full.samples] == [s["input_ids"] for s in header.samples]
             assert [sample["error"] for sample in full.samples] == [s["error"] for s in header.samples]
+
+
+def test_dates_that_python_cannot_hold_pass_through_and_into_prompts(spec: JobSpec, tmp_path: Path) -> None:
+    years = pa.array([0, 10**16], pa.timestamp("ms"))  # 1970, and a year far beyond 9999
+    pq.write_table(pa.table({"id": ["a", "b"], "when": years}), tmp_path / "in" / "rows.parquet")
+    data = spec.model_dump(mode="json")
+    data["prompt"] = {"template": "what was on {when}?"}
+    data["generation"] = {"max_new_tokens": 2}
+    spec, table, schema = prepared(JobSpec.from_dict(data))
+    results = GenerateActor(spec, schema).generate(table)
+    assert results.column("status").to_pylist() == ["ok", "ok"]
+    assert results.column("when").cast(pa.int64()).to_pylist() == [0, 10**16]
 
 
 def test_questions_of_a_row_share_its_pictures_and_come_out_as_rows(spec: JobSpec) -> None:
