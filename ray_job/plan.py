@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ray_job.engine.batching import SampleSize, num_batches
+from ray_job.engine.batching import DEFAULT_MAX_TOKENS, SampleSize, num_batches
 from ray_job.inputs.source import iter_tables
 from ray_job.job import open_job
 from ray_job.spec import GenerationParams, JobSpec
@@ -27,7 +27,7 @@ class Plan:
     image_tokens: int = 0
     prompt_tokens: list[int] = field(default_factory=list)  # of each good sample
     max_new_tokens: int = 0  # in all
-    batches: int = 0
+    batches: int = 0  # as the static engine makes them; the continuous one runs as many rows at once
     parts: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +82,8 @@ def plan_job(spec: JobSpec) -> Plan:
     plan.samples = sum(plan.bad_samples.values()) + len(sizes)
     plan.distinct_pictures = len(digests)
     plan.max_new_tokens = sum(size.max_new_tokens for size in sizes)
-    plan.batches = num_batches(sizes, spec.batching.max_batch_rows, spec.batching.max_batch_tokens)
+    max_tokens = spec.batching.max_batch_tokens or DEFAULT_MAX_TOKENS
+    plan.batches = num_batches(sizes, spec.batching.max_batch_rows, max_tokens)
     plan.parts = -(-plan.samples // spec.output.part_rows)
     return plan
 

@@ -178,11 +178,28 @@ class BatchingSpec(_Section):
 
     block_rows: int = Field(32, ge=1, le=4096, description="Rows that travel together to an actor.")
     blocks_per_actor: int = Field(4, ge=1, le=64, description="Blocks an actor works on at once.")
-    max_batch_rows: int = Field(16, ge=1, le=1024, description="Most rows generated together.")
-    max_batch_tokens: int = Field(
-        65536, ge=64, description="Most tokens generated together: rows × (longest prompt + max_new_tokens)."
+    engine: Literal["continuous", "static"] = Field(
+        "continuous",
+        description="`continuous`: a finished row's place is taken at once. `static`: padded batches, each run to the "
+        "end of its last row; the plain reference, with the same answers.",
     )
-    padding_side: Literal["left", "right"] = "left"
+    max_batch_rows: int = Field(32, ge=1, le=1024, description="Most rows generated together.")
+    max_batch_tokens: int | None = Field(
+        None,
+        ge=64,
+        description="Most tokens held together, prompts and answers. Default: what memory allows (static: 65,536, "
+        "padding included).",
+    )
+    step_tokens: int = Field(1024, ge=16, description="Most tokens the continuous engine computes in one step.")
+    vision_cache_mib: int = Field(256, ge=0, description="Picture features kept for rows that repeat a picture.")
+    share_prefixes: bool = Field(True, description="Compute what rows' prompts have in common only once.")
+    padding_side: Literal["left", "right"] = Field("left", description="Of the static engine; the answers are equal.")
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if self.engine == "continuous" and self.padding_side != "left":
+            raise ValueError("padding_side: the continuous engine pads nothing; leave it out or set engine: static")
+        return self
 
 
 class WorkersSpec(_Section):

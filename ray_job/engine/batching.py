@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+DEFAULT_MAX_TOKENS = 65536
+
 
 @dataclass(frozen=True, slots=True)
 class SampleSize:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.hub import resolve
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
-from ray_job.spec import JobSpec, ModelSpec
+from ray_job.spec import BatchingSpec, JobSpec, ModelSpec
 
 if TYPE_CHECKING:
-    from ray_job.engine.interface import Engine
+    from ray_job.engine.interface import Engine, Vocabulary
     from ray_job.models.phi3_vision.model import Phi3VisionModel
 
 DEMO, NOOP = "builtin:demo", "builtin:noop"
@@ -83,15 +83,35 @@ def load_engine(spec: JobSpec) -> Engine:
 
         return NoOpEngine()
     from ray_job.engine.interface import Vocabulary
-    from ray_job.engine.static import StaticEngine
 
     processor = load_processor(spec.model)
-    return StaticEngine(
-        load_model(spec),
-        Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode),
-        max_batch_rows=spec.batching.max_batch_rows,
-        max_batch_tokens=spec.batching.max_batch_tokens,
-        padding_side=spec.batching.padding_side,
+    vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
+    return _make_engine(spec.batching, load_model(spec), vocabulary)
+
+
+def _make_engine(batching: BatchingSpec, model: Phi3VisionModel, vocabulary: Vocabulary) -> Engine:
+    if batching.engine == "static":
+        from ray_job.engine.batching import DEFAULT_MAX_TOKENS
+        from ray_job.engine.static import StaticEngine
+
+        return StaticEngine(
+            model,
+            vocabulary,
+            max_batch_rows=batching.max_batch_rows,
+            max_batch_tokens=batching.max_batch_tokens or DEFAULT_MAX_TOKENS,
+            padding_side=batching.padding_side,
+        )
+    from ray_job.engine.continuous import ContinuousEngine
+    from ray_job.models.phi3_vision.packed import PackedPhi3Vision
+
+    return ContinuousEngine(
+        PackedPhi3Vision(model),
+        vocabulary,
+        max_slots=batching.max_batch_rows,
+        max_tokens=batching.max_batch_tokens,
+        step_tokens=batching.step_tokens,
+        vision_cache_bytes=batching.vision_cache_mib * 2**20,
+        prefix_sharing=batching.share_prefixes,
     )
 
 
