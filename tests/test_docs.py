@@ -1,0 +1,81 @@
+"""The README says what the code does: commands, columns, exit codes; and every field of the spec explains itself."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+from pydantic import BaseModel
+
+import ray_job.errors
+from ray_job.cli import _parser
+from ray_job.errors import RayJobError
+from ray_job.rows import output_schema
+from ray_job.spec import JobSpec
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    (action,) = [action for action in _parser()._actions if action.dest == "command" or action.choices]
+    assert action.choices is not None
+    return list(action.choices)
+
+
+def test_every_command_is_in_the_readme() -> None:
+    assert [name for name in commands() if f"ray_job {name}" not in README] == []
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    named = set(re.findall(r"python -m ray_job (\w+)", README))
+    assert named <= set(commands())
+
+
+def test_every_output_column_is_in_the_readme() -> None:
+    schema = output_schema(pa.string(), (), has_questions=True)
+    assert [name for name in schema.names if f"| `{name}` |" not in README] == []
+
+
+def test_every_exit_code_is_in_the_readme() -> None:
+    kinds = [kind for kind in vars(ray_job.errors).values() if isinstance(kind, type) and issubclass(kind, RayJobError)]
+    codes = {kind.exit_code for kind in kinds}
+    assert {code for code in codes if f"| {code} |" not in README} == set()
+
+
+def test_files_and_folders_the_readme_names_exist() -> None:
+    links = re.findall(r"\]\(((?!https?:)[^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    tree = README.split("ray_job/\n  job.py")[1].split("```")[0]
+    names = re.findall(r"(\w+\.py|\w+/)(?=\s)", "job.py" + tree)
+    assert [name for name in names if not (ROOT / "ray_job" / name).exists() and not (ROOT / name).exists()] == []
+
+
+def test_the_readmes_own_job_is_a_valid_spec() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    spec = JobSpec.from_dict(yaml.safe_load(block))
+    assert spec.generation.max_new_tokens == 64
+
+
+def test_the_two_commands_are_one_line_each() -> None:
+    blocks = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
+    assert len(blocks) == 2
+    for line in blocks:
+        words = shlex.split(line)
+        assert words[:3] == ["python3", "-m", "venv"]
+        assert "pip" in line
+
+
+@pytest.mark.parametrize("section", list(JobSpec.model_fields))
+def test_every_field_of_the_spec_is_described(section: str) -> None:
+    annotation = JobSpec.model_fields[section].annotation
+    assert isinstance(annotation, type)
+    assert issubclass(annotation, BaseModel)
+    plain = {"generation": {"top_p"}, "model": {"attention"}}  # their names are the description
+    missing = [name for name, field in annotation.model_fields.items() if not field.description]
+    assert set(missing) <= plain.get(section, set())
