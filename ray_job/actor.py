@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import time
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_job.engine.loop import EngineLoop
 from ray_job.models import load_engine
 from ray_job.rows import (
     PICTURES,
+    PREPARE_S,
     QUESTION_INDEX,
     SAMPLES,
+    WORKER,
     Picture,
     Result,
     Sample,
@@ -41,20 +48,31 @@ class GenerateActor:
 
     def __init__(self, spec: JobSpec, schema: pa.Schema) -> None:
         self._schema = result_schema(schema)
-        self._loop = EngineLoop(load_engine(spec))
+        started_s = time.monotonic()
+        self._engine = load_engine(spec)
+        self._loop = EngineLoop(self._engine)
+        self._name = uuid.uuid4().hex[:8]
+        self._load_s = time.monotonic() - started_s
+        self._prepare_s = 0.0
 
     async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
         """Rows of `rows.prepared_schema` → rows of `rows.result_schema`, in the order given."""
         rows = _PreparedRows(table)
         futures = self._loop.submit(rows.samples)
         results = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
-        yield rows.with_results(results, self._schema)
+        yield self._finished(rows, results)
 
     def generate(self, table: pa.Table) -> pa.Table:
         """The same without an event loop: for notebooks, tests and benchmarks."""
         rows = _PreparedRows(table)
         futures: list[Future[Result]] = self._loop.submit(rows.samples)
-        return rows.with_results([future.result() for future in futures], self._schema)
+        return self._finished(rows, [future.result() for future in futures])
+
+    def _finished(self, rows: _PreparedRows, results: Sequence[Result]) -> pa.Table:
+        """The block's output, with what this actor has done so far."""
+        self._prepare_s += rows.prepare_s
+        done = {"prepare_s": self._prepare_s, "load_s": self._load_s, **asdict(self._engine.stats())}
+        return rows.with_results(results, self._schema, json.dumps({"worker": self._name, "done": done}))
 
 
 class _PreparedRows:
@@ -66,6 +84,7 @@ class _PreparedRows:
         self._question_indices: list[int] = []
         self._errors: dict[int, dict[str, Any]] = {}  # by position among all samples
         self.samples: list[Sample] = []  # the good ones; `key` is the position among all samples
+        self.prepare_s: float = pc.sum(table.column(PREPARE_S)).as_py() or 0.0
         pictures = _pictures(table)
         for row_index, row_samples in enumerate(table.column(SAMPLES).to_pylist()):
             for sample in row_samples:
@@ -81,15 +100,17 @@ class _PreparedRows:
         params = GenerationParams.model_validate_json(sample["params"])
         self.samples.append(Sample(position, sample["input_ids"], pictures, params))
 
-    def with_results(self, results: Sequence[Result], schema: pa.Schema) -> pa.Table:
-        """One output row per sample."""
+    def with_results(self, results: Sequence[Result], schema: pa.Schema, worker: str) -> pa.Table:
+        """One output row per sample; `worker` stands in the first."""
         if not self._row_indices:
             return schema.empty_table()
         by_position = {result.key: result for result in results}
         records = [self._record(position, by_position) for position in range(len(self._row_indices))]
         columns: list[Any] = []
         for field in schema:
-            if field.name == QUESTION_INDEX:
+            if field.name == WORKER:
+                columns.append(pa.array([worker, *[None] * (len(records) - 1)], field.type))
+            elif field.name == QUESTION_INDEX:
                 columns.append(pa.array(self._question_indices, field.type))
             elif field.name in records[0]:
                 columns.append(pa.array([record[field.name] for record in records], field.type))

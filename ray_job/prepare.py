@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from ray_job.prompt import Message
 from ray_job.rows import (
     PICTURES,
     POSITION,
+    PREPARE_S,
     QUESTION_INDEX,
     READ_ERROR,
     ROW_ID,
@@ -69,10 +71,15 @@ class Preparer:
         """Rows as read → rows of `rows.prepared_schema`."""
         kept = [field.name for field in self._source.kept]
         schema = prepared_schema(self._source.id_field.type, self._source.kept)
-        rows = [self.row(row) for row in self.values(table)]
+        rows, seconds = [], []
+        for row in self.values(table):
+            started_s = time.perf_counter()
+            rows.append(self.row(row))
+            seconds.append(time.perf_counter() - started_s)
         columns = [table.column(name) for name in (POSITION, ROW_ID, *kept)]
         columns.append(pa.array([row.samples for row in rows], schema.field(SAMPLES).type))
         columns.append(pa.array([row.pictures for row in rows], schema.field(PICTURES).type))
+        columns.append(pa.array(seconds, schema.field(PREPARE_S).type))
         return pa.table(columns, schema=schema)
 
     def values(self, table: pa.Table) -> list[dict[str, Any]]:

@@ -30,6 +30,8 @@ INTERNAL_PREFIX = "_rj_"
 POSITION = "_rj_position"  # reader → parts: the row's place in the whole input, unique and stable within a run
 READ_ERROR = "_rj_read_error"  # readers → prepare: ERROR_TYPE, null for a good row
 SAMPLES = "_rj_samples"  # prepare → actor: one entry per question
+PREPARE_S = "_rj_prepare_s"  # prepare → actor: seconds spent on the row
+WORKER = "_rj_worker"  # actor → parts: JSON of what the actor has done so far, in one row of a block
 PICTURES = "_rj_pictures"  # prepare → actor: the row's pictures, shared by its samples
 
 ERROR_TYPE = pa.struct(
@@ -138,7 +140,7 @@ def output_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field], has_questi
 
 def result_schema(output: pa.Schema) -> pa.Schema:
     """The schema between generating and writing: the output's, with the position that orders and names parts."""
-    return output.insert(0, pa.field(POSITION, pa.int64()))
+    return output.insert(0, pa.field(POSITION, pa.int64())).append(pa.field(WORKER, pa.string()))
 
 
 def prepared_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field]) -> pa.Schema:
@@ -150,5 +152,6 @@ def prepared_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field]) -> pa.Sc
             *kept,
             pa.field(SAMPLES, pa.list_(SAMPLE_TYPE)),
             pa.field(PICTURES, pa.list_(PICTURE_TYPE)),
+            pa.field(PREPARE_S, pa.float64()),
         ]
     )

@@ -1,20 +1,17 @@
 """What stands on either side of an engine.
 
 An engine is fed samples and stepped; every sample added comes out exactly once, as a result. Two engines share this
-seam: the static one (`static.py`, the plain reference) and the continuously batching one. Below it stands a model
-that can embed a sample and run a decoder; nothing here knows which.
-
-Shape legend: B rows, L tokens, D hidden size, V vocabulary, T picture tokens, H × W pixels.
+seam: the static one (`static.py`, the plain reference) and the continuously batching one (`continuous.py`, over any
+model that is a `PackedModel`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from torch import Tensor
-
+from ray_job.engine.stats import EngineStats
 from ray_job.rows import Result, Sample
 
 Detokenize = Callable[[Sequence[int]], str]
@@ -36,20 +33,8 @@ class Engine(Protocol):
         """Does one unit of work and returns what finished in it, in any order."""
         ...
 
-
-class Decoder(Protocol):
-    """The model under an engine; `models/phi3_vision/model.py` is one."""
-
-    def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
-        """Pictures, uint8 (H, W, 3) on any device → features (T, D) on the model's; each independent of the others."""
-        ...
-
-    def embed_row(self, input_ids_L: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Token ids, −k standing for picture k, and the pictures' features → (L, D)."""
-        ...
-
-    def forward(self, inputs_embeds_BLD: Tensor, **kwargs: Any) -> Tensor:
-        """Runs the decoder; see the static engine for the arguments."""
+    def stats(self) -> EngineStats:
+        """What was done so far; adds up over engines."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ray_job.engine.stats import EngineStats, Meter
 from ray_job.rows import FinishReason, Result, Sample
 
 
@@ -10,6 +11,7 @@ class NoOpEngine:
 
     def __init__(self) -> None:
         self._waiting: list[Sample] = []
+        self._meter = Meter()
 
     @property
     def has_work(self) -> bool:
@@ -20,7 +22,11 @@ class NoOpEngine:
 
     def step(self) -> list[Result]:
         samples, self._waiting = self._waiting, []
+        self._meter.add(steps=1, rows=len(samples))
         return [
             Result(key=sample.key, text="", finish_reason=FinishReason.STOP, prompt_tokens=len(sample.input_ids))
             for sample in samples
         ]
+
+    def stats(self) -> EngineStats:
+        return self._meter.stats()

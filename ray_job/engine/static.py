@@ -19,6 +19,7 @@ from ray_job.engine.collate import PaddingSide, collate
 from ray_job.engine.interface import Vocabulary
 from ray_job.engine.sampler import next_tokens
 from ray_job.engine.sequence import Sequence
+from ray_job.engine.stats import EngineStats, Meter
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.models.phi3_vision.cache import KVCache
 from ray_job.models.phi3_vision.model import Phi3VisionModel
@@ -53,6 +54,7 @@ class StaticEngine:
         self._max_batch_tokens = max_batch_tokens
         self._padding_side: PaddingSide = padding_side
         self._waiting: list[Sample] = []
+        self._meter = Meter()
 
     @property
     def has_work(self) -> bool:
@@ -64,6 +66,9 @@ class StaticEngine:
     def step(self) -> list[Result]:
         """Runs one batch to its end."""
         return self._answer(self._next_batch())
+
+    def stats(self) -> EngineStats:
+        return self._meter.stats()
 
     def _next_batch(self) -> list[Sample]:
         """The longest waiting samples that fit together: alike in length, so that little is padding."""
@@ -91,8 +96,11 @@ class StaticEngine:
     def _generate(self, samples: list[Sample]) -> list[Result]:
         max_len = self._model.config.max_position_embeddings
         sequences = [Sequence(sample, self._vocabulary, max_len) for sample in samples]
-        features = self._encode_pictures(samples)
-        running = self._prefill(sequences, features)
+        with self._meter.time("vision_s"):
+            features = self._encode_pictures(samples)
+        with self._meter.time("prefill_s"):
+            running = self._prefill(sequences, features)
+        self._meter.add(steps=1, rows=len(samples), prompt_tokens=sum(len(sample.input_ids) for sample in samples))
         while True:
             self._append_tokens(sequences, running.logits_BV)
             if all(sequence.is_finished for sequence in sequences):
@@ -100,7 +108,8 @@ class StaticEngine:
             if any(self._crosses_now(sequence) for sequence in sequences):
                 running = self._prefill(sequences, features)
             else:
-                self._decode(sequences, running)
+                with self._meter.time("decode_s"):
+                    self._decode(sequences, running)
 
     def _encode_pictures(self, samples: list[Sample]) -> list[list[Tensor]]:
         """Features of each row's pictures; every distinct picture is encoded once."""

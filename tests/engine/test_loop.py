@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from ray_job.engine.loop import EngineLoop
+from ray_job.engine.stats import EngineStats
 from ray_job.rows import Result, Sample
 from ray_job.spec import GenerationParams
 
@@ -24,6 +25,9 @@ class Echo:
 
     def add(self, sample: Sample) -> None:
         self.waiting.append(sample)
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
 
     def step(self) -> list[Result]:
         if any(self.fails_on in sample.input_ids for sample in self.waiting):
