@@ -11,7 +11,7 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
@@ -44,9 +44,11 @@ class GenerateActor:
     Args:
         spec: the job.
         schema: of the output (`rows.output_schema`).
+        is_open: asked before rows are taken on; once it says no they are left for another run.
     """
 
-    def __init__(self, spec: JobSpec, schema: pa.Schema) -> None:
+    def __init__(self, spec: JobSpec, schema: pa.Schema, is_open: Callable[[], bool] = lambda: True) -> None:
+        self._is_open = is_open
         self._schema = result_schema(schema)
         started_s = time.monotonic()
         self._engine = load_engine(spec)
@@ -57,6 +59,9 @@ class GenerateActor:
 
     async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
         """Rows of `rows.prepared_schema` → rows of `rows.result_schema`, in the order given."""
+        if not self._is_open():
+            yield self._schema.empty_table()
+            return
         rows = _PreparedRows(table)
         futures = self._loop.submit(rows.samples)
         results = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))

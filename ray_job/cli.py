@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from ray_job.errors import RayJobError
+from ray_job.errors import AccountingError, RayJobError
 from ray_job.spec import JobSpec
 
 _DESCRIPTION = "Batch inference for vision-language models on Ray."
@@ -17,8 +17,9 @@ _EXIT_CODES = """exit codes:
   1   a fatal error not named below, such as weights that do not load
   2   the command, the spec or the input is wrong
   3   more rows failed than limits.max_errors or limits.max_error_rate allow
-  4   rows in and rows out do not add up
-  75  stopped by a signal; the committed parts are whole
+  4   rows in and rows out do not add up; `verify` found a problem
+  5   the output belongs to a job whose answers would differ
+  75  stopped by a signal; what is committed is whole, and --mode resume does the rest
 """
 
 
@@ -45,10 +46,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _validate(arguments: argparse.Namespace) -> int:
     spec = _spec(arguments)
+    from ray_job.fingerprint import digest, fingerprint_fields
     from ray_job.job import open_job
 
     spec, source, _ = open_job(spec)
-    print(f"{arguments.spec}: valid; {source.num_rows} rows, fingerprint {spec.fingerprint()}")
+    fingerprint = digest(fingerprint_fields(spec, source))
+    print(f"{arguments.spec}: valid; {source.num_rows} rows, fingerprint {fingerprint}")
     return 0
 
 
@@ -58,6 +61,24 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     plan = plan_job(spec)
     print(json.dumps(plan.to_dict()) if arguments.json else plan.table())
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from ray_job.output.verify import verify
+    from ray_job.storage import locate
+
+    found = verify(locate(arguments.output))
+    print(json.dumps(found.to_dict()) if arguments.json else found.table())
+    return 0 if found.is_good else AccountingError.exit_code
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from ray_job.output.status import job_status
+    from ray_job.storage import locate
+
+    status = job_status(locate(arguments.output))
+    print(json.dumps(status.to_dict()) if arguments.json else status.table())
     return 0
 
 
@@ -83,6 +104,10 @@ def _spec(arguments: argparse.Namespace) -> JobSpec:
     overrides = list(arguments.set)
     if arguments.limit is not None:
         overrides.append(f"input.limit={arguments.limit}")
+    if getattr(arguments, "mode", None) is not None:
+        overrides.append(f"output.mode={arguments.mode}")
+    if getattr(arguments, "retry_failed", False):
+        overrides.append("output.retry_failed=true")
     return JobSpec.from_yaml(arguments.spec, overrides)
 
 
@@ -95,11 +120,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     run = _add(commands, "run", _run, "run a job", takes_spec=True)
+    run.add_argument("--mode", metavar="MODE", help="output.mode: error, resume, append or overwrite")
+    run.add_argument("--retry-failed", action="store_true", help="with resume or append: do failed rows again")
     run.add_argument("--dry-run", action="store_true", help="plan the job instead of running it")
     _add(commands, "validate", _validate, "check a spec, its input's columns and its model's files", takes_spec=True)
     plan = _add(commands, "plan", _plan, "rows, pictures, tokens and bad rows of a job, from headers", takes_spec=True)
     for command in (run, plan):
         command.add_argument("--json", action="store_true", help="print the plan as JSON")
+    verify = _add(commands, "verify", _verify, "read every part of an output and hold it against its manifest")
+    status = _add(commands, "status", _status, "how a run stands, living or dead, from its output's files")
+    for command in (verify, status):
+        command.add_argument("output", metavar="OUT", help="the output's folder or URI")
+        command.add_argument("--json", action="store_true", help="print one JSON object")
     demo = _add(commands, "demo", _demo, "make pictures, ask the built-in model about them, compare with the truth")
     demo.add_argument("--out", default="demo-run", metavar="DIR", help="folder for pictures and output (%(default)s)")
     demo.add_argument("--examples", type=int, default=120, metavar="N", help="pictures to make (%(default)s)")

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+import time
+import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ray_job.errors import SpecError
-from ray_job.spec import JobSpec, WorkersSpec
+from ray_job import errors
+from ray_job.errors import RayJobError, SpecError
+from ray_job.spec import JobSpec, LimitsSpec, WorkersSpec
+
+_ASK_INTERVAL_S = 0.5
+_OUR_ERROR = re.compile(r"^ray_job\.errors\.(\w+): ((?:.|\n(?! *File |\S+Error|\Z))*)", re.MULTILINE)
+# What storage says when trying again may help; a task that reads or writes is then tried `limits.max_attempts` times.
+_PASSING = (
+    "AWS Error NETWORK_CONNECTION",
+    "AWS Error SLOW_DOWN",
+    "AWS Error SERVICE_UNAVAILABLE",
+    "AWS Error INTERNAL_FAILURE",
+    "AWS Error REQUEST_TIMEOUT",
+    "Connection reset",
+    "timed out",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,28 +40,62 @@ class Workers:
     max_actors: int
     gpus_per_actor: float
     cpus_per_actor: float
+    dtype: str  # of the model
+
+
+class Gate:
+    """Open until the driver closes it. Workers ask before they take on rows; one key in Ray's own store tells them.
+
+    Asking costs one call of about a millisecond each second and process.
+    """
+
+    def __init__(self) -> None:
+        self._key = f"ray_job/closed/{uuid.uuid4().hex}".encode()
+        self._is_open = True
+        self._asked_s = 0.0
+
+    def close(self) -> None:
+        """From within a second on nothing more is taken on."""
+        from ray.experimental import internal_kv
+
+        internal_kv._internal_kv_put(self._key, b"1")
+
+    def is_open(self) -> bool:
+        """Whether rows may still be taken on."""
+        if self._is_open and time.monotonic() - self._asked_s > _ASK_INTERVAL_S:
+            from ray.experimental import internal_kv
+
+            self._is_open = not internal_kv._internal_kv_exists(self._key)
+            self._asked_s = time.monotonic()
+        return self._is_open
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
-    """Joins the Ray that this process already uses, or that RAY_ADDRESS names; else starts one for the job's time."""
+def ray_session(limits: LimitsSpec | None = None) -> Iterator[None]:
+    """Joins the Ray that this process already uses, or that RAY_ADDRESS names; else starts one for the job's time.
+
+    Raises:
+        RayJobError: what ended the job on a worker, as it was raised there and without Ray's layers.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray Data's own actor pool makes the core log a scare line for every pool; real failures reach us as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():
-        _calm()
-        yield
+        _configure(limits or LimitsSpec())
+        with _true_causes():
+            yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if not os.environ.get("RAY_ADDRESS"):
         options |= {"include_dashboard": False, "address": "local"}
     with _silent_stderr():
         ray.init(**options)
-    _calm()
+    _configure(limits or LimitsSpec())
     try:
-        yield
+        with _true_causes():
+            yield
     finally:
         ray.shutdown()
 
@@ -61,7 +113,11 @@ def settle_workers(spec: JobSpec) -> Workers:
     gpus = workers.gpus_per_actor
     if gpus == "auto":
         gpus = 1.0 if num_gpus and spec.model.device != "cpu" else 0.0
-    settled = Workers(workers.min_actors, workers.max_actors or workers.min_actors, gpus, workers.cpus_per_actor)
+    dtype: str = spec.model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if gpus and spec.model.device != "cpu" else "float32"
+    max_actors = workers.max_actors or workers.min_actors
+    settled = Workers(workers.min_actors, max_actors, gpus, workers.cpus_per_actor, dtype)
     problems = _problems(workers, settled, num_cpus, num_gpus)
     if problems:
         raise SpecError(problems)
@@ -92,6 +148,16 @@ def _autoscales() -> bool:
 
 
 @contextmanager
+def bounded_restarts(limits: LimitsSpec) -> Iterator[dict[str, int]]:
+    """Options of an actor pool whose restarts end; Ray Data's own do not. Ray 2.60 knows them by old names only."""
+    from ray.util.annotations import RayDeprecationWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        yield {"max_restarts": limits.max_restarts, "max_task_retries": limits.max_restarts}
+
+
+@contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Drops what Ray's processes write while they start; what goes wrong there is raised as well."""
     sys.stderr.flush()
@@ -105,12 +171,51 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _calm() -> None:
-    """Ray Data's own bars and start-up lines would drown the job's."""
+@contextmanager
+def _true_causes() -> Iterator[None]:
+    """Ray reports what a worker raised as text inside errors of its own; users get the error itself."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        raise _cause(error) from error
+    except Exception as error:
+        from ray.data.exceptions import ExecutionTimeoutError
+
+        if isinstance(error, ExecutionTimeoutError):
+            raise RayJobError(f"no progress for limits.no_progress_s: {_first_line(error)}") from error
+        raise
+
+
+def _cause(error: BaseException) -> RayJobError:
+    """The error a worker ended with: one of ours where the text names it, else Ray's with its last line."""
+    text = str(error)
+    found = _OUR_ERROR.findall(text)
+    if found:
+        name, message = found[-1]
+        kind = getattr(errors, name, RayJobError)
+        if kind is not SpecError and isinstance(kind, type) and issubclass(kind, RayJobError):
+            return kind(message.strip())
+    lines = [line for line in text.splitlines() if line.strip()]
+    return RayJobError(f"a worker failed: {lines[-1].strip() if lines else type(error).__name__}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _configure(limits: LimitsSpec) -> None:
+    """Bounded retries and a stall guard; Ray Data's own bars and start-up lines would drown the job's."""
     from ray.data import DataContext
 
-    context = DataContext.get_current()
+    with warnings.catch_warnings():  # it warns of fields it sets itself
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = DataContext.get_current()
+    context.execution_no_progress_timeout_s = limits.no_progress_s
+    context.retried_map_errors = list(_PASSING)
+    context.max_map_retries = limits.max_attempts - 1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from ray_job.cluster import Workers, ray_session, settle_workers
+from ray_job.cluster import Gate, Workers, bounded_restarts, ray_session, settle_workers
 from ray_job.inputs import open_source
 from ray_job.inputs.source import Source
 from ray_job.models import load_config, load_processor, settle_model
 from ray_job.output.parts import PartWriter, Receipt
-from ray_job.output.run import Run, State
+from ray_job.output.run import Run
 from ray_job.prepare import Preparer
 from ray_job.progress import Progress
 from ray_job.report import Report
@@ -37,32 +37,40 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
         TooManyRowErrors, AccountingError, Interrupted: while running; the parts committed so far stay.
     """
     spec, source, preparer = open_job(spec)
-    run = Run.open(spec, source.num_rows)
-    with Progress(run.totals, source.num_rows, stream or sys.stderr) as progress:
-        try:
+    with (
+        Run.open(spec, source) as run,
+        Progress(run.totals, stream or sys.stderr) as progress,
+        interruptible(spec.limits.grace_s) as stop,
+    ):
+        if run.needs_ids or run.remaining.num_rows:
             progress.phase("starting Ray")
-            with ray_session(), interruptible():
-                progress.phase("waiting for the first part")
-                for receipt in stream_receipts(spec, source, preparer, settle_workers(spec), run):
+            with ray_session(spec.limits):
+                gate = Gate()
+                stop.arm(gate.close)
+                workers = settle_workers(spec)
+                progress.phase("finding what is left" if run.needs_ids else "waiting for the first part")
+                run.begin(workers.dtype)
+                progress.count(run.expected_rows)
+                for receipt in stream_receipts(spec, source, preparer, workers, run, gate):
                     run.totals.add(receipt)
-                    run.totals.check(spec.limits, source.num_rows)
-        except BaseException as error:
-            run.write_manifest(State.of_error(error), str(error))
-            raise
-    report = Report(str(run.root), source.num_rows, run.totals, run.elapsed_s, spec.fingerprint())
-    run.finish(report.to_dict())
-    return report
+                    run.totals.check(spec.limits, run.expected_rows)
+            stop.disarm()
+        stop.check(run.num_left)
+        return run.finish()
 
 
-def stream_receipts(spec: JobSpec, source: Source, preparer: Preparer, workers: Workers, run: Run) -> Iterator[Receipt]:
-    """The Ray Data pipeline; yields a receipt for each part as it is committed."""
+def stream_receipts(
+    spec: JobSpec, source: Source, preparer: Preparer, workers: Workers, run: Run, gate: Gate
+) -> Iterator[Receipt]:
+    """The Ray Data pipeline over the rows left to do; yields a receipt for each part as it is committed."""
     import ray.data
 
     from ray_job.actor import GenerateActor
     from ray_job.inputs.datasource import RowDatasource
 
     schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
-    rows = ray.data.read_datasource(RowDatasource(source))
+    reader = RowDatasource(source, remaining=run.remaining, is_open=gate.is_open)
+    rows = ray.data.read_datasource(reader)
     rows = rows.repartition(target_num_rows_per_block=spec.batching.block_rows)
     prepared = rows.map_batches(
         preparer,
@@ -70,22 +78,26 @@ def stream_receipts(spec: JobSpec, source: Source, preparer: Preparer, workers: 
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(spec.workers.prepare_tasks),
     )
-    results = prepared.map_batches(
-        GenerateActor,
-        fn_constructor_args=(spec, schema),
-        # Ray wants a number where there are GPUs; blocks have this size already.
-        batch_size=spec.batching.block_rows if workers.gpus_per_actor else None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(
-            min_size=workers.min_actors,
-            max_size=workers.max_actors,
-            max_concurrent_calls_per_actor=spec.batching.blocks_per_actor,
-        ),
-        num_gpus=workers.gpus_per_actor or None,
-        num_cpus=workers.cpus_per_actor,
-    )
+    with bounded_restarts(spec.limits) as restarts:
+        results = prepared.map_batches(
+            GenerateActor,
+            fn_constructor_args=(spec, schema, gate.is_open),
+            # Ray wants a number where there are GPUs; blocks have this size already.
+            batch_size=spec.batching.block_rows if workers.gpus_per_actor else None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                min_size=workers.min_actors,
+                max_size=workers.max_actors,
+                max_concurrent_calls_per_actor=spec.batching.blocks_per_actor,
+            ),
+            num_gpus=workers.gpus_per_actor or None,
+            num_cpus=workers.cpus_per_actor,
+            **restarts,
+        )
     receipts = results.map_batches(
-        PartWriter(run.root, schema), batch_size=spec.output.part_rows, batch_format="pyarrow"
+        PartWriter(run.root, schema, run.number),
+        batch_size=spec.output.part_rows,
+        batch_format="pyarrow",
     )
     for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from Receipt.of_table(table)

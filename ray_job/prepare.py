@@ -22,11 +22,14 @@ from ray_job.inputs.pictures import decode, fetch, picture_size, pictures_of
 from ray_job.inputs.source import Source
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.prompt import Message
+from ray_job.retrying import Retrying
 from ray_job.rows import (
+    ATTEMPTS,
     PICTURES,
     POSITION,
     PREPARE_S,
     QUESTION_INDEX,
+    QUESTIONS,
     READ_ERROR,
     ROW_ID,
     SAMPLES,
@@ -42,6 +45,8 @@ class Prepared:
 
     samples: list[dict[str, Any]] = field(default_factory=list)  # values of SAMPLE_TYPE
     pictures: list[dict[str, Any]] = field(default_factory=list)  # values of PICTURE_TYPE
+    num_questions: int = 1  # the row has in all; `samples` are those asked for
+    num_retries: int = 0  # of what failed for a passing reason
 
 
 class Preparer:
@@ -63,7 +68,7 @@ class Preparer:
         prompt = spec.prompt
         named = (source.overrides_column, prompt.messages_column, prompt.questions_column)
         fields = template_fields(prompt.template or "")
-        names = (ROW_ID, READ_ERROR, *source.image_columns, *named, *fields)
+        names = (ROW_ID, READ_ERROR, QUESTIONS, *source.image_columns, *named, *fields)
         self._read = tuple(dict.fromkeys(name for name in names if name is not None))
         self._conversations = Conversations(spec.prompt, processor.special_tokens)
 
@@ -76,7 +81,11 @@ class Preparer:
             started_s = time.perf_counter()
             rows.append(self.row(row))
             seconds.append(time.perf_counter() - started_s)
-        columns = [table.column(name) for name in (POSITION, ROW_ID, *kept)]
+        tried = table.column(ATTEMPTS).to_pylist() if ATTEMPTS in table.column_names else [0] * len(rows)
+        columns = [table.column(POSITION)]
+        columns.append(pa.array([n + row.num_retries for n, row in zip(tried, rows, strict=True)], pa.int32()))
+        columns.append(pa.array([row.num_questions for row in rows], pa.int32()))
+        columns += [table.column(name) for name in (ROW_ID, *kept)]
         columns.append(pa.array([row.samples for row in rows], schema.field(SAMPLES).type))
         columns.append(pa.array([row.pictures for row in rows], schema.field(PICTURES).type))
         columns.append(pa.array(seconds, schema.field(PREPARE_S).type))
@@ -98,19 +107,22 @@ class Preparer:
 
         With `headers_only` no picture is decoded: sizes come from headers, and the pictures have no pixels.
         """
+        wanted = row.get(QUESTIONS)  # None: all
         if row.get(READ_ERROR) is not None:
-            return Prepared([_failed(0, row[READ_ERROR])])
+            return _failed_row(wanted, row[READ_ERROR])
+        retrying = Retrying(self._spec.limits.max_attempts)
         try:
-            pictures, sizes = self._pictures(row, headers_only)
+            pictures, sizes = retrying(lambda: self._pictures(row, headers_only), _is_retryable)
             conversations = self._conversations.of_row(row, len(sizes))
             params = self._row_params(row)
         except RowError as error:
-            return Prepared([_failed(0, error_record(error))])
+            return _failed_row(wanted, error_record(error), retrying.num_retries)
         samples = [
             self._sample(index, messages, sizes, self._seeded(params, row[ROW_ID], index))
             for index, messages in enumerate(conversations)
+            if wanted is None or index in wanted
         ]
-        return Prepared(samples, pictures)
+        return Prepared(samples, pictures, len(conversations), retrying.num_retries)
 
     def _pictures(self, row: Mapping[str, Any], headers_only: bool) -> tuple[list[dict[str, Any]], list[int]]:
         """The row's pictures as values of PICTURE_TYPE, and how many tokens each takes."""
@@ -190,6 +202,16 @@ class Preparer:
             "params": params.model_dump_json(exclude_defaults=True),
             "error": None,
         }
+
+
+def _failed_row(wanted: list[int] | None, error: Mapping[str, Any], num_retries: int = 0) -> Prepared:
+    """A row that could not be asked anything: one error, or one for each question that was left of it."""
+    samples = [_failed(index, error) for index in wanted or [0]]
+    return Prepared(samples, num_questions=max(wanted or [0]) + 1, num_retries=num_retries)
+
+
+def _is_retryable(error: Exception) -> bool:
+    return isinstance(error, RowError) and error.is_retryable
 
 
 def _failed(index: int, error: Mapping[str, Any]) -> dict[str, Any]:

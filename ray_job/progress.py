@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, TextIO
 
-from ray_job.output.run import Totals
+from ray_job.output.totals import Totals
 
 _TERMINAL_INTERVAL_S = 0.5
 _LOG_INTERVAL_S = 10.0
@@ -19,15 +20,14 @@ class Progress:
 
     Args:
         totals: read at each drawing; the caller keeps adding to it.
-        num_rows: input rows in all.
         stream: where to write; a terminal gets one line rewritten in place.
     """
 
-    def __init__(
-        self, totals: Totals, num_rows: int, stream: TextIO, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, totals: Totals, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._totals = totals
-        self._num_rows = num_rows
+        self._num_rows = 0
+        self._first = Totals()  # when counting started
+        self._first_s = clock()
         self._stream = stream
         self._clock = clock
         self._started_s = clock()
@@ -53,13 +53,19 @@ class Progress:
         """Says what the job does before its first rows are done."""
         self._phase = name
 
+    def count(self, num_rows: int) -> None:
+        """Counts from here: rates are of what comes now, towards so many rows in all."""
+        self._num_rows, self._first, self._first_s = num_rows, replace(self._totals), self._clock()
+
     def line(self) -> str:
         """One line: rows, rates, errors, time left."""
         totals, elapsed_s = self._totals, self._clock() - self._started_s
-        if totals.parts == 0:
-            return f"{self._phase} · 0/{self._num_rows} rows · {_duration(elapsed_s)}"
-        rows_per_s = totals.rows / max(elapsed_s, 1e-9)
-        tokens_per_s = totals.completion_tokens / max(elapsed_s, 1e-9)
+        if totals.parts == self._first.parts:
+            rows = f" · {totals.rows}/{self._num_rows} rows" if self._num_rows else ""
+            return f"{self._phase}{rows} · {_duration(elapsed_s)}"
+        counted_s = max(self._clock() - self._first_s, 1e-9)
+        rows_per_s = (totals.rows - self._first.rows) / counted_s
+        tokens_per_s = (totals.completion_tokens - self._first.completion_tokens) / counted_s
         left = self._num_rows - totals.rows
         pieces = [
             f"{totals.rows}/{self._num_rows} rows",
@@ -68,7 +74,7 @@ class Progress:
             f"{totals.failed} errors",
             _duration(elapsed_s),
         ]
-        if left > 0:
+        if left > 0 and rows_per_s > 0:
             pieces.append(f"ETA {_duration(left / rows_per_s)}")
         return " · ".join(pieces)
 

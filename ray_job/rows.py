@@ -27,7 +27,10 @@ QUESTION_INDEX = "question_index"
 
 # Columns that live only inside the pipeline; user columns may not start with this prefix.
 INTERNAL_PREFIX = "_rj_"
-POSITION = "_rj_position"  # reader → parts: the row's place in the whole input, unique and stable within a run
+POSITION = "_rj_position"  # reader → parts: the row's number, unique and stable for the life of an output
+QUESTIONS = "_rj_questions"  # reader → prepare: which questions are left of a row done in part; null: all
+ATTEMPTS = "_rj_attempts"  # reader → parts: how often the row was tried before
+NUM_QUESTIONS = "_rj_num_questions"  # prepare → parts: how many samples the row has in all
 READ_ERROR = "_rj_read_error"  # readers → prepare: ERROR_TYPE, null for a good row
 SAMPLES = "_rj_samples"  # prepare → actor: one entry per question
 PREPARE_S = "_rj_prepare_s"  # prepare → actor: seconds spent on the row
@@ -68,6 +71,11 @@ RESULT_FIELDS = (
     pa.field("error", ERROR_TYPE),
     pa.field("attempts", pa.int32()),
     pa.field("latency_ms", pa.float64()),
+)
+_ACCOUNT_FIELDS = (
+    pa.field(POSITION, pa.int64()),
+    pa.field(ATTEMPTS, pa.int32()),
+    pa.field(NUM_QUESTIONS, pa.int32()),
 )
 RESERVED_COLUMNS = frozenset({ROW_ID, QUESTION_INDEX, *(field.name for field in RESULT_FIELDS)})
 
@@ -139,15 +147,15 @@ def output_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field], has_questi
 
 
 def result_schema(output: pa.Schema) -> pa.Schema:
-    """The schema between generating and writing: the output's, with the position that orders and names parts."""
-    return output.insert(0, pa.field(POSITION, pa.int64())).append(pa.field(WORKER, pa.string()))
+    """The schema between generating and writing: the output's, with what a part must know of its rows."""
+    return pa.schema([*_ACCOUNT_FIELDS, *output, pa.field(WORKER, pa.string())])
 
 
 def prepared_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field]) -> pa.Schema:
-    """The schema between preparing and generating: position, id, kept columns, samples and pictures."""
+    """The schema between preparing and generating: the row's account, id, kept columns, samples and pictures."""
     return pa.schema(
         [
-            pa.field(POSITION, pa.int64()),
+            *_ACCOUNT_FIELDS,
             pa.field(ROW_ID, row_id_type),
             *kept,
             pa.field(SAMPLES, pa.list_(SAMPLE_TYPE)),

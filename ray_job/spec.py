@@ -7,8 +7,6 @@ keys are refused with the nearest known name. It knows nothing of Ray, torch or 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -239,14 +237,33 @@ class LimitsSpec(_Section):
     max_error_rate: float | None = Field(
         None, ge=0.0, le=1.0, description="A share of failed rows above this ends the job (exit 3)."
     )
+    max_attempts: int = Field(
+        3, ge=1, le=100, description="Tries of what fails for a passing reason, such as a storage error, within a run."
+    )
+    max_restarts: int = Field(
+        10, ge=0, description="Restarts of an actor that dies, and tries of the blocks it held, before the job fails."
+    )
+    grace_s: float = Field(
+        20.0, ge=0, description="Seconds from SIGTERM or Ctrl-C in which rows at hand are finished and committed."
+    )
+    no_progress_s: float = Field(
+        1800.0, gt=0, description="Seconds without any progress, waiting for machines included, that end the job."
+    )
 
 
 class OutputSpec(_Section):
     """Where the answers go."""
 
     path: str = Field(description="Folder or URI of the output.")
-    mode: Literal["error", "overwrite"] = Field(
-        "error", description="What to do where there is output already: refuse, or replace it."
+    mode: Literal["error", "resume", "append", "overwrite"] = Field(
+        "error",
+        description="What to do where there is output already. `error`: refuse. `resume`: do what is missing of an "
+        "unfinished run; a finished one stays as it is. `append`: the same, and rows that are new in the input are "
+        "added to a finished run. `overwrite`: replace it. Resume and append want the same fingerprint, and start "
+        "a run where there is none.",
+    )
+    retry_failed: bool = Field(
+        False, description="With resume or append: do failed rows again; the new result replaces the error."
     )
     part_rows: int = Field(256, ge=1, description="Rows of one Parquet part.")
 
@@ -265,6 +282,10 @@ class JobSpec(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.output.retry_failed and self.output.mode not in ("resume", "append"):
+            raise ValueError(
+                f"output.retry_failed goes with output.mode resume or append, and the mode is {self.output.mode!r}"
+            )
         if self.limits.max_images == 0 and self.input.format == "images":
             raise ValueError("limits.max_images is 0 but input.format is images")
         return self
@@ -298,19 +319,16 @@ class JobSpec(_Section):
         """Whether a row may be asked several questions; the output then has `question_index`."""
         return self.prompt.questions is not None or self.prompt.questions_column is not None
 
-    def fingerprint(self) -> str:
-        """Hash of every field that can change an answer: 16 hex digits."""
-        return hashlib.sha256(
-            json.dumps(self.answer_fields(), sort_keys=True, ensure_ascii=False).encode()
-        ).hexdigest()[:16]
+    def answer_fields(self) -> dict[str, dict[str, Any]]:
+        """The fields that can change an answer, by section; see `fingerprint.py` for what else can.
 
-    def answer_fields(self) -> dict[str, Any]:
-        """The fields that can change an answer, by section."""
+        The model's path is not among them, since its files' content is in the fingerprint.
+        """
         dump = self.model_dump(mode="json")
         return {
-            "input": {key: dump["input"][key] for key in ("id_column", "image_columns")},
+            "input": {"id_column": dump["input"]["id_column"]},
             "prompt": dump["prompt"],
-            "model": {key: dump["model"][key] for key in ("path", "revision", "dtype", "num_crops")},
+            "model": {key: dump["model"][key] for key in ("dtype", "num_crops")},
             "generation": dump["generation"],
         }
 

@@ -23,7 +23,7 @@ from ray_job.demo.pictures import encode
 from ray_job.demo.questions import Example, make_split
 from ray_job.errors import SpecError
 from ray_job.job import run_job
-from ray_job.output.run import MANIFEST
+from ray_job.output.manifest import MANIFEST
 from ray_job.spec import JobSpec
 
 _FORMATS = ("JPEG", "PNG", "WEBP")

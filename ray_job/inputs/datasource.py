@@ -10,30 +10,40 @@ import ray.data
 from ray.data import ReadTask
 from ray.data.block import BlockMetadata
 
+from ray_job.inputs.remaining import Remaining, with_account
 from ray_job.inputs.source import Source, Split
-from ray_job.rows import POSITION
 
 MAX_TASKS = 10_000
 MAX_TABLE_ROWS = 256
-POSITION_FIELD = pa.field(POSITION, pa.int64())
 
 
 class RowDatasource(ray.data.Datasource):
     """Reads a source's splits as Ray tasks, for `ray.data.read_datasource`.
 
-    A task reads neighbouring splits one after the other and yields small tables; it carries its own splits and the
-    source without any. Rows are in order within a task, and numbered over the whole input (`rows.POSITION`). Put
-    `.repartition(target_num_rows_per_block=…)` behind it: Ray gathers a task's tables into blocks of its own size.
+    A task reads neighbouring splits one after the other and yields small tables; it carries its own splits, the source
+    without any, and which of its rows are left to do. Rows are in order within a task, and numbered over the whole
+    input (`rows.POSITION`). Put `.repartition(target_num_rows_per_block=…)` behind it: Ray gathers a task's tables into
+    blocks of its own size.
 
     Args:
         source: what to read.
         max_rows: most rows of a table.
+        remaining: the rows left to do; by default all. A split with none is not opened.
+        is_open: asked before each table; once it says no, reading ends.
     """
 
-    def __init__(self, source: Source, max_rows: int = MAX_TABLE_ROWS) -> None:
+    def __init__(
+        self,
+        source: Source,
+        max_rows: int = MAX_TABLE_ROWS,
+        remaining: Remaining | None = None,
+        is_open: Callable[[], bool] = lambda: True,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._source = source
         self._max_rows = max_rows
+        self._remaining = Remaining.all(source.num_rows) if remaining is None else remaining
+        self._is_open = is_open
 
     def get_name(self) -> str:
         """What Ray calls the reading stage."""
@@ -48,18 +58,21 @@ class RowDatasource(ray.data.Datasource):
     ) -> list[ReadTask]:
         """At most `parallelism` tasks (and MAX_TASKS), of neighbouring splits with about as many rows each."""
         source = self._source.without_splits()
-        tasks, position = [], 0
+        schema = with_account(source.schema)
+        tasks, start = [], 0
         for group in group_splits(self._source.splits, min(parallelism, MAX_TASKS)):
-            metadata = BlockMetadata(
-                num_rows=sum(split.num_rows for split in group),
-                size_bytes=sum(split.num_bytes for split in group),
-                exec_stats=None,
-                input_files=None,
-            )
-            read_rows = _reader(source, group, position, self._max_rows)
-            schema = source.schema.insert(0, POSITION_FIELD)
-            tasks.append(ReadTask(read_rows, metadata, schema=schema, per_task_row_limit=per_task_row_limit))
-            position += metadata.num_rows or 0
+            stop = start + sum(split.num_rows for split in group)
+            remaining = self._remaining.stretch(start, stop)
+            if remaining.num_rows:
+                metadata = BlockMetadata(
+                    num_rows=remaining.num_rows,
+                    size_bytes=sum(split.num_bytes for split in group) * remaining.num_rows // (stop - start),
+                    exec_stats=None,
+                    input_files=None,
+                )
+                read_rows = _reader(source, group, remaining, self._max_rows, self._is_open)
+                tasks.append(ReadTask(read_rows, metadata, schema=schema, per_task_row_limit=per_task_row_limit))
+            start = stop
         return tasks
 
 
@@ -80,13 +93,21 @@ def group_splits(splits: Sequence[Split], num_groups: int) -> list[tuple[Split, 
     return [*groups, tuple(group)] if group else groups
 
 
-def _reader(source: Source, splits: Sequence[Split], position: int, max_rows: int) -> Callable[[], Iterator[pa.Table]]:
+def _reader(
+    source: Source, splits: Sequence[Split], remaining: Remaining, max_rows: int, is_open: Callable[[], bool]
+) -> Callable[[], Iterator[pa.Table]]:
     def read_rows() -> Iterator[pa.Table]:
-        start = position
+        stop = remaining.first_row
         for split in splits:
+            start, stop = stop, stop + split.num_rows
+            if not remaining.stretch(start, stop).num_rows:
+                continue
             for table in source.read(split, max_rows):
-                places = pa.array(range(start, start + table.num_rows), POSITION_FIELD.type)
-                yield table.add_column(0, POSITION_FIELD, places)
+                if not is_open():
+                    return
+                selected = remaining.select(table, start)
+                if selected.num_rows:
+                    yield selected
                 start += table.num_rows
 
     return read_rows

@@ -1,7 +1,8 @@
 """Writes results as Parquet parts, each visible whole or not at all.
 
-A part's name is a hash of its rows' places in the input, so a task that Ray runs twice writes the same file twice.
-Answered rows go to `data/`, failed ones to `errors/`, under the same name and the same schema.
+A part's name is made of the run's number and a hash of its rows' numbers: a task that Ray runs twice writes the same
+file twice, and no run ever writes over another's. Answered rows go to `data/`, failed ones to `errors/`, under the same
+name and the same schema; what each file holds is told by its footer (`account.py`).
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ray_job.output.account import FOOTER_KEY, Account
 from ray_job.output.files import write_whole
-from ray_job.rows import POSITION, QUESTION_INDEX, Status
+from ray_job.rows import ATTEMPTS, POSITION, QUESTION_INDEX, Status
 from ray_job.storage import Location
 
 DATA, ERRORS = "data", "errors"
@@ -50,59 +52,64 @@ class PartWriter:
     Args:
         root: the output folder.
         schema: of the results (`rows.output_schema`).
+        run: the run's number in this folder.
     """
 
-    def __init__(self, root: Location, schema: pa.Schema) -> None:
+    def __init__(self, root: Location, schema: pa.Schema, run: int = 1) -> None:
         self._root = root
         self._schema = schema
+        self._run = run
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A batch of results (`rows.result_schema`) → one receipt, once both files are there."""
         if table.num_rows == 0:
             return RECEIPT_SCHEMA.empty_table()
         started_s = time.monotonic()
-        table = table.sort_by(
-            [(name, "ascending") for name in (POSITION, QUESTION_INDEX) if name in table.column_names]
-        )
-        name = part_name(table)
-        table = table.select(self._schema.names).cast(self._schema)
+        table = _sorted(table)
+        attempts = pc.add(table.column("attempts"), table.column(ATTEMPTS))
+        table = table.set_column(table.column_names.index("attempts"), "attempts", attempts)
+        name = f"part-{self._run:04}-{_hash(table)}.parquet"
         is_answered = pc.equal(table.column("status"), str(Status.OK))
         answered, failed = table.filter(is_answered), table.filter(pc.invert(is_answered))
         for folder, rows in ((ERRORS, failed), (DATA, answered)):
             if rows.num_rows:
-                self._write(f"{folder}/{name}", rows)
-        usage = pc.struct_field(answered.column("usage"), [0]), pc.struct_field(answered.column("usage"), [1])
+                account = Account.of_results(rows, self._run)
+                write_part(self._root, f"{folder}/{name}", rows.select(self._schema.names).cast(self._schema), account)
+        whole = Account.of_results(table, self._run)
         receipt = Receipt(
             name=name,
             rows=_num_input_rows(table),
             answered=answered.num_rows,
             failed=failed.num_rows,
-            prompt_tokens=pc.sum(usage[0]).as_py() or 0,
-            completion_tokens=pc.sum(usage[1]).as_py() or 0,
-            error_codes=dict(Counter(error["code"] for error in failed.column("error").to_pylist())),
+            prompt_tokens=whole.prompt_tokens,
+            completion_tokens=whole.completion_tokens,
+            error_codes=whole.error_codes,
             write_s=time.monotonic() - started_s,
         )
         return pa.table({"receipt": [json.dumps(asdict(receipt))]}, schema=RECEIPT_SCHEMA)
 
-    def _write(self, name: str, rows: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd")
-        write_whole(self._root, name, sink.getvalue())
+
+def write_part(root: Location, name: str, rows: pa.Table, account: Account) -> None:
+    """Writes one Parquet file with its account in the footer."""
+    sink = pa.BufferOutputStream()
+    footer: Mapping[str, str] = {FOOTER_KEY: account.to_footer()}
+    with pq.ParquetWriter(sink, rows.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(rows)
+        writer.add_key_value_metadata(footer)
+    write_whole(root, name, sink.getvalue())
 
 
-def part_name(table: pa.Table) -> str:
-    """A name made from the places of a part's rows alone."""
+def _sorted(table: pa.Table) -> pa.Table:
+    return table.sort_by([(name, "ascending") for name in (POSITION, QUESTION_INDEX) if name in table.column_names])
+
+
+def _hash(table: pa.Table) -> str:
+    """Of the rows' and questions' numbers alone."""
     digest = hashlib.blake2b(digest_size=10)
     for column in (POSITION, QUESTION_INDEX):
         if column in table.column_names:
             digest.update(table.column(column).to_numpy().tobytes())
-    return f"part-{digest.hexdigest()}.parquet"
-
-
-def count_part(part: Location) -> int:
-    """Rows of a committed part, from its footer alone."""
-    with part.filesystem.open_input_file(part.path) as stream:
-        return int(pq.read_metadata(stream).num_rows)
+    return digest.hexdigest()
 
 
 def _num_input_rows(table: pa.Table) -> int:

@@ -1,186 +1,249 @@
-"""One run's output folder from opening to `_SUCCESS`: markers, manifest and the final count.
+"""One run on an output folder: from claiming it, by way of what is left to do, to `_SUCCESS`.
 
 data/part-*.parquet      answered rows
 errors/part-*.parquet    failed rows, same schema
-_manifest.json           state, fingerprint, resolved spec, versions, totals
+_manifest.json           state, fingerprint, inputs, resolved spec, versions, totals
 _report.json             what the run did and how fast
 _SUCCESS                 last of all, and only when the count adds up
+
+Nothing is written before every check has passed, and a run killed anywhere leaves whole parts and a manifest that says
+whose they are.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
+import logging
 import time
-from collections import Counter
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
-from typing import Any
+from dataclasses import replace
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self
 
-from ray_job.errors import AccountingError, Interrupted, SpecError, TooManyRowErrors
-from ray_job.output.files import is_empty, parquet_files, read_text, remove, write_whole
-from ray_job.output.parts import DATA, ERRORS, Receipt, count_part
-from ray_job.spec import JobSpec, LimitsSpec
-from ray_job.storage import locate, without_secrets
+import numpy as np
 
-MANIFEST, REPORT, SUCCESS = "_manifest.json", "_report.json", "_SUCCESS"
-_PACKAGES = ("ray_job", "ray", "torch", "transformers", "pyarrow", "pillow", "tokenizers")
+from ray_job.errors import AccountingError, SpecError
+from ray_job.fingerprint import DTYPE, fingerprint_fields
+from ray_job.inputs.identity import input_identity
+from ray_job.inputs.remaining import Remaining
+from ray_job.inputs.source import Source
+from ray_job.output.compaction import drop_superseded
+from ray_job.output.duplicates import find_duplicates
+from ray_job.output.files import part_files, remove, remove_leftovers, write_json, write_whole
+from ray_job.output.ledger import Ledger
+from ray_job.output.left import what_is_left
+from ray_job.output.lock import Lock
+from ray_job.output.manifest import REPORT, SUCCESS, Manifest, State, public_spec, versions
+from ray_job.output.matching import KnownRows, match_input
+from ray_job.output.opening import Opening, check_fingerprint, open_output
+from ray_job.output.parts import DATA, ERRORS
+from ray_job.output.totals import Totals
+from ray_job.report import Report
+from ray_job.spec import JobSpec
+from ray_job.storage import Location, locate
 
-
-class State(StrEnum):
-    """Where a run stands; the manifest's `state`."""
-
-    IN_PROGRESS = "in_progress"
-    FINALIZING = "finalizing"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @classmethod
-    def of_error(cls, error: BaseException) -> State:
-        """How a run that ended with this error stands."""
-        return cls.CANCELLED if isinstance(error, Interrupted | KeyboardInterrupt) else cls.FAILED
-
-
-@dataclass
-class Totals:
-    """What the committed parts hold so far."""
-
-    rows: int = 0  # input rows; one with several questions counts once
-    answered: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    parts: int = 0
-    error_codes: dict[str, int] = field(default_factory=dict)  # most frequent first
-
-    def add(self, receipt: Receipt) -> None:
-        """Counts one more part."""
-        self.rows += receipt.rows
-        self.answered += receipt.answered
-        self.failed += receipt.failed
-        self.prompt_tokens += receipt.prompt_tokens
-        self.completion_tokens += receipt.completion_tokens
-        self.parts += 1
-        counts = Counter(self.error_codes) + Counter(receipt.error_codes)
-        self.error_codes = dict(counts.most_common())
-
-    def check(self, limits: LimitsSpec, num_rows: int) -> None:
-        """Stops a job that goes wrong.
-
-        Raises:
-            TooManyRowErrors: more rows failed than the limits allow. A rate is judged against all rows of the input,
-                so that a few early errors of a long job do not end it.
-        """
-        codes = ", ".join(f"{count} {code}" for code, count in self.error_codes.items())
-        if limits.max_errors is not None and self.failed > limits.max_errors:
-            raise TooManyRowErrors(f"{self.failed} rows failed ({codes}); limits.max_errors is {limits.max_errors}")
-        rate = limits.max_error_rate
-        if rate is not None and self.failed > rate * max(num_rows, self.answered + self.failed):
-            raise TooManyRowErrors(
-                f"{self.failed} of {num_rows} rows failed ({codes}); limits.max_error_rate is {rate}"
-            )
+_LOG = logging.getLogger(__name__)
 
 
 class Run:
-    """An open output folder."""
+    """An open output folder. Use it in a `with`: what ends it early is written to the manifest.
 
-    def __init__(self, spec: JobSpec, num_rows: int) -> None:
-        self.root = locate(spec.output.path)
+    `totals` is what the output holds so far, for progress and limits; the final count is made from the files.
+    """
+
+    def __init__(self, spec: JobSpec, source: Source, root: Location, lock: Lock) -> None:
+        self.root = root
         self.totals = Totals()
         self._spec = spec
-        self._num_rows = num_rows
+        self._source = source
+        self._lock = lock
+        self._fields: dict[str, Any] = fingerprint_fields(spec, source)
+        identity = input_identity(source)
+        self._opening: Opening = open_output(root, spec.output, identity, source.num_rows, self._fields)
+        self._manifest: Manifest | None = None  # once it has begun
         self._started_s = time.time()
 
     @classmethod
-    def open(cls, spec: JobSpec, num_rows: int) -> Run:
+    def open(cls, spec: JobSpec, source: Source) -> Self:
         """Claims the output folder.
 
         Raises:
-            SpecError: there is something already and `output.mode` does not say what to do with it.
+            SpecError: there is something that `output.mode` does not cover, or another run is writing there.
+            FingerprintMismatch: the output's answers were made another way.
         """
-        run = cls(spec, num_rows)
-        if not is_empty(run.root):
-            if spec.output.mode == "error":
-                raise SpecError(
-                    [
-                        f"output.path: {run.root} is not empty; choose another folder, or replace its output with "
-                        "`--set output.mode=overwrite`"
-                    ]
-                )
-            if read_text(run.root, MANIFEST) is None:
-                raise SpecError(
-                    [f"output.path: {run.root} has no {MANIFEST}, so it is no job's output; it is not overwritten"]
-                )
-            remove(run.root, [SUCCESS, DATA, ERRORS, REPORT, MANIFEST])
-        run.write_manifest(State.IN_PROGRESS)
-        return run
+        root = locate(spec.output.path)
+        lock = Lock.take(root)
+        try:
+            return cls(spec, source, root, lock)
+        except BaseException:
+            lock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            if error is not None and self._manifest is not None:
+                self._write_manifest(state=State.of_error(error), totals=self.totals, error=str(error))
+        finally:
+            self._lock.close()
 
     @property
-    def elapsed_s(self) -> float:
-        """Seconds since the run was opened."""
-        return time.time() - self._started_s
+    def number(self) -> int:
+        """Which of the output's runs this is, from 1."""
+        return 1 if self._opening.old is None else self._opening.old.run + 1
 
-    def finish(self, report: dict[str, Any]) -> None:
-        """Counts what is on disk, writes the report and, last, `_SUCCESS`.
+    @property
+    def needs_ids(self) -> bool:
+        """Whether the input has changed since the output was begun: its rows are known by ids, which Ray reads."""
+        return self._opening.input.first_position > 0
+
+    @cached_property
+    def remaining(self) -> Remaining:
+        """The rows left to do.
 
         Raises:
-            AccountingError: the files do not hold each input row exactly once.
+            SpecError: the output is finished, the input has new rows, and the mode is not append.
         """
-        self.write_manifest(State.FINALIZING)
-        self._check_files()
-        self._write_json(REPORT, report)
-        self.write_manifest(State.COMPLETED)
-        write_whole(self.root, SUCCESS, b"")
+        opening, positions = self._opening, self._positions
+        left = what_is_left(opening.ledger, positions, opening.input.first_position, self._spec.output.retry_failed)
+        is_changed = opening.old is not None and opening.inputs != opening.old.inputs
+        num_new = left.num_rows - left.again.num_rows
+        if opening.is_finished and is_changed and num_new and self._spec.output.mode == "resume":
+            raise SpecError(
+                [f"output.path: {self.root} is finished, and {num_new} rows of the input are new; use --mode append"]
+            )
+        return left
 
-    def write_manifest(self, state: State, error: str | None = None) -> None:
-        """Writes the manifest with the totals so far."""
-        self._write_json(
-            MANIFEST,
-            {
-                "state": str(state),
-                "error": error,
-                "fingerprint": self._spec.fingerprint(),
-                "started_s": self._started_s,
-                "elapsed_s": round(self.elapsed_s, 3),
-                "input_rows": self._num_rows,
-                "totals": asdict(self.totals),
-                "spec": public_spec(self._spec),
-                "versions": {name: _version(name) for name in _PACKAGES},
-            },
+    @cached_property
+    def expected_rows(self) -> int:
+        """Rows of the output when this run is done: the input's, and those that only earlier inputs had."""
+        record = self._opening.input
+        numbers = self._opening.ledger.rows().positions
+        num_earlier = int(np.count_nonzero(numbers < record.first_position))
+        return num_earlier + record.rows - self._num_known
+
+    @property
+    def num_left(self) -> int:
+        """Rows no receipt has come for."""
+        return self.expected_rows - self.totals.rows if self._manifest is not None else self.remaining.num_rows
+
+    def begin(self, dtype: str | None = None) -> None:
+        """Marks the output as being worked on, and clears away what is replaced or damaged.
+
+        Args:
+            dtype: the model's, where workers have settled it.
+
+        Raises:
+            FingerprintMismatch: earlier answers were made with another dtype.
+        """
+        opening = self._opening
+        if dtype is not None:
+            self._fields[DTYPE] = dtype
+            if opening.old is not None:
+                check_fingerprint(self.root, opening.old, self._fields)
+        remaining = self.remaining
+        remove(self.root, [SUCCESS])
+        remove_leftovers(self.root)
+        if opening.is_replaced:
+            remove(
+                self.root,
+                [REPORT, *(f"{name}/{f.base_name}" for name in (DATA, ERRORS) for f in part_files(self.root, name))],
+            )
+        for name, problem in opening.ledger.unreadable.items():
+            _LOG.warning("%s/%s is damaged (%s); its rows are done again", self.root, name, problem)
+        remove(self.root, opening.ledger.unreadable)
+        self.totals.start(opening.ledger, self.expected_rows - remaining.num_rows, self._spec.output.retry_failed)
+        record = replace(opening.input, known_rows=self._num_known)
+        self._manifest = Manifest(
+            state=State.IN_PROGRESS,
+            run=self.number,
+            fields=self._fields,
+            inputs=(*opening.inputs[:-1], record),
+            started_s=self._started_s,
+            elapsed_s=0.0,
+            input_rows=record.rows,
+            totals=self.totals,
+            already_done=record.rows - remaining.num_rows,
+            spec=public_spec(self._spec),
+            versions=versions(),
         )
+        self._write_manifest()
 
-    def _check_files(self) -> None:
-        """Rows in = answered + failed, by what the parts' footers say."""
-        counted = {folder: self._count(folder) for folder in (DATA, ERRORS)}
-        expected = {DATA: self.totals.answered, ERRORS: self.totals.failed}
-        if counted != expected or self.totals.rows != self._num_rows:
+    def finish(self) -> Report:
+        """Drops superseded records, counts what is on disk, writes the report and, last, `_SUCCESS`.
+
+        A finished run with nothing left is not touched.
+
+        Raises:
+            AccountingError: the files do not hold each row exactly once.
+            TooManyRowErrors: of them all, too many failed.
+        """
+        if self._manifest is None:
+            if self._opening.is_finished and self._opening.old is not None:
+                old = self._opening.old
+                return Report.of_manifest(self.root, replace(old, already_done=old.input_rows), self._elapsed_s)
+            self.begin()
+        self._write_manifest(state=State.FINALIZING, totals=self.totals)
+        ledger = Ledger.scan(self.root)
+        if drop_superseded(self.root, ledger):
+            ledger = Ledger.scan(self.root)
+        self._check(ledger)
+        self.totals = Totals.of_ledger(ledger)
+        self.totals.check(self._spec.limits, self.expected_rows)
+        manifest = self._write_manifest(totals=self.totals, duplicates=find_duplicates(ledger))
+        report = Report.of_manifest(self.root, manifest, self._elapsed_s)
+        write_json(self.root, REPORT, report.to_dict())
+        self._write_manifest(state=State.COMPLETED)
+        write_whole(self.root, SUCCESS, b"")
+        return report
+
+    def _check(self, ledger: Ledger) -> None:
+        """Each of the input's rows once, whole, and nothing that no input had.
+
+        Raises:
+            AccountingError: with the counts.
+        """
+        record, rows = self._opening.input, ledger.rows()
+        numbers = rows.positions - record.first_position
+        num_own = int(np.count_nonzero((numbers >= 0) & (numbers < record.rows)))
+        num_alien = int(np.count_nonzero(numbers >= record.rows))
+        num_torn = int(np.count_nonzero(~rows.is_whole))
+        problems = [f"{name} {problem}" for name, problem in ledger.unreadable.items()]
+        if num_own + self._num_known != record.rows:
+            problems.append(
+                f"{record.rows} rows were read, {self._num_known} were known, the parts hold {num_own} more"
+            )
+        if num_alien or num_torn or ledger.num_superseded:
+            doubled = f"{ledger.num_superseded} records are doubled"
+            problems.append(f"{num_alien} rows are of no input, {num_torn} lack questions, {doubled}")
+        if problems:
             raise AccountingError(
-                f"{self.root}: {self._num_rows} rows were read and {self.totals.rows} came back; the parts hold "
-                f"{counted[DATA]} answers and {counted[ERRORS]} errors, {expected[DATA]} and {expected[ERRORS]} were "
-                "written. Keep the folder and report this"
+                f"{self.root}: {'; '.join(problems)}. Keep the folder; --mode resume does what is missing"
             )
 
-    def _count(self, folder: str) -> int:
-        """Rows in a folder's committed parts, by their footers."""
-        return sum(count_part(part) for part in parquet_files(self.root, folder))
+    @cached_property
+    def _positions(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The number of each of the input's rows."""
+        record = self._opening.input
+        positions = record.first_position + np.arange(record.rows, dtype=np.int64)
+        if self.needs_ids:
+            known = KnownRows.of_ledger(self._opening.ledger, before=record.first_position)
+            rows, numbers = match_input(self._source, known)
+            positions[rows] = numbers
+        return positions
 
-    def _write_json(self, name: str, value: Any) -> None:
-        write_whole(self.root, name, json.dumps(value, indent=2, ensure_ascii=False).encode())
+    @property
+    def _num_known(self) -> int:
+        """The input's rows that earlier inputs had."""
+        return int(np.count_nonzero(self._positions < self._opening.input.first_position))
 
+    @property
+    def _elapsed_s(self) -> float:
+        return time.time() - self._started_s
 
-def public_spec(spec: JobSpec) -> dict[str, Any]:
-    """The spec as a manifest may show it: without credentials in its URIs."""
-    dump: dict[str, Any] = spec.model_dump(mode="json")
-    dump["input"]["path"] = [without_secrets(path) for path in dump["input"]["path"]]
-    for section, key in (("output", "path"), ("input", "image_root")):
-        if dump[section][key] is not None:
-            dump[section][key] = without_secrets(dump[section][key])
-    return dump
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    def _write_manifest(self, **changes: Any) -> Manifest:
+        assert self._manifest is not None, "begin first"
+        self._manifest = replace(self._manifest, elapsed_s=round(self._elapsed_s, 3), **changes)
+        self._manifest.write(self.root)
+        return self._manifest

@@ -1,0 +1,45 @@
+"""Whether an input is the one of an earlier run: then its rows have the same numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from ray_job.errors import InputError
+from ray_job.inputs.images import ImagesSource
+from ray_job.inputs.jsonl_splits import JsonlSplit
+from ray_job.inputs.parquet import ParquetSplit
+from ray_job.inputs.source import Source
+from ray_job.storage import STORAGE_ERRORS, Location, reason
+
+
+def input_identity(source: Source) -> str:
+    """Hash of what decides which row has which number: 16 hex digits.
+
+    Of picture folders that is the list of ids; of files, their names, sizes, times and rows, which takes one look at
+    each file's entry. Not the files' content: a file copied elsewhere counts as another (its rows are then found by
+    their ids), one rewritten with the same size within its clock's tick does not.
+    """
+    hasher = hashlib.sha256()
+    if isinstance(source, ImagesSource):
+        for split in source.splits:
+            for table in source.read(split, split.num_rows):
+                hasher.update("\0".join(map(str, table.column(0).to_pylist())).encode(errors="surrogatepass"))
+        return hasher.hexdigest()[:16]
+    locations = [split.location for split in source.splits if isinstance(split, ParquetSplit | JsonlSplit)]
+    for line in (*_entries(locations), *(f"{split.name}\0{split.num_rows}" for split in source.splits)):
+        hasher.update(line.encode(errors="surrogatepass") + b"\n")
+    return hasher.hexdigest()[:16]
+
+
+def _entries(locations: Iterable[Location]) -> list[str]:
+    """Size and time of each file, once."""
+    distinct = {location.path: location for location in locations}
+    if not distinct:
+        return []
+    filesystem = next(iter(distinct.values())).filesystem
+    try:
+        infos = filesystem.get_file_info(list(distinct))
+    except STORAGE_ERRORS as error:
+        raise InputError(f"{next(iter(distinct.values()))}: {reason(error)}") from None
+    return [f"{info.size}\0{info.mtime_ns}" for info in infos]

@@ -1,0 +1,120 @@
+"""What a part says about its rows in its footer, so that resuming and counting read no column at all.
+
+A record is one output row. Its key is the row's number and the question's in one integer, so that keys sort as rows
+do and 8 bytes tell everything: `key = position << 16 | question_index`. In the footer keys take about a byte each,
+since neighbours differ by little.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_job.errors import RayJobError
+from ray_job.rows import NUM_QUESTIONS, POSITION, QUESTION_INDEX
+
+FOOTER_KEY = "ray_job"
+_QUESTION_BITS = 16
+MAX_QUESTIONS = 1 << _QUESTION_BITS
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Account:
+    """The records of one part, in its order."""
+
+    run: int  # which of the output's runs wrote it
+    keys: Ints
+    num_questions: Ints  # of the record's row, in all
+    attempts: Ints  # of the record, so far
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    error_codes: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_results(cls, table: pa.Table, run: int) -> Account:
+        """The account of results (`rows.result_schema`)."""
+        questions = QUESTION_INDEX in table.column_names
+        usage = table.column("usage")
+        errors = table.column("error").to_pylist()
+        return cls(
+            run=run,
+            keys=keys(_ints(table, POSITION), _ints(table, QUESTION_INDEX) if questions else None),
+            num_questions=_ints(table, NUM_QUESTIONS),
+            attempts=_ints(table, "attempts"),
+            prompt_tokens=pc.sum(pc.struct_field(usage, [0])).as_py() or 0,
+            completion_tokens=pc.sum(pc.struct_field(usage, [1])).as_py() or 0,
+            error_codes=dict(Counter(error["code"] for error in errors if error is not None)),
+        )
+
+    def to_footer(self) -> str:
+        """JSON with packed arrays."""
+        arrays = {name: _pack(getattr(self, name)) for name in ("keys", "num_questions", "attempts")}
+        return json.dumps({**self.__dict__, **arrays})
+
+    @classmethod
+    def of_footer(cls, text: bytes) -> Self:
+        """Reads `to_footer` back.
+
+        Raises:
+            ValueError: it is no such text.
+        """
+        fields: dict[str, Any] = json.loads(text)
+        try:
+            return cls(**{**fields, **{name: _unpack(fields[name]) for name in ("keys", "num_questions", "attempts")}})
+        except (KeyError, TypeError, zlib.error) as error:
+            raise ValueError(f"not an account: {error}") from None
+
+    @property
+    def positions(self) -> Ints:
+        """The row's number of each record."""
+        return positions_of(self.keys)
+
+
+def keys(positions: Ints, questions: Ints | None) -> Ints:
+    """Rows' and questions' numbers as one.
+
+    Raises:
+        RayJobError: a row has more questions than fit.
+    """
+    if questions is None:
+        return positions << _QUESTION_BITS
+    if len(questions) and questions.max() >= MAX_QUESTIONS:
+        raise RayJobError(f"a row has more than {MAX_QUESTIONS} questions; split it")
+    return positions << _QUESTION_BITS | questions
+
+
+def first_key(position: int) -> int:
+    """The least key of a row."""
+    return position << _QUESTION_BITS
+
+
+def positions_of(keys: Ints) -> Ints:
+    """The rows' numbers in keys."""
+    return keys >> _QUESTION_BITS
+
+
+def questions_of(keys: Ints) -> Ints:
+    """The questions' numbers in keys."""
+    return keys & (MAX_QUESTIONS - 1)
+
+
+def _ints(table: pa.Table, column: str) -> Ints:
+    return np.asarray(table.column(column).to_numpy(), dtype=np.int64)
+
+
+def _pack(values: Ints) -> str:
+    return base64.b64encode(zlib.compress(np.diff(values, prepend=0).tobytes(), level=1)).decode()
+
+
+def _unpack(text: str) -> Ints:
+    return np.cumsum(np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.int64))

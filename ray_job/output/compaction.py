@@ -1,0 +1,62 @@
+"""Drops superseded records, so that a finished output holds each key once. Safe to be killed at any point.
+
+Only records that do not count are dropped, each file is replaced whole, and what counts never moves: a run that dies
+here leaves an output that tells the same, with fewer superseded records.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ray_job.errors import RayJobError
+from ray_job.output.files import remove
+from ray_job.output.ledger import Bools, Ledger, Part
+from ray_job.output.parts import write_part
+from ray_job.storage import STORAGE_ERRORS, Location, reason
+
+
+def drop_superseded(root: Location, ledger: Ledger) -> int:
+    """Rewrites the parts that hold superseded records, and deletes those that hold nothing else; how many records."""
+    if not ledger.num_superseded:
+        return 0
+    for index, part in enumerate(ledger.parts):
+        counts = ledger.counts_of(index)
+        if not counts.any():
+            remove(root, [part.name])
+        elif not counts.all():
+            _rewrite(root, part, counts)
+    return ledger.num_superseded
+
+
+def _rewrite(root: Location, part: Part, counts: Bools) -> None:
+    rows = read_part(part).filter(pa.array(counts))
+    account = part.account
+    kept = replace(
+        account,
+        keys=account.keys[counts],
+        num_questions=account.num_questions[counts],
+        attempts=account.attempts[counts],
+        prompt_tokens=pc.sum(pc.struct_field(rows.column("usage"), [0])).as_py() or 0,
+        completion_tokens=pc.sum(pc.struct_field(rows.column("usage"), [1])).as_py() or 0,
+        error_codes=dict(Counter(error["code"] for error in rows.column("error").to_pylist() if error is not None)),
+    )
+    write_part(root, part.name, rows, kept)
+
+
+def read_part(part: Part, columns: list[str] | None = None) -> pa.Table:
+    """A part's rows, checksums compared, without the footer's metadata.
+
+    Raises:
+        RayJobError: it cannot be read.
+    """
+    try:
+        with part.location.filesystem.open_input_file(part.location.path) as stream:
+            table = pq.ParquetFile(stream, page_checksum_verification=True).read(columns)
+    except STORAGE_ERRORS as error:
+        raise RayJobError(f"{part.location}: cannot be read: {reason(error)}") from None
+    return table.replace_schema_metadata(None)

@@ -1,0 +1,48 @@
+"""Counts ids that several rows have, from the finished parts. Nothing is merged: each row has its own record.
+
+One pass over the id columns: 1.0 s and 24 bytes for each million ids. An output of more than 20 million rows is gone
+through several times, a share of the hashes each, so that memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from ray_job.output.account import Ints
+from ray_job.output.compaction import read_part
+from ray_job.output.ledger import Ledger
+from ray_job.output.manifest import Duplicates
+from ray_job.output.matching import KnownRows
+from ray_job.rows import ROW_ID
+
+_PASS_ROWS = 20_000_000
+_NUM_EXAMPLES = 5
+
+
+def find_duplicates(ledger: Ledger) -> Duplicates:
+    """Ids that come more than once among the output's rows; a row's several questions count once."""
+    num_passes = 1 + sum(part.num_rows for part in ledger.parts) // _PASS_ROWS
+    num_ids, num_rows = 0, 0
+    examples: list[Ints] = []
+    for share in range(num_passes):
+        known = KnownRows.of_ledger(ledger, share=(share, num_passes))
+        is_repeat = np.zeros(len(known.hashes), dtype=np.bool_)
+        is_repeat[1:] = known.hashes[1:] == known.hashes[:-1]
+        is_first_repeat = is_repeat.copy()
+        is_first_repeat[1:] &= ~is_repeat[:-1]
+        num_ids += int(np.count_nonzero(is_first_repeat))
+        num_rows += int(np.count_nonzero(is_repeat))
+        examples.append(known.positions[is_first_repeat][:_NUM_EXAMPLES])
+    wanted = np.concatenate(examples)[:_NUM_EXAMPLES]
+    return Duplicates(num_ids, num_rows, tuple(_ids_at(ledger, wanted)))
+
+
+def _ids_at(ledger: Ledger, positions: Ints) -> list[str]:
+    """The ids of the rows with these numbers, sorted."""
+    ids: set[str] = set()
+    for part in ledger.parts if len(positions) else ():
+        is_wanted = np.isin(part.account.positions, positions)
+        if is_wanted.any():
+            ids.update(map(str, read_part(part, [ROW_ID]).column(ROW_ID).filter(pa.array(is_wanted)).to_pylist()))
+    return sorted(ids)

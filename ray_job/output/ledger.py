@@ -1,0 +1,189 @@
+"""What an output's committed parts hold, from their footers alone: every record's key, and which record counts.
+
+The same key may have several records: a failed row was tried again, or a worker of a run thought dead wrote late. An
+answer counts before an error, then the later run, then the later name. Records that do not count are superseded; they
+are harmless until `compaction.py` drops them at the end of a run.
+
+Cost for a million rows in parts of 256 (measured, local disk, 2 cores): MEASURED.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from ray_job.errors import RayJobError
+from ray_job.output.account import FOOTER_KEY, Account, Ints, first_key, positions_of, questions_of
+from ray_job.output.files import part_files
+from ray_job.output.parts import DATA, ERRORS
+from ray_job.storage import STORAGE_ERRORS, Location, reason
+
+Bools = npt.NDArray[np.bool_]
+_THREADS = 16
+_T = TypeVar("_T", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One committed file."""
+
+    folder: str  # DATA or ERRORS
+    location: Location
+    num_bytes: int
+    modified_s: float
+    num_rows: int
+    account: Account
+
+    @property
+    def name(self) -> str:
+        """Relative to the output."""
+        return f"{self.folder}/{self.location.path.rpartition('/')[2]}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Input rows the parts tell of, sorted by number; arrays side by side."""
+
+    positions: Ints
+    num_found: Ints  # records that count
+    num_questions: Ints  # records there should be
+    num_answered: Ints
+    attempts: Ints  # the most of its failed records
+
+    @property
+    def is_whole(self) -> Bools:
+        """Whether every question of the row has a record."""
+        return self.num_found >= self.num_questions
+
+    @property
+    def is_answered(self) -> Bools:
+        """Whether every question of the row has an answer."""
+        return self.num_answered >= self.num_questions
+
+
+class Ledger:
+    """The parts of an output at one moment."""
+
+    def __init__(self, parts: list[Part], unreadable: dict[str, str]) -> None:
+        self.parts = parts
+        self.unreadable = unreadable  # name → what is wrong
+
+    @classmethod
+    def scan(cls, root: Location) -> Ledger:
+        """Reads all footers.
+
+        Raises:
+            RayJobError: the storage fails. A file that is no Parquet part is `unreadable` instead.
+        """
+        files = [(folder, info) for folder in (DATA, ERRORS) for info in part_files(root, folder)]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = list(pool.map(lambda file: _read_part(root, *file), files))
+        parts = [part for part in found if isinstance(part, Part)]
+        return cls(parts, dict(bad for bad in found if not isinstance(bad, Part)))
+
+    @cached_property
+    def keys(self) -> Ints:
+        """Of every record, part after part."""
+        return _joined([part.account.keys for part in self.parts])
+
+    @cached_property
+    def counts(self) -> Bools:
+        """Of every record, whether it counts."""
+        if len(np.unique(self.keys)) == len(self.keys):
+            return np.ones(len(self.keys), dtype=np.bool_)
+        part_ranks = np.argsort(np.argsort([part.location.path.rpartition("/")[2] for part in self.parts]))
+        order = np.lexsort((self._of_parts(part_ranks), self._runs, self.is_answer, self.keys))
+        is_last = np.append(self.keys[order][1:] != self.keys[order][:-1], True)
+        counts = np.zeros(len(self.keys), dtype=np.bool_)
+        counts[order[is_last]] = True
+        return counts
+
+    @cached_property
+    def is_answer(self) -> Bools:
+        """Of every record, whether it lies in `data/`."""
+        return self._of_parts(np.array([part.folder == DATA for part in self.parts], dtype=np.bool_))
+
+    @property
+    def num_superseded(self) -> int:
+        """Records that do not count."""
+        return int(np.count_nonzero(~self.counts))
+
+    def counts_of(self, index: int) -> Bools:
+        """Which records of a part count."""
+        start = sum(len(part.account.keys) for part in self.parts[:index])
+        return self.counts[start : start + len(self.parts[index].account.keys)]
+
+    def rows(self) -> Rows:
+        """The input rows, by what counts."""
+        order = self._order
+        positions = positions_of(self.keys[order])
+        starts = np.flatnonzero(np.diff(positions, prepend=-1))
+        is_answer = self.is_answer[order].astype(np.int64)
+        num_questions = _joined([part.account.num_questions for part in self.parts])[order]
+        attempts = _joined([part.account.attempts for part in self.parts])[order] * (1 - is_answer)
+        if not len(starts):
+            return Rows(*[starts] * 5)
+        return Rows(
+            positions=positions[starts],
+            num_found=np.diff(np.append(starts, len(order))),
+            num_questions=np.maximum.reduceat(num_questions, starts),
+            num_answered=np.add.reduceat(is_answer, starts),
+            attempts=np.maximum.reduceat(attempts, starts),
+        )
+
+    def questions_found(self, position: int, answered_only: bool) -> set[int]:
+        """The questions of a row that have a record, or an answer."""
+        keys = self.keys[self._order]
+        start, stop = np.searchsorted(keys, (first_key(position), first_key(position + 1)))
+        is_found = self.is_answer[self._order[start:stop]] | (not answered_only)
+        return set(questions_of(keys[start:stop])[is_found].tolist())
+
+    @cached_property
+    def _order(self) -> Ints:
+        """Places of the records that count, in order of their keys."""
+        places = np.flatnonzero(self.counts)
+        return places[np.argsort(self.keys[places], kind="stable")]
+
+    def error_codes(self) -> dict[str, int]:
+        """How often each code was recorded, most frequent first; superseded errors included."""
+        counts: Counter[str] = Counter()
+        for part in self.parts:
+            counts.update(part.account.error_codes)
+        return dict(counts.most_common())
+
+    @property
+    def _runs(self) -> Ints:
+        return self._of_parts(np.array([part.account.run for part in self.parts], dtype=np.int64))
+
+    def _of_parts(self, values: npt.NDArray[_T]) -> npt.NDArray[_T]:
+        return np.repeat(values, [len(part.account.keys) for part in self.parts])
+
+
+def _read_part(root: Location, folder: str, info: fs.FileInfo) -> Part | tuple[str, str]:
+    location, name = root.at(info.path), f"{folder}/{info.base_name}"
+    try:
+        with root.filesystem.open_input_file(info.path) as stream:
+            metadata = pq.read_metadata(stream)
+        account = Account.of_footer((metadata.metadata or {})[FOOTER_KEY.encode()])
+    except (pa.ArrowInvalid, ValueError, KeyError) as error:
+        return name, reason(error) if isinstance(error, pa.ArrowInvalid) else "its footer has no account of its rows"
+    except STORAGE_ERRORS as error:
+        if isinstance(error, OSError) and "magic bytes" not in str(error) and "Parquet" not in str(error):
+            raise RayJobError(f"{location}: cannot be read: {reason(error)}. Try again") from None
+        return name, reason(error)
+    if len(account.keys) != metadata.num_rows:
+        return name, f"its footer tells of {len(account.keys)} records and it has {metadata.num_rows}"
+    return Part(folder, location, info.size or 0, info.mtime.timestamp(), metadata.num_rows, account)
+
+
+def _joined(arrays: list[Ints]) -> Ints:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)

@@ -1,0 +1,45 @@
+"""From what the parts hold to what is left to do of an input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from ray_job.inputs.remaining import AGAIN_SCHEMA, Remaining
+from ray_job.output.account import Ints
+from ray_job.output.ledger import Ledger
+
+
+def what_is_left(ledger: Ledger, positions: Ints, first_position: int, retry_failed: bool) -> Remaining:
+    """The rows of an input without a record, those with too few, and on request those that failed.
+
+    Args:
+        ledger: of the output.
+        positions: the number of each of the input's rows.
+        first_position: the number a row has unless an earlier input had it.
+        retry_failed: whether a failed row is left to do.
+    """
+    rows = ledger.rows()
+    if not len(rows.positions):
+        return Remaining.all(len(positions), first_position)
+    places = np.minimum(np.searchsorted(rows.positions, positions), len(rows.positions) - 1)
+    is_begun = rows.positions[places] == positions
+    is_done = is_begun & rows.is_whole[places]
+    if retry_failed:
+        is_done &= rows.is_answered[places]
+    (again,) = np.nonzero(is_begun & ~is_done)
+    known = places[again]
+    questions = [
+        _questions_left(ledger, position, total, retry_failed) if total > 1 else None
+        for position, total in zip(positions[again].tolist(), rows.num_questions[known].tolist(), strict=True)
+    ]
+    attempts = rows.attempts[known] if retry_failed else np.zeros(len(again))
+    columns = [again, positions[again], attempts.astype(np.int32), questions]
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, AGAIN_SCHEMA, strict=True)]
+    return Remaining(~is_done, first_position, pa.table(arrays, schema=AGAIN_SCHEMA))
+
+
+def _questions_left(ledger: Ledger, position: int, num_questions: int, retry_failed: bool) -> list[int] | None:
+    """The questions of a row begun before; None for all, so that a row that failed as a whole is asked everything."""
+    found = ledger.questions_found(position, answered_only=retry_failed)
+    return [question for question in range(num_questions) if question not in found] if found else None

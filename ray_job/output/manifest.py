@@ -1,0 +1,131 @@
+"""`_manifest.json`: what an output is, which runs made it, and how the latest stands."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from ray_job.errors import Interrupted, SpecError
+from ray_job.fingerprint import digest
+from ray_job.output.files import read_text, write_json
+from ray_job.output.totals import Totals
+from ray_job.spec import JobSpec
+from ray_job.storage import Location, without_secrets
+
+MANIFEST, REPORT, SUCCESS = "_manifest.json", "_report.json", "_SUCCESS"
+_PACKAGES = ("ray_job", "ray", "torch", "transformers", "pyarrow", "pillow", "tokenizers")
+
+
+class State(StrEnum):
+    """Where a run stands; the manifest's `state`."""
+
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @classmethod
+    def of_error(cls, error: BaseException) -> State:
+        """How a run that ended with this error stands."""
+        return cls.CANCELLED if isinstance(error, Interrupted | KeyboardInterrupt) else cls.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class InputRecord:
+    """One input the output was given; the latest is the last."""
+
+    identity: str  # `inputs.identity.input_identity`
+    first_position: int  # its rows are numbered from here
+    rows: int
+    known_rows: int = 0  # of these, how many an earlier input had, by id
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """Ids that several rows have. They are rows of their own each; this only tells."""
+
+    ids: int = 0  # different ids that come more than once
+    rows: int = 0  # rows beyond the first of each
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of the file."""
+
+    state: State
+    run: int  # how many runs there were, this one included
+    fields: dict[str, Any]  # of the fingerprint
+    inputs: tuple[InputRecord, ...]
+    started_s: float
+    elapsed_s: float
+    input_rows: int
+    totals: Totals = field(default_factory=Totals)  # of all runs
+    already_done: int = 0  # rows that this run found done
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    error: str | None = None
+    spec: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that can change an answer."""
+        return digest(self.fields)
+
+    def write(self, root: Location) -> None:
+        """Replaces the file."""
+        content = {"fingerprint": self.fingerprint, **asdict(self)}
+        write_json(root, MANIFEST, content)
+
+    @classmethod
+    def read(cls, root: Location) -> Self | None:
+        """The manifest there is, if any.
+
+        Raises:
+            SpecError: the file is no manifest of this version.
+        """
+        text = read_text(root, MANIFEST)
+        if text is None:
+            return None
+        try:
+            fields = json.loads(text)
+            fields.pop("fingerprint")
+            fields["state"] = State(fields["state"])
+            fields["inputs"] = tuple(InputRecord(**record) for record in fields["inputs"])
+            fields["totals"] = Totals(**fields["totals"])
+            duplicates = fields["duplicates"]
+            fields["duplicates"] = Duplicates(**{**duplicates, "examples": tuple(duplicates["examples"])})
+            return cls(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SpecError(
+                [
+                    f"output.path: {root}/{MANIFEST} is damaged, or of another version ({error}); the parts beside it "
+                    "may be whole, but nothing says which job they belong to. Move the folder away, or set output.path"
+                ]
+            ) from None
+
+
+def public_spec(spec: JobSpec) -> dict[str, Any]:
+    """The spec as a manifest may show it: without credentials in its URIs."""
+    dump: dict[str, Any] = spec.model_dump(mode="json")
+    dump["input"]["path"] = [without_secrets(path) for path in dump["input"]["path"]]
+    for section, key in (("output", "path"), ("input", "image_root")):
+        if dump[section][key] is not None:
+            dump[section][key] = without_secrets(dump[section][key])
+    return dump
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages an answer passes through."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

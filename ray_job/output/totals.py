@@ -1,0 +1,76 @@
+"""How much of a job is done: what progress shows, limits are held against, and the report ends with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+
+from ray_job.errors import TooManyRowErrors
+from ray_job.output.ledger import Ledger
+from ray_job.output.parts import Receipt
+from ray_job.spec import LimitsSpec
+
+
+@dataclass
+class Totals:
+    """What the committed parts hold so far, those of earlier runs included."""
+
+    rows: int = 0  # input rows; one with several questions counts once
+    answered: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    parts: int = 0
+    error_codes: dict[str, int] = field(default_factory=dict)  # most frequent first
+
+    @classmethod
+    def of_ledger(cls, ledger: Ledger) -> Self:
+        """By the parts' footers."""
+        is_answer = ledger.is_answer[ledger.counts]
+        return cls(
+            rows=len(ledger.rows().positions),
+            answered=int(np.count_nonzero(is_answer)),
+            failed=int(np.count_nonzero(~is_answer)),
+            prompt_tokens=sum(part.account.prompt_tokens for part in ledger.parts),
+            completion_tokens=sum(part.account.completion_tokens for part in ledger.parts),
+            parts=len({part.location.path.rpartition("/")[2] for part in ledger.parts}),
+            error_codes=ledger.error_codes(),
+        )
+
+    def start(self, ledger: Ledger, num_rows: int, retry_failed: bool) -> None:
+        """Begins with what earlier runs committed: `num_rows` rows are done, and failed ones are not, if retried."""
+        found = self.of_ledger(ledger)
+        self.rows, self.answered, self.parts = num_rows, found.answered, found.parts
+        self.prompt_tokens, self.completion_tokens = found.prompt_tokens, found.completion_tokens
+        if not retry_failed:
+            self.failed, self.error_codes = found.failed, found.error_codes
+
+    def add(self, receipt: Receipt) -> None:
+        """Counts one more part."""
+        self.rows += receipt.rows
+        self.answered += receipt.answered
+        self.failed += receipt.failed
+        self.prompt_tokens += receipt.prompt_tokens
+        self.completion_tokens += receipt.completion_tokens
+        self.parts += 1
+        counts = Counter(self.error_codes) + Counter(receipt.error_codes)
+        self.error_codes = dict(counts.most_common())
+
+    def check(self, limits: LimitsSpec, num_rows: int) -> None:
+        """Stops a job that goes wrong.
+
+        Raises:
+            TooManyRowErrors: more rows failed than the limits allow. A rate is judged against all rows of the input,
+                so that a few early errors of a long job do not end it.
+        """
+        codes = ", ".join(f"{count} {code}" for code, count in self.error_codes.items())
+        if limits.max_errors is not None and self.failed > limits.max_errors:
+            raise TooManyRowErrors(f"{self.failed} rows failed ({codes}); limits.max_errors is {limits.max_errors}")
+        rate = limits.max_error_rate
+        if rate is not None and self.failed > rate * max(num_rows, self.answered + self.failed):
+            raise TooManyRowErrors(
+                f"{self.failed} of {num_rows} rows failed ({codes}); limits.max_error_rate is {rate}"
+            )

@@ -1,0 +1,141 @@
+"""Checks an output from its files alone, at any later time: `python -m ray_job verify OUT`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_job.errors import RayJobError, SpecError
+from ray_job.output.account import questions_of
+from ray_job.output.compaction import read_part
+from ray_job.output.duplicates import find_duplicates
+from ray_job.output.files import read_text
+from ray_job.output.ledger import Ledger, Part
+from ray_job.output.manifest import MANIFEST, SUCCESS, Manifest, State
+from ray_job.output.parts import DATA
+from ray_job.output.totals import Totals
+from ray_job.rows import QUESTION_INDEX, ROW_ID, Status
+from ray_job.storage import Location
+
+_MAX_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found."""
+
+    output: str
+    state: str
+    rows: int
+    answered: int
+    failed: int
+    parts: int
+    problems: tuple[str, ...]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the output is finished and holds what its manifest says."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON."""
+        return {"ok": self.is_good, **asdict(self)}
+
+    def table(self) -> str:
+        """For people."""
+        head = f"{self.output}: {self.state}, {self.rows} rows: {self.answered} answered, {self.failed} failed records"
+        shown = [f"  - {problem}" for problem in self.problems[:_MAX_SHOWN]]
+        if len(self.problems) > _MAX_SHOWN:
+            shown.append(f"  … and {len(self.problems) - _MAX_SHOWN} more")
+        return "\n".join([f"{head} in {self.parts} parts; {len(self.problems)} problems", *shown])
+
+
+def verify(root: Location) -> Verification:
+    """Reads every byte of every part, with checksums, and holds it against the manifest.
+
+    Raises:
+        SpecError: there is no manifest, or it cannot be read.
+        RayJobError: the storage fails.
+    """
+    manifest = Manifest.read(root)
+    if manifest is None:
+        raise SpecError([f"{root} has no {MANIFEST}: no job's output"])
+    ledger = Ledger.scan(root)
+    problems = [f"{name}: damaged: {problem}" for name, problem in ledger.unreadable.items()]
+    problems += _part_problems(ledger, manifest)
+    totals = Totals.of_ledger(ledger)
+    problems += _state_problems(root, manifest)
+    problems += _count_problems(ledger, manifest, totals)
+    if not problems and manifest.duplicates != (found := find_duplicates(ledger)):
+        problems.append(f"{found.rows} rows repeat an id, the manifest says {manifest.duplicates.rows}")
+    state = str(manifest.state)
+    return Verification(str(root), state, totals.rows, totals.answered, totals.failed, totals.parts, tuple(problems))
+
+
+def _state_problems(root: Location, manifest: Manifest) -> Iterator[str]:
+    has_marker = read_text(root, SUCCESS) is not None
+    if manifest.state != State.COMPLETED:
+        yield f"the run is not finished ({manifest.state}); finish it with --mode resume"
+    if has_marker != (manifest.state == State.COMPLETED):
+        yield f"{SUCCESS} is {'there' if has_marker else 'missing'}, and the manifest says {manifest.state}"
+
+
+def _count_problems(ledger: Ledger, manifest: Manifest, totals: Totals) -> Iterator[str]:
+    rows, record = ledger.rows(), manifest.inputs[-1]
+    if ledger.num_superseded:
+        yield f"{ledger.num_superseded} records are doubled: their rows have another that counts"
+    num_torn = int(np.count_nonzero(rows.num_found != rows.num_questions))
+    if num_torn:
+        yield f"{num_torn} rows have more or fewer records than questions"
+    numbers = rows.positions - record.first_position
+    num_own = int(np.count_nonzero((numbers >= 0) & (numbers < record.rows)))
+    if num_own + record.known_rows != record.rows:
+        missing = record.rows - record.known_rows - num_own
+        yield f"{missing} of the input's {record.rows} rows are missing"
+    if len(numbers) and numbers.max() >= record.rows:
+        yield f"{int(np.count_nonzero(numbers >= record.rows))} rows are of no input"
+    if manifest.state == State.COMPLETED and totals != manifest.totals:
+        pairs = [
+            f"{name} {value}, the manifest says {asdict(manifest.totals)[name]}"
+            for name, value in asdict(totals).items()
+            if value != asdict(manifest.totals)[name]
+        ]
+        yield f"the parts hold {'; '.join(pairs)}"
+
+
+def _part_problems(ledger: Ledger, manifest: Manifest) -> Iterator[str]:
+    expected = {
+        name.removeprefix(_COLUMNS): type_ for name, type_ in manifest.fields.items() if name.startswith(_COLUMNS)
+    }
+    for part in ledger.parts:
+        try:
+            table = read_part(part)
+        except RayJobError as error:
+            yield str(error)
+            continue
+        columns = {field.name: str(field.type) for field in table.schema}
+        if columns != expected:
+            yield f"{part.name}: its columns are {columns}, the job's {expected}"
+        else:
+            yield from _row_problems(part, table)
+
+
+def _row_problems(part: Part, table: pa.Table) -> Iterator[str]:
+    status = str(Status.OK if part.folder == DATA else Status.ERROR)
+    num_alien = table.num_rows - (pc.sum(pc.equal(table.column("status"), status)).as_py() or 0)
+    if num_alien:
+        yield f"{part.name}: {num_alien} rows have not the status {status!r}"
+    if table.column(ROW_ID).null_count:
+        yield f"{part.name}: {table.column(ROW_ID).null_count} rows have no id"
+    if QUESTION_INDEX in table.column_names:
+        asked = table.column(QUESTION_INDEX).to_numpy()
+        if not np.array_equal(asked, questions_of(part.account.keys)):
+            yield f"{part.name}: its questions are not those its footer tells of"
+
+
+_COLUMNS = "output.columns."
