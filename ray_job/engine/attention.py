@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ray_job.engine.kv_cache import KVPool, Stretch, places, stretches
+from ray_job.engine.kv_cache import KVPool, Stretch, place, stretches
 from ray_job.engine.scheduler import Chunk, Row
 
 # Fewer shared tokens are not worth a group's extra steps.
@@ -34,7 +34,8 @@ class PackedAttention:
 
     Args:
         pool: where keys lie.
-        chunks: what the step computes. `order` lists their indices as the model must be given their tokens.
+        chunks: what the step computes. `order` lists their indices as the model must be given their tokens, and
+            `wanted_S` the tokens, so ordered, whose row wants its next one.
         sliding_window: a query sees so many keys before itself; None: all.
     """
 
@@ -52,48 +53,74 @@ class PackedAttention:
         self.order = [index_of[chunk] for chunk in packed]
         self.num_keys_padded = sum(int(group.is_pad_RK.sum()) for group in self._groups)
         self.num_keys_read = self.num_keys_padded + sum(chunk.end for chunk in packed[: len(decodes)])
-        self._places_T = torch.tensor(places(packed), device=device)
+        lengths = [chunk.end - chunk.start for chunk in packed]
+        ends = torch.tensor(lengths).cumsum(0).tolist()
+        wanted = [end - 1 for end, chunk in zip(ends, packed, strict=True) if chunk.needs_logits]
+        self.wanted_S = torch.tensor(wanted, dtype=torch.int64, device=device)
+        self._num_tokens = sum(lengths)
+        self._num_decodes = len(decodes)
+        self._places_T = torch.tensor([place(chunk) for chunk in packed[: len(decodes)]], device=device)
+        # In the last layer a prompt asks only for its last token, which then is like a decoding row's.
+        self._asking = [_located(chunk, sliding_window) for chunk in prompts if chunk.needs_logits]
 
-    def __call__(self, layer: int, query_TND: Tensor, key_THD: Tensor, value_THD: Tensor) -> Tensor:
-        """Query heads N = H · Q, rotated; keys and values of the same tokens → (T, N · D)."""
-        self._pool.store(layer, self._places_T, key_THD, value_THD)
+    def __call__(self, layer: int, query_SND: Tensor, key_THD: Tensor, value_THD: Tensor) -> Tensor:
+        """Query heads N = H · Q, rotated, of all tokens or of `wanted_S`; keys and values of all → (S, N · D)."""
+        self._store(layer, key_THD, value_THD)
         keys_HPD, values_HPD = self._pool.keys[layer], self._pool.values[layer]
-        num_tokens, num_heads, head_dim = key_THD.shape
-        scale = 1 / math.sqrt(head_dim)
-        query_THQD = query_TND.reshape(num_tokens, num_heads, -1, head_dim)
+        num_heads, head_dim = key_THD.shape[1:]
+        num_queries = query_SND.shape[1] // num_heads
+        query_SHQD = query_SND.reshape(len(query_SND), num_heads, num_queries, head_dim)
+        scaled_RHQD = query_SHQD[: self._num_decodes] * (1 / math.sqrt(head_dim))
         outputs, first = [], 0
         for group in self._groups:
-            outputs.append(group.attend(query_THQD[first : first + group.num_rows] * scale, keys_HPD, values_HPD))
+            outputs.append(group.attend(scaled_RHQD[first : first + group.num_rows], keys_HPD, values_HPD))
             first += group.num_rows
-        if self._alone:
-            scaled_THDQ = (query_THQD[first : first + len(self._alone)] * scale).transpose(2, 3)
-            rows_HQD = [
-                _attend_one(query_HDQ, member.stretches, keys_HPD, values_HPD)
-                for query_HDQ, member in zip(scaled_THDQ.unbind(), self._alone, strict=True)
-            ]
-            outputs.append(torch.stack(rows_HQD))
-            first += len(self._alone)
+        outputs += _attend_each(scaled_RHQD[first:], self._alone, keys_HPD, values_HPD)
+        first = self._num_decodes
+        if len(query_SND) < self._num_tokens:
+            scaled_RHQD = query_SHQD[first:] * (1 / math.sqrt(head_dim))
+            outputs += _attend_each(scaled_RHQD, self._asking, keys_HPD, values_HPD)
+        else:
+            for prompt in self._prompts:
+                outputs.append(prompt.attend(query_SHQD[first : first + prompt.num_tokens], keys_HPD, values_HPD))
+                first += prompt.num_tokens
+        return torch.cat([output.flatten(1) for output in outputs]) if outputs else query_SND.flatten(1)
+
+    def _store(self, layer: int, key_THD: Tensor, value_THD: Tensor) -> None:
+        first = self._num_decodes
+        if first:
+            self._pool.scatter(layer, self._places_T, key_THD[:first], value_THD[:first])
         for prompt in self._prompts:
-            outputs.append(prompt.attend(query_THQD[first : first + prompt.num_tokens], keys_HPD, values_HPD))
-            first += prompt.num_tokens
-        return torch.cat([output.flatten(1) for output in outputs])
+            end = first + prompt.num_tokens
+            self._pool.put(layer, prompt.place, key_THD[first:end], value_THD[first:end])
+            first = end
 
 
 @dataclass(frozen=True, slots=True)
 class _Located:
-    """A decoding row's token and where all its keys lie."""
+    """One token of a row and where all its keys lie."""
 
     chunk: Chunk[Row]
     stretches: list[Stretch]
 
 
 def _located(chunk: Chunk[Row], sliding_window: int | None) -> _Located:
-    return _Located(chunk, stretches(chunk.row, _first_key(chunk.start, sliding_window), chunk.end))
+    """The last token of a chunk and its keys."""
+    return _Located(chunk, stretches(chunk.row, _first_key(chunk.end - 1, sliding_window), chunk.end))
 
 
 def _first_key(position: int, sliding_window: int | None) -> int:
     """The first key that the query at `position` sees."""
     return 0 if sliding_window is None else max(0, position - sliding_window)
+
+
+def _attend_each(query_RHQD: Tensor, members: Sequence[_Located], keys_HPD: Tensor, values_HPD: Tensor) -> list[Tensor]:
+    """One scaled query for each member → (R, H, Q, D), in a list that is empty if there is none."""
+    if not members:
+        return []
+    queries = query_RHQD.transpose(2, 3).unbind()
+    pairs = zip(queries, members, strict=True)
+    return [torch.stack([_attend_one(query_HDQ, each.stretches, keys_HPD, values_HPD) for query_HDQ, each in pairs])]
 
 
 def _attend_one(query_HDQ: Tensor, found: list[Stretch], keys_HPD: Tensor, values_HPD: Tensor) -> Tensor:
@@ -191,6 +218,7 @@ class _Prompt:
     """A chunk of a prompt and all keys before and in it."""
 
     num_tokens: int
+    place: int  # of its first token in the pool
     stretches: list[Stretch]
     mask_LK: Tensor | None  # None: causal from the first key
 
@@ -204,7 +232,7 @@ class _Prompt:
             mask_LK = key_K <= query_L1
             if sliding_window is not None:
                 mask_LK &= query_L1 - key_K <= sliding_window
-        return cls(chunk.end - chunk.start, stretches(chunk.row, first, chunk.end), mask_LK)
+        return cls(chunk.end - chunk.start, place(chunk), stretches(chunk.row, first, chunk.end), mask_LK)
 
     def attend(self, query_LHQD: Tensor, keys_HPD: Tensor, values_HPD: Tensor) -> Tensor:
         """(L, H, Q, D) → (L, H · Q, D)."""

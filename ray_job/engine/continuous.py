@@ -168,16 +168,13 @@ class ContinuousEngine:
         with self._meter.time("decode_s" if num_decodes == len(chunks) else "prefill_s"):
             attention = PackedAttention(self._current_pool(), chunks, self._model.sliding_window)
             packed = [chunks[index] for index in attention.order]
-            hidden_TD = self._model.forward(self._embed(packed), *self._positions(packed), attention)
-            ends = torch.tensor([chunk.end - chunk.start for chunk in packed]).cumsum(0) - 1
-            wanted = [index for index, chunk in enumerate(packed) if chunk.needs_logits]
-            logits_SV = self._model.logits(hidden_TD[ends[wanted].to(hidden_TD.device)]) if wanted else None
-            tokens = self._next_tokens(logits_SV, [packed[index].row for index in wanted])
-        num_tokens = len(hidden_TD)
-        self._meter.add(decode_tokens=num_decodes, prefill_tokens=num_tokens - num_decodes)
+            embeds_TD = self._embed(packed)
+            hidden_SD = self._model.forward(embeds_TD, *self._positions(packed), attention.wanted_S, attention)
+            asked = [chunk.row for chunk in packed if chunk.needs_logits]
+            tokens = dict(zip(asked, self._next_tokens(hidden_SD, asked), strict=True))
+        self._meter.add(decode_tokens=num_decodes, prefill_tokens=len(embeds_TD) - num_decodes)
         self._meter.add(keys_read=attention.num_keys_read, keys_padded=attention.num_keys_padded)
-        next_token = dict(zip(wanted, tokens, strict=True))
-        return [_Computed(chunk, next_token.get(index)) for index, chunk in enumerate(packed)]
+        return [_Computed(chunk, tokens.get(chunk.row)) for chunk in packed]
 
     def _embed(self, packed: Sequence[Chunk[RunningRow]]) -> Tensor:
         """(T, D). Answers' tokens, which come first, are embedded together."""
@@ -193,11 +190,11 @@ class ContinuousEngine:
         device = self._model.device
         return torch.tensor(positions, device=device), torch.tensor(is_long, device=device)
 
-    def _next_tokens(self, logits_SV: Tensor | None, rows: Sequence[RunningRow]) -> list[int]:
-        if logits_SV is None:
+    def _next_tokens(self, hidden_SD: Tensor, rows: Sequence[RunningRow]) -> list[int]:
+        if not rows:
             return []
         return next_tokens(
-            logits_SV,
+            self._model.logits(hidden_SD),
             [row.sample.params for row in rows],
             [row.answer.num_generated for row in rows],
             [row.answer.text_ids if row.answer.needs_seen_ids else () for row in rows],

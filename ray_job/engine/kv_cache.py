@@ -5,7 +5,6 @@ Shapes: T packed tokens of a step, H key/value heads, P tokens of the pool, D he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,20 +55,22 @@ class KVPool:
             device=model.device,
         )
 
-    def store(self, layer: int, places_T: Tensor, key_THD: Tensor, value_THD: Tensor) -> None:
+    def scatter(self, layer: int, places_T: Tensor, key_THD: Tensor, value_THD: Tensor) -> None:
         """Puts each token's key and value at its place in the pool."""
         self.keys[layer].index_copy_(1, places_T, key_THD.transpose(0, 1))
         self.values[layer].index_copy_(1, places_T, value_THD.transpose(0, 1))
 
+    def put(self, layer: int, start: int, key_THD: Tensor, value_THD: Tensor) -> None:
+        """Puts tokens side by side from `start` on; faster than `scatter` for many."""
+        end = start + len(key_THD)
+        self.keys[layer][:, start:end] = key_THD.transpose(0, 1)
+        self.values[layer][:, start:end] = value_THD.transpose(0, 1)
 
-def places(chunks: Sequence[Chunk[Row]]) -> list[int]:
-    """Where in the pool the chunks' tokens belong."""
-    found: list[int] = []
-    for chunk in chunks:
-        assert chunk.row.span is not None
-        first = chunk.row.span.start - chunk.row.num_shared
-        found.extend(range(first + chunk.start, first + chunk.end))
-    return found
+
+def place(chunk: Chunk[Row]) -> int:
+    """Where in the pool a chunk's first token belongs; the others follow it."""
+    assert chunk.row.span is not None
+    return chunk.row.span.start - chunk.row.num_shared + chunk.start
 
 
 def stretches(row: Row, start: int, end: int) -> list[Stretch]:

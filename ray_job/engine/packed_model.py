@@ -1,6 +1,7 @@
 """What a model must offer to be batched continuously; `models/phi3_vision/packed.py` does.
 
-Shapes: T packed tokens of any rows, D decoder width, N query heads, H key/value heads, C head_dim, V vocabulary.
+Shapes: T packed tokens of any rows, S of them whose next token is wanted, D decoder width,
+N query heads, H key/value heads, C head_dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Layer, rotated queries (T, N, C) and keys (T, H, C), values (T, H, C) → (T, N · C)."""
+"""Layer, rotated queries (S, N, C) and keys (T, H, C), values (T, H, C) → (S, N · C); S is T, or only `wanted_S`."""
 
 
 class PackedModel(Protocol):
@@ -50,8 +51,10 @@ class PackedModel(Protocol):
         """int64 (L,) on the CPU, −k standing for the rows of `features[k - 1]` in order → (L, D)."""
         ...
 
-    def forward(self, embeds_TD: Tensor, positions_T: Tensor, is_long_T: Tensor, attend: Attend) -> Tensor:
-        """All layers; calls `attend` once for each, in order. → (T, D)."""
+    def forward(
+        self, embeds_TD: Tensor, positions_T: Tensor, is_long_T: Tensor, wanted_S: Tensor, attend: Attend
+    ) -> Tensor:
+        """All layers; calls `attend` once for each, in order. → (S, D), of tokens `wanted_S`, which are ascending."""
         ...
 
     def logits(self, hidden_SD: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 The layers are the library's own submodules; only attention is the engine's, which knows where each row's keys lie.
 Equal to `model.py`, measured by tests/engine/test_packed.py.
 
-Shapes: T tokens of any rows, packed; D decoder width; N query heads, H key/value heads, C head_dim; V vocabulary.
+Shapes: T tokens of any rows, packed, S of them whose hidden states are wanted; D decoder width;
+N query heads, H key/value heads, C head_dim; V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, apply_rotary_pos_emb
+from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer
 
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 
@@ -21,8 +23,11 @@ from ray_job.models.phi3_vision.model import Phi3VisionModel
 class Attend(Protocol):
     """The engine's attention over what it stores."""
 
-    def __call__(self, layer: int, query_TNC: Tensor, key_THC: Tensor, value_THC: Tensor) -> Tensor:
-        """Rotated queries and keys, and values, of a layer's new tokens → (T, N · C)."""
+    def __call__(self, layer: int, query_SNC: Tensor, key_THC: Tensor, value_THC: Tensor) -> Tensor:
+        """Rotated queries and keys, and values, of a layer's new tokens → (S, N · C).
+
+        There are queries of all tokens, S = T, or only of those whose hidden states are wanted.
+        """
 
 
 class PackedPhi3Vision:
@@ -64,39 +69,78 @@ class PackedPhi3Vision:
         """int64 (L,) on the CPU, −k for picture k → (L, D). Raises ValueError as `Phi3VisionModel.embed_row`."""
         return self._model.embed_row(input_ids_L, features)
 
-    def forward(self, embeds_TD: Tensor, positions_T: Tensor, is_long_T: Tensor, attend: Attend) -> Tensor:
-        """Hidden states (T, D) before the last norm.
+    def forward(
+        self, embeds_TD: Tensor, positions_T: Tensor, is_long_T: Tensor, wanted_S: Tensor, attend: Attend
+    ) -> Tensor:
+        """Hidden states (S, D) before the last norm, of tokens `wanted_S` only.
 
         positions_T   int64, each token's place in its own row
         is_long_T     bool, whether its row takes the long rotary factors
+        wanted_S      int64, ascending; the last layer keeps all keys and values but goes on with these tokens alone
         """
         # Tokens are rows of one token each, so that each takes its own row's rotary table.
         cos_T1C, sin_T1C = self._model.rope.cos_sin(positions_T[:, None], is_long_T, embeds_TD.dtype)
+        cos_sin = cos_T1C[:, 0], sin_T1C[:, 0]
         hidden_TD = embeds_TD
-        for index, layer in enumerate(self._model.model.layers):
-            assert isinstance(layer, Phi3DecoderLayer)
-            hidden_TD = self._layer(layer, index, hidden_TD, (cos_T1C[:, 0], sin_T1C[:, 0]), attend)
-        return hidden_TD
+        *layers, last = self._layers
+        for index, layer in enumerate(layers):
+            query_TNC, key_THC, value_THC = self._qkv(layer, hidden_TD)
+            query_TNC, key_THC = _rotated(query_TNC, *cos_sin), _rotated(key_THC, *cos_sin)
+            hidden_TD = _rest_of_layer(layer, hidden_TD, attend(index, query_TNC, key_THC, value_THC))
+        return self._last_layer(last, hidden_TD, cos_sin, wanted_S, attend)
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """float32 (S, V) of the tokens that need them."""
         logits_SV: Tensor = self._model.lm_head(self._model.model.norm(hidden_SD))
         return logits_SV.float()
 
-    def _layer(
-        self,
-        layer: Phi3DecoderLayer,
-        index: int,
-        hidden_TD: Tensor,
-        cos_sin: tuple[Tensor, Tensor],
-        attend: Attend,
-    ) -> Tensor:
-        attention = layer.self_attn
-        qkv_TC = attention.qkv_proj(layer.input_layernorm(hidden_TD))
+    @property
+    def _layers(self) -> list[Phi3DecoderLayer]:
+        return [layer for layer in self._model.model.layers if isinstance(layer, Phi3DecoderLayer)]
+
+    def _qkv(self, layer: Phi3DecoderLayer, hidden_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (T, N, C), keys and values (T, H, C), not rotated."""
+        qkv_TC = layer.self_attn.qkv_proj(layer.input_layernorm(hidden_TD))
         heads_TC = qkv_TC.view(len(hidden_TD), -1, self.head_dim)
         num_queries = heads_TC.shape[1] - 2 * self.num_heads
         query_TNC, key_THC, value_THC = heads_TC.split((num_queries, self.num_heads, self.num_heads), dim=1)
-        query_TNC, key_THC = apply_rotary_pos_emb(query_TNC, key_THC, *cos_sin)  # type: ignore[no-untyped-call]
-        hidden_TD = hidden_TD + attention.o_proj(attend(index, query_TNC, key_THC, value_THC))
-        output_TD: Tensor = hidden_TD + layer.mlp(layer.post_attention_layernorm(hidden_TD))
-        return output_TD
+        return query_TNC, key_THC, value_THC
+
+    def _last_layer(
+        self,
+        layer: Phi3DecoderLayer,
+        hidden_TD: Tensor,
+        cos_sin: tuple[Tensor, Tensor],
+        wanted_S: Tensor,
+        attend: Attend,
+    ) -> Tensor:
+        """Of a prompt, nobody reads what the last layer makes of any but its last token; later tokens read the keys."""
+        normed_TD = layer.input_layernorm(hidden_TD)
+        weight = layer.self_attn.qkv_proj.weight
+        width = len(weight) - 2 * self.num_heads * self.head_dim
+        cos_TC, sin_TC = cos_sin
+        query_SNC = F.linear(normed_TD[wanted_S], weight[:width]).view(
+            len(wanted_S), width // self.head_dim, self.head_dim
+        )
+        key_value_THC = F.linear(normed_TD, weight[width:]).view(len(hidden_TD), -1, self.head_dim)
+        key_THC, value_THC = torch.split(key_value_THC, self.num_heads, dim=1)
+        attended_SC = attend(
+            self.num_layers - 1,
+            _rotated(query_SNC, cos_TC[wanted_S], sin_TC[wanted_S]),
+            _rotated(key_THC, cos_TC, sin_TC),
+            value_THC,
+        )
+        return _rest_of_layer(layer, hidden_TD[wanted_S], attended_SC)
+
+
+def _rotated(heads_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+    """The rotary embedding of each token at its place."""
+    half = heads_THC.shape[-1] // 2
+    turned_THC = torch.cat((-heads_THC[..., half:], heads_THC[..., :half]), dim=-1)
+    return heads_THC * cos_TC[:, None] + turned_THC * sin_TC[:, None]
+
+
+def _rest_of_layer(layer: Phi3DecoderLayer, hidden_TD: Tensor, attended_TC: Tensor) -> Tensor:
+    hidden_TD = hidden_TD + layer.self_attn.o_proj(attended_TC)
+    output_TD: Tensor = hidden_TD + layer.mlp(layer.post_attention_layernorm(hidden_TD))
+    return output_TD
