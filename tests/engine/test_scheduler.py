@@ -1,0 +1,193 @@
+"""The scheduler's promises, against a pool that remembers which token of which text every place holds."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_job.engine.kv_cache import place, stretches
+from ray_job.engine.prefix import Prompt
+from ray_job.engine.scheduler import Chunk, Limits, Row, Scheduler
+
+TEXT = [list(range(100, 140)), list(range(200, 240))]
+PICTURES = [b"cat", b"dog", b"cow"]
+
+
+class Simulation:
+    """Drives a scheduler as an engine does and checks everything it may not do."""
+
+    def __init__(self, seed: int, num_rows: int, max_slots: int, max_tokens: int, step_tokens: int, shared: int | None):
+        self.rng = random.Random(seed)
+        self.scheduler = Scheduler[Row](
+            max_slots=max_slots, max_tokens=max_tokens, step_tokens=step_tokens, min_shared=shared
+        )
+        self.coming = [self.row(max_tokens) for _ in range(num_rows)]
+        self.num_rows = num_rows
+        self.left: list[Row] = []
+        self.places: dict[int, tuple[object, ...]] = {}
+        self.arrived: list[Row] = []
+        self.admitted: list[Row] = []
+
+    def row(self, max_tokens: int) -> Row:
+        """Prompts that begin alike more often than not; −1 is a picture's placeholder."""
+        ids = self.rng.choice(TEXT)[: self.rng.randint(0, 12)]
+        digests = []
+        if self.rng.random() < 0.5:
+            ids = [*ids, *[-1] * 6]
+            digests = [self.rng.choice(PICTURES)]
+        ids = [*ids, *(self.rng.randrange(300, 303) for _ in range(self.rng.randint(1, 6)))]
+        longest = min(max_tokens, len(ids) + self.rng.randint(1, 15))
+        return Row(prompt=Prompt(ids, digests), num_tokens=len(ids), max_tokens=longest)
+
+    def content(self, row: Row, position: int) -> tuple[object, ...]:
+        """What a key depends on: all tokens up to its own, answers told apart by their row, and the factors."""
+        prompt = row.prompt.ids_L[: position + 1].tolist()
+        seen = [row.prompt.digests[-token - 1] if token < 0 else token for token in prompt]
+        own = id(row) if position >= len(row.prompt) else None
+        return (tuple(seen), position, own, row.is_long)
+
+    def run(self) -> None:
+        for _ in range(4000):
+            if not self.coming and not self.scheduler.has_rows:
+                break
+            self.step()
+        assert len(self.left) == len(set(self.left)) == self.num_rows
+        assert self.scheduler.running == []
+
+    def step(self) -> None:
+        scheduler, rng = self.scheduler, self.rng
+        for _ in range(rng.randint(0, 3)):
+            if self.coming:
+                self.arrived.append(self.coming.pop())
+                scheduler.add(self.arrived[-1])
+        for row in scheduler.admit():
+            self.admitted.append(row)
+            row.is_ready = rng.random() < 0.7
+        self.check_spans()
+        chunks = scheduler.plan()
+        self.check_plan(chunks)
+        for chunk in chunks:
+            self.compute(chunk)
+        for chunk in chunks:
+            self.attend(chunk)
+            scheduler.advance(chunk)
+        for row in [chunk.row for chunk in chunks if chunk.needs_logits]:
+            self.answer(row)
+        for row in scheduler.running:
+            row.is_ready = row.is_ready or rng.random() < 0.5
+        if rng.random() < 0.02:
+            scheduler.restart(Limits(max(1, scheduler.limits.ceiling // 2), scheduler.limits.step_tokens))
+        if scheduler.running and rng.random() < 0.03:
+            lost = rng.choice(scheduler.running)
+            scheduler.drop(lost)
+            self.left.append(lost)
+
+    def check_spans(self) -> None:
+        scheduler = self.scheduler
+        assert len(scheduler.running) <= scheduler.max_slots
+        kept = [*scheduler.running, *scheduler._retained]
+        spans = {row.span for row in kept if row.span} | {piece.span for row in kept for piece in row.shared}
+        taken = sorted((span.start, span.start + span.capacity) for span in spans)
+        assert all(first[1] <= second[0] for first, second in itertools.pairwise(taken))
+        assert scheduler.pool.used == sum(end - start for start, end in taken)
+        assert scheduler.pool.used <= scheduler.pool.capacity
+        assert scheduler.pool.used <= scheduler.limits.ceiling or len(scheduler.running) <= 1
+        for span in spans:
+            readers = [row for row in kept if row.span is span or any(piece.span is span for piece in row.shared)]
+            owners = sum(row.span is span for row in kept)
+            assert span.readers == len(readers) or owners == 0
+
+    def check_plan(self, chunks: list[Chunk[Row]]) -> None:
+        rows = [chunk.row for chunk in chunks]
+        assert len(rows) == len(set(rows))
+        assert set(rows) <= set(self.scheduler.running)
+        limit = self.scheduler.limits.step_tokens
+        num_decodes = sum(chunk.is_decode for chunk in chunks)
+        assert sum(chunk.end - chunk.start for chunk in chunks) <= max(limit, num_decodes + min(limit, 32))
+        if any(row.is_ready for row in self.scheduler.running[:1]):
+            assert chunks, "the row admitted first can always go on"
+
+    def compute(self, chunk: Chunk[Row]) -> None:
+        assert chunk.row.span is not None
+        first = place(chunk)
+        assert chunk.row.span.start <= first
+        assert first + chunk.end - chunk.start <= chunk.row.span.start + chunk.row.span.capacity
+        for position in range(chunk.start, chunk.end):
+            self.places[first + position - chunk.start] = self.content(chunk.row, position)
+
+    def attend(self, chunk: Chunk[Row]) -> None:
+        found = [place for each in stretches(chunk.row, 0, chunk.end) for place in range(each.start, each.end)]
+        assert [self.places[place] for place in found] == [self.content(chunk.row, p) for p in range(chunk.end)]
+
+    def answer(self, row: Row) -> None:
+        if row.num_tokens + 1 >= row.max_tokens or self.rng.random() < 0.1:
+            self.scheduler.finish(row)
+            self.left.append(row)
+            return
+        row.num_tokens += 1
+        if not row.is_long and self.rng.random() < 0.03:
+            self.scheduler.put_back(row, is_long=True)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    num_rows=st.integers(1, 30),
+    max_slots=st.integers(1, 8),
+    max_tokens=st.sampled_from([45, 60, 120, 500]),
+    step_tokens=st.sampled_from([1, 5, 17, 64, 500]),
+    shared=st.sampled_from([None, 1, 4, 10]),
+)
+def test_every_row_leaves_once_and_reads_only_its_own_text(
+    seed: int, num_rows: int, max_slots: int, max_tokens: int, step_tokens: int, shared: int | None
+) -> None:
+    Simulation(seed, num_rows, max_slots, max_tokens, step_tokens, shared).run()
+
+
+def _row(num_prompt: int, max_tokens: int) -> Row:
+    return Row(prompt=Prompt([7] * num_prompt, ()), num_tokens=num_prompt, max_tokens=max_tokens)
+
+
+def test_a_row_is_overtaken_only_so_often() -> None:
+    """A short row beside a stream of rows with more to generate, which go first."""
+    scheduler = Scheduler[Row](max_slots=2, max_tokens=100, step_tokens=50, min_shared=None)
+    short = _row(1, 2)
+    scheduler.add(short)
+    overtaken_by = 0
+    while short not in scheduler.running:
+        for _ in range(3):
+            scheduler.add(_row(10, 40))
+        overtaken_by += len([row for row in scheduler.admit() if row is not short])
+        for row in [row for row in scheduler.running if row is not short]:
+            scheduler.finish(row)
+        assert overtaken_by <= 5 * scheduler.max_slots
+    assert overtaken_by >= 4 * scheduler.max_slots
+
+
+def test_a_large_row_gets_its_room_in_the_end() -> None:
+    """Small rows would always fit first."""
+    scheduler = Scheduler[Row](max_slots=4, max_tokens=100, step_tokens=50, min_shared=None)
+    for _ in range(4):
+        scheduler.add(_row(5, 30))
+    scheduler.admit()
+    large = _row(80, 90)
+    scheduler.add(large)
+    num_finished = 0
+    while large not in scheduler.running:
+        scheduler.add(_row(5, 30))
+        scheduler.finish(scheduler.running[0])
+        num_finished += 1
+        scheduler.admit()
+        assert num_finished <= 6 * scheduler.max_slots
+
+
+@pytest.mark.parametrize("module", ["scheduler", "prefix", "spans", "duplicates", "stats"])
+def test_it_imports_no_torch(module: str) -> None:
+    code = f"import sys, ray_job.engine.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
