@@ -1,0 +1,244 @@
+"""How fast the engine answers, against what a user would run instead: same weights, rows, dtype and machine.
+
+    python -m ray_job bench engine
+    python -m ray_job bench engine --rows 128 --only long-tailed
+    python -m ray_job bench engine --full-size --device cuda
+
+Weights are random, so no answer ends early. Loading and a short warm-up are not counted. Runs without Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ray_job.bench import baselines
+from ray_job.bench.workloads import MAKERS, Workload
+from ray_job.engine.continuous import ContinuousEngine
+from ray_job.engine.interface import Vocabulary, run
+from ray_job.engine.static import StaticEngine
+from ray_job.engine.stats import EngineStats
+from ray_job.models.phi3_vision.configuration import Phi3VisionConfig, VisionConfig
+from ray_job.models.phi3_vision.model import Phi3VisionModel
+from ray_job.models.phi3_vision.packed import PackedPhi3Vision
+from ray_job.models.phi3_vision.weights import init_weights
+from ray_job.rows import Sample
+
+VOCABULARY = Vocabulary(pad_id=0, stop_ids=frozenset(), detokenize=lambda ids: "")
+_WORKLOADS_OF = {
+    "long-tailed": ("single", "recipe", "library", "no-reuse", "engine"),
+    "many-questions": ("no-reuse", "engine"),
+    "uniform": ("library", "engine"),
+    "long": ("single", "engine"),
+}
+_DESCRIPTIONS = {
+    "single": "one row at a time",
+    "recipe": "published recipe, batches of 8 in file order",
+    "library": "transformers generate, batches of 8 by length",
+    "no-reuse": "this engine, nothing reused",
+    "engine": "this engine",
+}
+# The long workload computes an order of magnitude more tokens a row.
+_ROWS_DIVISOR = {"long": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One runner over one workload."""
+
+    workload: str
+    runner: str
+    rows: int
+    seconds: float
+    new_tokens: int
+    stats: dict[str, Any] | None  # of our engine
+
+    @property
+    def rows_per_s(self) -> float:
+        return self.rows / self.seconds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures and prints a table, and one JSON object on the last line."""
+    arguments = _arguments(argv)
+    device = torch.device(arguments.device)
+    dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    model = build_model(arguments.full_size, dtype, device)
+    bench = _Bench(model, arguments.num_crops, arguments.seed)
+    bench.warm_up()
+    measured = []
+    for workload in arguments.only or list(MAKERS):
+        rows = max(4, arguments.rows // _ROWS_DIVISOR.get(workload, 1))
+        for runner in arguments.runners or _WORKLOADS_OF[workload]:
+            measured.append(bench.measure(workload, runner, rows))
+            _print_row(measured[-1], measured)
+    print(json.dumps(_report(model, measured, arguments)))
+    return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m ray_job bench engine", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rows", type=int, default=64, help="of each workload; an eighth of it for `long`")
+    parser.add_argument("--only", nargs="+", choices=list(MAKERS), metavar="WORKLOAD", help=", ".join(MAKERS))
+    parser.add_argument("--runners", nargs="+", choices=list(_DESCRIPTIONS), help="default: by workload")
+    parser.add_argument("--full-size", action="store_true", help="Phi-3-Vision's own size, 4.1 billion parameters")
+    parser.add_argument("--num-crops", type=int, default=4, help="most crops of a picture")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: by device")
+    parser.add_argument("--threads", type=int, help="of a CPU; default: torch's")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def build_model(full_size: bool, dtype: torch.dtype, device: torch.device) -> Phi3VisionModel:
+    """Random weights. The small one keeps the crops' geometry, head width and the tower's share of the work."""
+    half = 48
+    factors: dict[str, Any] = {
+        "short_factor": (1.1,) * half,
+        "long_factor": (4.0,) * half,
+        "max_position_embeddings": 131072,
+    }
+    config = Phi3VisionConfig(**factors) if full_size else _small_config(**factors)
+    with torch.device("meta"):
+        model = Phi3VisionModel(config)
+    model = model.to_empty(device=device).to(dtype)
+    model.materialise_buffers(device)
+    with torch.no_grad():
+        if full_size:  # drawing four billion normal numbers on a CPU takes minutes
+            for parameter in model.parameters():
+                parameter.normal_(0.0, 0.02)
+        else:
+            init_weights(model, seed=0)
+    return model.eval()
+
+
+def _small_config(**factors: Any) -> Phi3VisionConfig:
+    tower = VisionConfig(hidden_size=320, intermediate_size=1280, num_hidden_layers=6, num_attention_heads=5)
+    return Phi3VisionConfig(
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vision=tower,
+        **factors,
+    )
+
+
+class _Bench:
+    """Runs workloads over one model."""
+
+    def __init__(self, model: Phi3VisionModel, num_crops: int, seed: int) -> None:
+        self._model = model
+        self._num_crops = num_crops
+        self._seed = seed
+        self._library = baselines.library(model)
+
+    def warm_up(self) -> None:
+        """Lets every runner make what is made once."""
+        for runner in _DESCRIPTIONS:
+            self._run(runner, self._samples("long-tailed", 2, runner)[:2])
+
+    def measure(self, workload: str, runner: str, rows: int) -> Measured:
+        """Every row answered, its tokens counted."""
+        samples = self._samples(workload, rows, runner)
+        started_s = time.perf_counter()
+        answers, stats = self._run(runner, samples)
+        seconds = time.perf_counter() - started_s
+        expected = {sample.key: sample.params.max_new_tokens for sample in samples}
+        assert {key: len(tokens) for key, tokens in answers.items()} == expected
+        summary = None
+        if stats is not None:
+            summary = {**asdict(stats), "slot_occupancy": stats.slot_occupancy, "padding_share": stats.padding_share}
+        return Measured(workload, runner, rows, seconds, sum(expected.values()), summary)
+
+    def _samples(self, workload: str, rows: int, runner: str) -> list[Sample]:
+        share = runner != "no-reuse"
+        return MAKERS[workload](Workload(self._seed, self._model.config.vocab_size, self._num_crops, share), rows)
+
+    def _run(self, runner: str, samples: list[Sample]) -> tuple[baselines.Answers, EngineStats | None]:
+        if runner == "recipe":
+            return baselines.recipe(self._model, samples, self._num_crops), None
+        if runner == "library":
+            return self._library(samples), None
+        if runner == "single":
+            static = StaticEngine(self._model, VOCABULARY, max_batch_rows=1)
+            return {result.key: list(result.token_ids) for result in run(static, samples)}, None
+        options: dict[str, Any] = {}
+        if runner == "no-reuse":
+            options = {"vision_cache_bytes": 0, "prefix_sharing": False, "answer_duplicates": False}
+        engine = ContinuousEngine(PackedPhi3Vision(self._model), VOCABULARY, **options)
+        answers = {result.key: list(result.token_ids) for result in run(engine, samples)}
+        return answers, engine.stats()
+
+
+def _print_row(last: Measured, measured: Sequence[Measured]) -> None:
+    if len(measured) == 1:
+        print(f"{'workload':16}{'runner':50}{'rows':>6}{'seconds':>10}{'rows/s':>9}{'tokens/s':>10}")
+    line = f"{last.workload:16}{_DESCRIPTIONS[last.runner]:50}{last.rows:6}{last.seconds:10.1f}"
+    print(f"{line}{last.rows_per_s:9.2f}{last.new_tokens / last.seconds:10.1f}", flush=True)
+    if last.stats and last.runner == "engine":
+        keys = ("vision_s", "prefill_s", "decode_s", "schedule_s", "slot_occupancy", "prefix_tokens_reused")
+        shown = ", ".join(f"{key} {last.stats[key]:.4g}" for key in keys)
+        print(f"{'':16}{shown}")
+
+
+def _report(model: Phi3VisionModel, measured: Sequence[Measured], arguments: argparse.Namespace) -> dict[str, Any]:
+    device = model.device
+    is_gpu = device.type == "cuda"
+    return {
+        "benchmark": "engine",
+        "machine": torch.cuda.get_device_name(device) if is_gpu else _cpu_name(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_crops": arguments.num_crops,
+        "seed": arguments.seed,
+        "commit": _commit(),
+        "results": [{**asdict(each), "rows_per_s": each.rows_per_s} for each in measured],
+        "times_as_fast": _ratios(measured),
+    }
+
+
+def _ratios(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
+    """By workload and baseline: how many times its rows/s the engine reaches."""
+    ratios: dict[str, dict[str, float]] = {}
+    for ours in measured:
+        if ours.runner == "engine":
+            others = [each for each in measured if each.workload == ours.workload and each is not ours]
+            ratios[ours.workload] = {each.runner: round(ours.rows_per_s / each.rows_per_s, 3) for each in others}
+    return ratios
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
