@@ -1,0 +1,59 @@
+"""The demo's tokenizer: whole words, single characters for printed text, the official order of special tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from ray_job.demo.questions import make_split
+from ray_job.demo.tokenizer import build_tokenizer, question_words, save_tokenizer
+from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def test_text_survives_encoding_and_decoding(tokenizer: Tokenizer) -> None:
+    texts = ["What colour is the circle?", "HOUSE", "40713", "a  b\n c", "Ünïcode 漢字 🙂", '{"x": 1}', ""]
+    for text in texts + [qa.question for example in make_split("test", 100) for qa in example.questions]:
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_words_of_questions_are_one_token_each(tokenizer: Tokenizer) -> None:
+    for word in question_words():
+        assert tokenizer.encode(word, add_special_tokens=False).tokens == ["▁" + word]
+
+
+def test_printed_text_is_one_token_for_each_character(tokenizer: Tokenizer) -> None:
+    for text in ("STAR", "IS", "WHAT", "10432"):
+        assert tokenizer.encode(text, add_special_tokens=False).tokens == ["▁", *text]
+
+
+def test_special_tokens_stand_as_officially(tokenizer: Tokenizer) -> None:
+    first = tokenizer.token_to_id("<|endoftext|>")
+    places = {"<|assistant|>": 1, "<|system|>": 6, "<|end|>": 7, "<|user|>": 10}
+    assert {name: tokenizer.token_to_id(name) - first for name in places} == places
+    assert [tokenizer.token_to_id(name) for name in ("<unk>", "<s>", "</s>")] == [0, 1, 2]
+
+
+def test_the_processor_reads_it(folder: Path) -> None:
+    processor = Phi3VisionProcessor.from_pretrained(folder)
+    assert processor.num_crops == 4
+    encoded = processor.process("<|user|>\nCount the stars.<|end|>\n<|assistant|>\n")
+    assert processor.decode(encoded.input_ids, skip_special_tokens=False).startswith("<s><|user|>")
+
+
+def test_building_it_again_gives_the_same_file(folder: Path) -> None:
+    assert json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")) == build_tokenizer()

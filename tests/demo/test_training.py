@@ -1,0 +1,168 @@
+"""Training: labels where things are, packed questions equal to single ones, a loss that falls, exact resumption."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ray_job.demo.batches import IGNORED, Batch, Collator, TrainBatches, prompt_parts
+from ray_job.demo.optimiser import orthogonal
+from ray_job.demo.pictures import Item, Scene
+from ray_job.demo.questions import Example, make_example
+from ray_job.demo.targets import NAMES, patch_targets
+from ray_job.demo.tokenizer import save_tokenizer
+from ray_job.demo.train import Recipe, Trainer, model_config
+from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
+from ray_job.models.phi3_vision.image_processing import hd_size
+from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+
+RECIPE = Recipe(steps=50, vision_steps=0, num_examples=4, warmup_steps=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other are many times slower than one on a machine with other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> tuple[Phi3VisionConfig, Path]:
+    folder = tmp_path_factory.mktemp("processor")
+    config = model_config(save_tokenizer(folder))
+    tower = dataclasses.replace(config.vision, num_hidden_layers=2)
+    config = dataclasses.replace(config, num_hidden_layers=2, vision=tower)
+    config.save_pretrained(folder)
+    return config, folder
+
+
+@pytest.fixture(scope="module")
+def collator(config: tuple[Phi3VisionConfig, Path]) -> Collator:
+    return Collator(Phi3VisionProcessor.from_pretrained(config[1]), 8)
+
+
+def _steps(collator: Collator, first: int, last: int) -> list[Batch]:
+    return list(TrainBatches(collator, 0, first, last, RECIPE.num_examples))
+
+
+def test_patch_labels_follow_the_resize_and_the_padding() -> None:
+    # 100×62 becomes 128×79 in a 128×128 canvas, 24 rows of padding above. The circle's centre is at (32, 63).
+    circle = Item("circle", "red", (255, 0, 0), x=25.0, y=30.9, half_width=6.0, half_height=6.0)
+    scene = Scene(100, 62, ((255, 255, 255), (255, 255, 255)), (circle,), "shapes")
+    size = hd_size(100, 62, 4, 64)
+    labels_NP4 = patch_targets(scene, size, 8)
+    assert labels_NP4.shape == (5, 64, 4)
+    centres = [int(np.flatnonzero(view_P4[:, 2])[0]) if view_P4[:, 2].any() else None for view_P4 in labels_NP4]
+    # In the global view patches are twice as large; the local centre is in the last row of the top left crop.
+    assert centres == [3 * 8 + 2, 7 * 8 + 4, None, None, None] or centres == [3 * 8 + 1, 7 * 8 + 3, None, None, None]
+    below_P4 = labels_NP4[3]  # the rest of the circle is in the crop below
+    assert NAMES[below_P4[:, 0].max() - 1] == "circle"
+    assert set(np.flatnonzero(below_P4[:, 0])) <= set(range(8))
+
+
+def test_a_packed_question_has_the_logits_of_the_question_alone(
+    config: tuple[Phi3VisionConfig, Path], collator: Collator
+) -> None:
+    model = Trainer(config[0], RECIPE).model.eval()
+    processor = collator.processor
+    example = next(e for e in map(make_example, range(1000)) if len(e.scenes) == 2 and len(e.questions) > 2)
+    packed = collator([example])
+    with torch.inference_mode():
+        features = model.encode_crops(packed.crops_N3CC, packed.sizes)
+        embeds_LD = model.embed_row(_numbered(packed, [len(f) for f in features]), features)
+        logits_LV = model(
+            embeds_LD[None],
+            position_ids_BL=packed.positions_BL,
+            is_long_B=torch.zeros(1, dtype=torch.bool),
+            mask_BHLL=packed.attention_mask(),
+        )[0]
+        for number, qa in enumerate(example.questions, 1):
+            tokens = [len(f) for f in features]
+            prompt = processor.encode(prompt_parts(processor, qa.question, 2), tokens)
+            ids = prompt + collator.answer_ids(qa.answer)[:-1]
+            alone_LV = model(
+                model.embed_row(torch.tensor(ids), features)[None],
+                position_ids_BL=torch.arange(len(ids))[None],
+                is_long_B=torch.zeros(1, dtype=torch.bool),
+            )[0]
+            own_LV = logits_LV[packed.segments_BL[0] == number]
+            torch.testing.assert_close(own_LV, alone_LV[-len(own_LV) :], atol=2e-5, rtol=1e-5)
+
+
+def _numbered(batch: Batch, tokens: Sequence[int]) -> torch.Tensor:
+    """The row's ids; every placeholder already says which picture it belongs to."""
+    ids_L = batch.ids_BL[0]
+    assert [int((ids_L == -number).sum()) for number in (1, 2)] == list(tokens)
+    return ids_L
+
+
+def test_labels_are_the_answers(collator: Collator) -> None:
+    example = make_example(3)
+    batch = collator([example])
+    labels = [int(label) for label in batch.labels_BL[0] if label != IGNORED]
+    texts = collator.processor.decode(labels, skip_special_tokens=False).split("<|end|>")
+    assert [text.strip() for text in texts if text] == [qa.answer for qa in example.questions]
+
+
+def test_padding_sees_itself_only(collator: Collator) -> None:
+    batch = collator([make_example(0, theme="shapes"), make_example(1, theme="text")])
+    mask_BLL = batch.attention_mask()[:, 0]
+    padding_BL = batch.segments_BL < 0
+    assert padding_BL.any()
+    assert (mask_BLL.sum(-1)[padding_BL] == 1).all()
+    assert mask_BLL.diagonal(dim1=1, dim2=2).all()
+
+
+def test_a_few_steps_lower_the_loss(config: tuple[Phi3VisionConfig, Path], collator: Collator) -> None:
+    trainer = Trainer(config[0], RECIPE)
+    [batch] = _steps(collator, 0, 1)
+    losses = []
+    for _ in range(3):
+        trainer.step(batch)
+        losses.append(trainer.progress.answer_loss)
+        trainer.progress.answer_loss = 0.0
+    assert losses[2] < losses[1] < losses[0]
+
+
+def test_a_resumed_training_equals_an_unbroken_one(
+    config: tuple[Phi3VisionConfig, Path], collator: Collator, tmp_path: Path
+) -> None:
+    unbroken, broken, resumed = (Trainer(config[0], RECIPE) for _ in range(3))
+    for batch in _steps(collator, 0, 3):
+        unbroken.step(batch)
+    for batch in _steps(collator, 0, 2):
+        broken.step(batch)
+    torch.save(broken.state(), tmp_path / "state.pt")
+    resumed.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    for batch in _steps(collator, resumed.steps_done, 3):
+        resumed.step(batch)
+    for name, weight in unbroken.average.state_dict().items():
+        assert torch.equal(weight, resumed.average.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(config: tuple[Phi3VisionConfig, Path]) -> None:
+    state = Trainer(config[0], RECIPE).state()
+    with pytest.raises(ValueError, match="another recipe"):
+        Trainer(config[0], Recipe(seed=1)).restore(state)
+
+
+def test_orthogonal_brings_singular_values_near_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((32, 96), (96, 32)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=generator)))
+        assert float(values.min()) > 0.6
+        assert float(values.max()) < 1.3
+
+
+def test_text_only_examples_make_a_batch(collator: Collator) -> None:
+    example: Example = make_example(5, theme="sum")
+    batch = collator([example])
+    assert len(batch.crops_N3CC) == 0
+    assert batch.num_answer_tokens > 0
