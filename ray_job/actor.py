@@ -76,8 +76,9 @@ class GenerateActor:
     def _finished(self, rows: _PreparedRows, results: Sequence[Result]) -> pa.Table:
         """The block's output, with what this actor has done so far."""
         self._prepare_s += rows.prepare_s
-        done = {"prepare_s": self._prepare_s, "load_s": self._load_s, **asdict(self._engine.stats())}
-        return rows.with_results(results, self._schema, json.dumps({"worker": self._name, "done": done}))
+        times = {"prepare_s": self._prepare_s, "load_s": self._load_s, "idle_s": self._loop.idle_s}
+        done = {**times, **asdict(self._engine.stats())}
+        return rows.with_results(results, self._schema, json.dumps({"actor": self._name, "done": done}))
 
 
 class _PreparedRows:

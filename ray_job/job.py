@@ -52,8 +52,7 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
                 run.begin(workers.dtype)
                 progress.count(run.expected_rows)
                 for receipt in stream_receipts(spec, source, preparer, workers, run, gate):
-                    run.totals.add(receipt)
-                    run.totals.check(spec.limits, run.expected_rows)
+                    run.add(receipt)
             stop.disarm()
         stop.check(run.num_left)
         return run.finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from ray_job.output.activity import Activity
 from ray_job.output.manifest import Duplicates, Manifest
 from ray_job.output.totals import Totals
 from ray_job.storage import Location
@@ -21,10 +22,12 @@ class Report:
     fingerprint: str
     already_done: int = 0  # rows of the input that earlier runs had done
     duplicates: Duplicates = field(default_factory=Duplicates)
-    timings_s: dict[str, float] = field(default_factory=dict)  # summed over all workers
+    activity: Activity = field(default_factory=Activity)  # of this run's workers
 
     @classmethod
-    def of_manifest(cls, root: Location, manifest: Manifest, elapsed_s: float) -> Self:
+    def of_manifest(
+        cls, root: Location, manifest: Manifest, elapsed_s: float, activity: Activity | None = None
+    ) -> Self:
         """The report of the run that a manifest tells of."""
         return cls(
             output=str(root),
@@ -34,6 +37,7 @@ class Report:
             fingerprint=manifest.fingerprint,
             already_done=manifest.already_done,
             duplicates=manifest.duplicates,
+            activity=activity or Activity(),
         )
 
     @property
@@ -45,6 +49,7 @@ class Report:
         """JSON of the report."""
         return {
             **asdict(self),
+            "activity": self.activity.totals(),
             "rows_per_s": round(self.rows_per_s, 3),
             "completion_tokens_per_s": round(self.totals.completion_tokens / max(self.elapsed_s, 1e-9), 3),
         }
@@ -63,7 +68,7 @@ class Report:
             ("answer tokens", f"{totals.completion_tokens}"),
             ("time", f"{self.elapsed_s:.1f} s"),
             ("rows/s", f"{self.rows_per_s:.1f}"),
-            *((f"{name} time", f"{seconds:.1f} s, all workers") for name, seconds in self.timings_s.items()),
+            *self.activity.lines(),
             ("parts", f"{totals.parts}"),
             ("output", self.output),
         ]

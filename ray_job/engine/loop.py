@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -26,6 +27,7 @@ class EngineLoop:
         self._futures: dict[int, tuple[int, Future[Result]]] = {}
         self._next_key = 0
         self._broken: BaseException | None = None
+        self.idle_s = 0.0  # spent without a row to work on, the wait for the first one not counted
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -64,10 +66,13 @@ class EngineLoop:
     def _take_in(self, wait: bool) -> bool:
         """Moves what was submitted into the engine; blocks for the first sample when there is nothing to do."""
         while True:
+            started_s = time.monotonic()
             try:
                 entry = self._inbox.get(block=wait)
             except queue.Empty:
                 return True
+            if wait and self._next_key:
+                self.idle_s += time.monotonic() - started_s
             if entry is None:
                 return False
             sample, future = entry

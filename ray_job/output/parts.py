@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ray_job.output.account import FOOTER_KEY, Account
 from ray_job.output.files import write_whole
-from ray_job.rows import ATTEMPTS, POSITION, QUESTION_INDEX, Status
+from ray_job.rows import ATTEMPTS, POSITION, QUESTION_INDEX, WORKER, Status
 from ray_job.storage import Location
 
 DATA, ERRORS = "data", "errors"
@@ -39,6 +39,7 @@ class Receipt:
     completion_tokens: int
     error_codes: dict[str, int] = field(default_factory=dict)
     write_s: float = 0.0
+    actors: dict[str, dict[str, float]] = field(default_factory=dict)  # what each had done by then
 
     @classmethod
     def of_table(cls, table: pa.Table) -> list[Receipt]:
@@ -85,6 +86,7 @@ class PartWriter:
             completion_tokens=whole.completion_tokens,
             error_codes=whole.error_codes,
             write_s=time.monotonic() - started_s,
+            actors=_latest(table),
         )
         return pa.table({"receipt": [json.dumps(asdict(receipt))]}, schema=RECEIPT_SCHEMA)
 
@@ -110,6 +112,17 @@ def _hash(table: pa.Table) -> str:
         if column in table.column_names:
             digest.update(table.column(column).to_numpy().tobytes())
     return digest.hexdigest()
+
+
+def _latest(table: pa.Table) -> dict[str, dict[str, float]]:
+    """The last news of each actor in a batch (`rows.WORKER`)."""
+    latest: dict[str, dict[str, float]] = {}
+    for text in table.column(WORKER).drop_null().to_pylist():
+        news = json.loads(text)
+        known = latest.get(news["actor"])
+        if known is None or news["done"]["prepare_s"] >= known["prepare_s"]:
+            latest[news["actor"]] = news["done"]
+    return latest
 
 
 def _num_input_rows(table: pa.Table) -> int:

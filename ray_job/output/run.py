@@ -26,6 +26,7 @@ from ray_job.fingerprint import DTYPE, fingerprint_fields
 from ray_job.inputs.identity import input_identity
 from ray_job.inputs.remaining import Remaining
 from ray_job.inputs.source import Source
+from ray_job.output.activity import Activity
 from ray_job.output.compaction import drop_superseded
 from ray_job.output.duplicates import find_duplicates
 from ray_job.output.files import part_files, remove, remove_leftovers, write_json, write_whole
@@ -35,7 +36,7 @@ from ray_job.output.lock import Lock
 from ray_job.output.manifest import REPORT, SUCCESS, Manifest, State, public_spec, versions
 from ray_job.output.matching import KnownRows, match_input
 from ray_job.output.opening import Opening, check_fingerprint, open_output
-from ray_job.output.parts import DATA, ERRORS
+from ray_job.output.parts import DATA, ERRORS, Receipt
 from ray_job.output.totals import Totals
 from ray_job.report import Report
 from ray_job.spec import JobSpec
@@ -48,11 +49,13 @@ class Run:
     """An open output folder. Use it in a `with`: what ends it early is written to the manifest.
 
     `totals` is what the output holds so far, for progress and limits; the final count is made from the files.
+    `activity` is what this run's workers did.
     """
 
     def __init__(self, spec: JobSpec, source: Source, root: Location, lock: Lock) -> None:
         self.root = root
         self.totals = Totals()
+        self.activity = Activity()
         self._spec = spec
         self._source = source
         self._lock = lock
@@ -87,6 +90,16 @@ class Run:
                 self._write_manifest(state=State.of_error(error), totals=self.totals, error=str(error))
         finally:
             self._lock.close()
+
+    def add(self, receipt: Receipt) -> None:
+        """Counts one more part.
+
+        Raises:
+            TooManyRowErrors: more rows failed than the limits allow.
+        """
+        self.totals.add(receipt)
+        self.activity.add(receipt)
+        self.totals.check(self._spec.limits, self.expected_rows)
 
     @property
     def number(self) -> int:
@@ -192,7 +205,7 @@ class Run:
         self.totals = Totals.of_ledger(ledger)
         self.totals.check(self._spec.limits, self.expected_rows)
         manifest = self._write_manifest(totals=self.totals, duplicates=find_duplicates(ledger))
-        report = Report.of_manifest(self.root, manifest, self._elapsed_s)
+        report = Report.of_manifest(self.root, manifest, self._elapsed_s, self.activity)
         write_json(self.root, REPORT, report.to_dict())
         self._write_manifest(state=State.COMPLETED)
         write_whole(self.root, SUCCESS, b"")
