@@ -1,0 +1,52 @@
+"""What a run's workers did, summed from what each actor tells beside its rows: stage times, tokens, reuse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ray_job.output.parts import Receipt
+
+
+@dataclass
+class Activity:
+    """Grows with each receipt; the numbers of an actor are those of its latest block."""
+
+    write_s: float = 0.0
+    actors: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def add(self, receipt: Receipt) -> None:
+        """Takes one part's news."""
+        self.write_s += receipt.write_s
+        for name, done in receipt.actors.items():
+            known = self.actors.get(name)
+            if known is None or done["prepare_s"] >= known["prepare_s"]:  # it only grows
+                self.actors[name] = done
+
+    def totals(self) -> dict[str, float]:
+        """Sums over the actors; seconds are of work, so they exceed the clock where work ran side by side."""
+        counts: Counter[str] = Counter()
+        for done in self.actors.values():
+            counts.update(done)
+        return {"actors": len(self.actors), **{k: round(v, 3) for k, v in counts.items()}, "write_s": self.write_s}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The totals for people: where the time went, and what was not computed twice."""
+        done = self.totals()
+        if not self.actors:
+            return []
+        stages = [(name, done.get(f"{name}_s", 0.0)) for name in ("prepare", "vision", "prefill", "decode", "write")]
+        lines = [("busy, by stage", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages))]
+        lines.append(("engine waited", f"{done['idle_s']:.1f} s for rows, after {done['load_s']:.1f} s to load"))
+        if done.get("waiting_slots"):
+            lines.append(
+                ("slots in use", f"{done['waiting_slots_used'] / done['waiting_slots']:.1%} while rows waited")
+            )
+        reused = [
+            (done.get("duplicate_rows", 0), "duplicate rows"),
+            (done.get("pictures_wanted", 0) - done.get("pictures_encoded", 0), "pictures"),
+            (done.get("prefix_tokens_reused", 0), "prompt tokens"),
+        ]
+        if any(count > 0 for count, _ in reused):
+            lines.append(("not done twice", ", ".join(f"{count:.0f} {name}" for count, name in reused if count > 0)))
+        return lines
