@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from ray_job.engine.continuous import ContinuousEngine
-from ray_job.engine.interface import run
+from ray_job.engine.interface import Vocabulary, run
 from ray_job.engine.packed_model import PackedModel
+from ray_job.engine.stats import EngineStats
 from ray_job.errors import ErrorCode
+from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
-from ray_job.rows import Result, Sample
+from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+from ray_job.rows import Picture, Result, Sample
 from ray_job.spec import GenerationParams
+from tests.conftest import GOLDEN
 from tests.engine.tiny import VOCABULARY, alone, essence, picture, prompt, samples, tiny_model
 
 
@@ -160,3 +168,136 @@ def test_a_row_that_never_fits_fails_alone_and_lowers_nothing() -> None:
     results = by_key(list(run(engine, [*rows, poison])))
     assert results.pop(99)[-1] == ErrorCode.OUT_OF_MEMORY
     assert results == alone(model, rows)
+
+
+class Poisoned(Faulty):
+    """Fails whenever a certain token is embedded, or a certain picture's size is encoded."""
+
+    def embed(self, ids_L: torch.Tensor, *args: Any) -> Any:
+        if (ids_L == 60).any():
+            raise ValueError("poison")
+        return self._model.embed(ids_L, *args)
+
+    def encode_pictures(self, pictures: Sequence[torch.Tensor], *args: Any) -> Any:
+        if any(pixels.shape[:2] == (56, 28) for pixels in pictures):
+            raise ValueError("poison")
+        return self._model.encode_pictures(pictures, *args)
+
+
+@pytest.mark.parametrize("sharing", [True, False])
+def test_a_row_that_fails_changes_no_other(sharing: bool) -> None:
+    model = tiny_model()
+    good = [row for row in samples(7, 12) if 60 not in row.input_ids]
+    assert all(shown.pixels_HWC.shape != (56, 28, 3) for row in good for shown in row.pictures)
+    tall, flat = picture(3, 2, 1), picture(4)
+    params = GenerationParams(max_new_tokens=4)
+    bad = [
+        Sample(90, prompt([5, 60, 7], []), (), params),
+        Sample(91, prompt([5, 6], [tall]), [tall], params),
+        Sample(92, prompt([5, 6], [flat]), [flat, flat], params),  # a picture without placeholders
+        Sample(93, prompt([5, 6], [flat])[1:8], [flat], params),  # too few placeholders
+        Sample(94, [], (), params),
+        Sample(95, prompt([5, 6], [flat]), (), params),  # placeholders without a picture
+        # Its neighbour reads its prefix, whose last token fails.
+        Sample(96, prompt([9] * 9 + [60], [flat]), [flat], params),
+        Sample(97, prompt([9] * 9 + [8], [flat]), [flat], params),
+    ]
+    engine = ContinuousEngine(
+        Poisoned(PackedPhi3Vision(model), {}), VOCABULARY, max_tokens=1000, prefix_sharing=sharing, min_shared_tokens=4
+    )
+    results = by_key(list(run(engine, [*bad, *good])))
+    fine = [*good, bad[-1]]
+    assert {key: results[key] for key in results if key < 90 or key == 97} == alone(model, fine)
+    assert {results[key][-1] for key in range(90, 97)} == {ErrorCode.GENERATION_FAILED}
+
+
+def test_a_detokeniser_that_fails_fails_its_row() -> None:
+    def detokenize(ids: Sequence[int]) -> str:
+        raise UnicodeError("no such text")
+
+    engine = ContinuousEngine(
+        PackedPhi3Vision(tiny_model()), dataclasses.replace(VOCABULARY, detokenize=detokenize), max_tokens=1000
+    )
+    (result,) = run(engine, [Sample(0, [1, 5], (), GenerationParams(max_new_tokens=2))])
+    assert result.error is not None
+    assert result.error.code == ErrorCode.GENERATION_FAILED
+
+
+def test_a_row_larger_than_the_pool_is_an_error_of_its_own() -> None:
+    engine = ContinuousEngine(PackedPhi3Vision(tiny_model()), VOCABULARY, max_tokens=30)
+    rows = [
+        Sample(0, [1] * 25, (), GenerationParams(max_new_tokens=6)),
+        Sample(1, [1], (), GenerationParams(max_new_tokens=2)),
+    ]
+    results = by_key(list(run(engine, rows)))
+    assert results[0][-1] == ErrorCode.OUT_OF_MEMORY
+    assert results[1][-1] is None
+
+
+def test_questions_about_one_picture_share_its_work() -> None:
+    model = tiny_model()
+    shown = picture(1, 2, 2)
+    params = GenerationParams(max_new_tokens=6)
+    rows = [Sample(key, prompt([10 + key, 5], [shown]), [shown], params) for key in range(8)]
+    engine = ContinuousEngine(PackedPhi3Vision(model), VOCABULARY, max_tokens=2000, min_shared_tokens=4)
+    assert by_key(list(run(engine, rows))) == alone(model, rows)
+    stats = engine.stats()
+    shared = len(rows[0].input_ids) - 2
+    assert (stats.pictures_encoded, stats.crops) == (1, 5)
+    assert stats.prefix_tokens_reused == 7 * shared
+    assert stats.prefill_tokens + stats.prefix_tokens_reused == sum(len(row.input_ids) for row in rows)
+
+
+def test_duplicates_are_generated_once() -> None:
+    model = tiny_model()
+    greedy = GenerationParams(max_new_tokens=5)
+    sampled = GenerationParams(max_new_tokens=5, temperature=1.0, seed=3)
+    other_seed = sampled.model_copy(update={"seed": 4})
+    shown = [picture(1)]
+    ids = prompt([5, 6], shown)
+    first = [
+        Sample(key, ids, shown, params) for key, params in enumerate((greedy, greedy, sampled, sampled, other_seed))
+    ]
+    engine = ContinuousEngine(PackedPhi3Vision(model), VOCABULARY, max_tokens=1000)
+    results = list(run(engine, first))
+    later = [Sample(5, ids, shown, greedy.model_copy(update={"seed": 9})), Sample(6, ids, [picture(2)], greedy)]
+    results += run(engine, later)
+    assert by_key(results) == alone(model, [*first, *later])
+    stats = engine.stats()
+    assert (stats.rows, stats.duplicate_rows) == (4, 3)
+
+
+def test_slots_stay_full_while_rows_wait() -> None:
+    rng = random.Random(0)
+    rows = [
+        Sample(
+            key, [1, *(rng.randrange(4, 60) for _ in range(9))], (), GenerationParams(max_new_tokens=rng.randint(1, 20))
+        )
+        for key in range(60)
+    ]
+    engine = ContinuousEngine(PackedPhi3Vision(tiny_model()), VOCABULARY, max_tokens=1000, max_slots=8)
+    assert len(list(run(engine, rows))) == 60
+    assert engine.stats().slot_occupancy == 1.0
+
+
+def test_stats_of_two_engines_add_up() -> None:
+    one = EngineStats(steps=2, waiting_slots=8, waiting_slots_used=8, vision_s=0.5, token_ceiling=10)
+    two = EngineStats(steps=3, waiting_slots=8, waiting_slots_used=4, vision_s=0.25, token_ceiling=20)
+    both = one + two
+    assert (both.steps, both.vision_s, both.token_ceiling, both.slot_occupancy) == (5, 0.75, 30, 0.75)
+    assert EngineStats().slot_occupancy == 1.0
+
+
+def test_the_golden_pictures(tiny_folder: Path) -> None:
+    processor = Phi3VisionProcessor.from_pretrained(tiny_folder, num_crops=4)
+    model = weights.load(tiny_folder, dtype=torch.float32)
+    items = json.loads((GOLDEN / "e2e.json").read_text())["tiny-mha.nc4"]["items"]
+    rows = []
+    for key, item in enumerate(items):
+        encoded = processor.process(item["text"], [Image.open(GOLDEN / "images" / name) for name in item["images"]])
+        pictures = [Picture(f"{key}/{k}".encode(), pixels) for k, pixels in enumerate(encoded.pictures)]
+        rows.append(Sample(key, encoded.input_ids, pictures, GenerationParams(max_new_tokens=16)))
+    vocabulary = Vocabulary(processor.pad_id, frozenset(), processor.decode)
+    engine = ContinuousEngine(PackedPhi3Vision(model), vocabulary, max_tokens=20_000, step_tokens=700, max_crops=3)
+    results = {result.key: result for result in run(engine, rows)}
+    assert [list(results[key].token_ids) for key in range(len(items))] == [i["greedy16_no_eos"] for i in items]
