@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from ray_job.engine.interface import Vocabulary
 from ray_job.rows import FinishReason, Result, Sample
 
+_STOP_MARGIN = 8  # characters of a text's beginning that may read differently without the tokens before them
+
 
 @dataclass(slots=True)
 class Sequence:
@@ -79,10 +81,25 @@ class Sequence:
         )
 
     def _cut_at_stop_string(self) -> bool:
-        if not self.sample.params.stop:
+        if not self.sample.params.stop or not self._may_end_with_stop_string():
             return False
         text = self.vocabulary.detokenize(self.token_ids)
         starts = [start for stop in self.sample.params.stop if (start := text.find(stop)) >= 0]
         if starts:
             self._text = text[: min(starts)]
         return bool(starts)
+
+    def _may_end_with_stop_string(self) -> bool:
+        """Looks at the end of the text alone, so that an answer's text is not made anew at every token.
+
+        A stop string that was not there before reaches into the newest token. Tokens may have no text, so as many
+        are taken as it needs; at the cut the text may differ from the whole one's, which the margin is for.
+        """
+        longest = max(len(stop) for stop in self.sample.params.stop)
+        num_tokens = longest + _STOP_MARGIN
+        while num_tokens < len(self.token_ids):
+            tail = self.vocabulary.detokenize(self.token_ids[-num_tokens:])
+            if len(tail) >= longest + _STOP_MARGIN:
+                return any(stop in tail for stop in self.sample.params.stop)
+            num_tokens *= 2
+        return True
