@@ -14,10 +14,11 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer
 
 from ray_job.models.phi3_vision.model import Phi3VisionModel
+from ray_job.models.projection import Projection, can_pack
 
 
 class Attend(Protocol):
@@ -31,9 +32,12 @@ class Attend(Protocol):
 
 
 class PackedPhi3Vision:
-    """The model behind the engine's seam. Holds no state between calls."""
+    """The model behind the engine's seam. Holds no state between calls.
 
-    def __init__(self, model: Phi3VisionModel) -> None:
+    `pack_weights` lets a CPU keep the decoder's weights a second time, laid out for decoding; None: if memory allows.
+    """
+
+    def __init__(self, model: Phi3VisionModel, pack_weights: bool | None = None) -> None:
         config = model.config
         self._model = model
         self.num_layers = config.num_hidden_layers
@@ -41,6 +45,11 @@ class PackedPhi3Vision:
         self.head_dim = config.head_dim
         self.max_len = config.max_position_embeddings
         self.sliding_window = config.sliding_window
+        linears = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
+        pack = can_pack([*linears, model.lm_head]) if pack_weights is None else pack_weights
+        layers = [layer for layer in model.model.layers if isinstance(layer, Phi3DecoderLayer)]
+        self._layers = [_Layer(layer, pack) for layer in layers]
+        self._lm_head = Projection(model.lm_head, pack)
 
     @property
     def device(self) -> torch.device:
@@ -86,29 +95,28 @@ class PackedPhi3Vision:
         for index, layer in enumerate(layers):
             query_TNC, key_THC, value_THC = self._qkv(layer, hidden_TD)
             query_TNC, key_THC = _rotated(query_TNC, *cos_sin), _rotated(key_THC, *cos_sin)
-            hidden_TD = _rest_of_layer(layer, hidden_TD, attend(index, query_TNC, key_THC, value_THC))
+            hidden_TD = layer.rest(hidden_TD, attend(index, query_TNC, key_THC, value_THC))
+        if len(wanted_S) == len(hidden_TD):
+            query_TNC, key_THC, value_THC = self._qkv(last, hidden_TD)
+            query_TNC, key_THC = _rotated(query_TNC, *cos_sin), _rotated(key_THC, *cos_sin)
+            return last.rest(hidden_TD, attend(len(layers), query_TNC, key_THC, value_THC))
         return self._last_layer(last, hidden_TD, cos_sin, wanted_S, attend)
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """float32 (S, V) of the tokens that need them."""
-        logits_SV: Tensor = self._model.lm_head(self._model.model.norm(hidden_SD))
-        return logits_SV.float()
+        return self._lm_head(self._model.model.norm(hidden_SD)).float()
 
-    @property
-    def _layers(self) -> list[Phi3DecoderLayer]:
-        return [layer for layer in self._model.model.layers if isinstance(layer, Phi3DecoderLayer)]
-
-    def _qkv(self, layer: Phi3DecoderLayer, hidden_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(self, layer: _Layer, hidden_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, N, C), keys and values (T, H, C), not rotated."""
-        qkv_TC = layer.self_attn.qkv_proj(layer.input_layernorm(hidden_TD))
+        qkv_TC = layer.qkv_proj(layer.input_layernorm(hidden_TD))
         heads_TC = qkv_TC.view(len(hidden_TD), -1, self.head_dim)
         num_queries = heads_TC.shape[1] - 2 * self.num_heads
-        query_TNC, key_THC, value_THC = heads_TC.split((num_queries, self.num_heads, self.num_heads), dim=1)
+        query_TNC, key_THC, value_THC = torch.split(heads_TC, [num_queries, self.num_heads, self.num_heads], dim=1)
         return query_TNC, key_THC, value_THC
 
     def _last_layer(
         self,
-        layer: Phi3DecoderLayer,
+        layer: _Layer,
         hidden_TD: Tensor,
         cos_sin: tuple[Tensor, Tensor],
         wanted_S: Tensor,
@@ -116,7 +124,7 @@ class PackedPhi3Vision:
     ) -> Tensor:
         """Of a prompt, nobody reads what the last layer makes of any but its last token; later tokens read the keys."""
         normed_TD = layer.input_layernorm(hidden_TD)
-        weight = layer.self_attn.qkv_proj.weight
+        weight = layer.qkv_weight
         width = len(weight) - 2 * self.num_heads * self.head_dim
         cos_TC, sin_TC = cos_sin
         query_SNC = F.linear(normed_TD[wanted_S], weight[:width]).view(
@@ -130,7 +138,28 @@ class PackedPhi3Vision:
             _rotated(key_THC, cos_TC, sin_TC),
             value_THC,
         )
-        return _rest_of_layer(layer, hidden_TD[wanted_S], attended_SC)
+        return layer.rest(hidden_TD[wanted_S], attended_SC)
+
+
+class _Layer:
+    """A decoder layer without its attention, over the library's submodules and weights."""
+
+    def __init__(self, layer: Phi3DecoderLayer, pack: bool) -> None:
+        self.input_layernorm = layer.input_layernorm
+        self.qkv_weight = layer.self_attn.qkv_proj.weight
+        self.qkv_proj = Projection(layer.self_attn.qkv_proj, pack)
+        self._o_proj = Projection(layer.self_attn.o_proj, pack)
+        self._post_attention_layernorm = layer.post_attention_layernorm
+        self._gate_up_proj = Projection(layer.mlp.gate_up_proj, pack)
+        self._down_proj = Projection(layer.mlp.down_proj, pack)
+        self._activation = layer.mlp.activation_fn
+
+    def rest(self, hidden_TD: Tensor, attended_TC: Tensor) -> Tensor:
+        """What follows attention: projection, and the MLP."""
+        hidden_TD = hidden_TD + self._o_proj(attended_TC)
+        gate_up_TM = self._gate_up_proj(self._post_attention_layernorm(hidden_TD))
+        gate_TM, up_TM = gate_up_TM.chunk(2, dim=-1)
+        return hidden_TD + self._down_proj(up_TM * self._activation(gate_TM))
 
 
 def _rotated(heads_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
@@ -138,9 +167,3 @@ def _rotated(heads_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     half = heads_THC.shape[-1] // 2
     turned_THC = torch.cat((-heads_THC[..., half:], heads_THC[..., :half]), dim=-1)
     return heads_THC * cos_TC[:, None] + turned_THC * sin_TC[:, None]
-
-
-def _rest_of_layer(layer: Phi3DecoderLayer, hidden_TD: Tensor, attended_TC: Tensor) -> Tensor:
-    hidden_TD = hidden_TD + layer.self_attn.o_proj(attended_TC)
-    output_TD: Tensor = hidden_TD + layer.mlp(layer.post_attention_layernorm(hidden_TD))
-    return output_TD
