@@ -1,0 +1,87 @@
+"""The packed decoder and the engine's attention give the logits of the plain model."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from ray_job.engine.attention import PackedAttention
+from ray_job.engine.kv_cache import KVPool
+from ray_job.engine.prefix import Prompt
+from ray_job.engine.scheduler import Chunk, Row
+from ray_job.engine.spans import Piece, Span
+from ray_job.models.phi3_vision.packed import PackedPhi3Vision
+from ray_job.models.projection import Projection
+from tests.engine.tiny import VOCAB, tiny_model
+
+PREFIX = 70  # long enough that decoding rows read it as a group
+LENGTHS = [PREFIX + 3, PREFIX + 9, PREFIX + 30, 5]
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("pack_weights", [True, False])
+@torch.inference_mode()
+def test_prompts_in_chunks_and_decodes_together(kv_heads: int, window: int | None, pack_weights: bool) -> None:
+    """Three rows that share a prefix and one that does not: chunks of 25 tokens, then 4 tokens decoded together."""
+    model = tiny_model(kv_heads=kv_heads, window=window)
+    packed = PackedPhi3Vision(model, pack_weights)
+    generator = torch.Generator().manual_seed(0)
+    prefix = torch.randint(0, VOCAB, (PREFIX,), generator=generator).tolist()
+    texts = [torch.randint(0, VOCAB, (length + 4,), generator=generator).tolist() for length in LENGTHS]
+    texts = [[*prefix, *text[PREFIX:]] if len(text) > PREFIX else text for text in texts]
+    rows = _rows(texts)
+    pool = KVPool.of(packed, 600)
+
+    def step(chunks: list[Chunk[Row]]) -> None:
+        attention = PackedAttention(pool, chunks, packed.sliding_window)
+        ordered = [chunks[index] for index in attention.order]
+        ids = [token for chunk in ordered for token in texts[rows.index(chunk.row)][chunk.start : chunk.end]]
+        positions = torch.tensor([place for chunk in ordered for place in range(chunk.start, chunk.end)])
+        is_long = torch.zeros(len(ids), dtype=torch.bool)
+        embeds = packed.embed(torch.tensor(ids))
+        logits = packed.logits(packed.forward(embeds, positions, is_long, attention.wanted_S, attention))
+        asked = [chunk for chunk in ordered if chunk.needs_logits]
+        for chunk, logits_V in zip(asked, logits, strict=True):
+            expected_V = _plain(model, texts[rows.index(chunk.row)][: chunk.end])
+            torch.testing.assert_close(logits_V, expected_V, atol=2e-4, rtol=1e-4)
+
+    for row in rows:
+        for start, end in itertools.pairwise([*range(row.num_shared, row.num_tokens, 25), row.num_tokens]):
+            step([Chunk(row, start, end)])
+    for _ in range(4):
+        for row in rows:
+            row.num_tokens += 1
+        step([Chunk(row, row.num_tokens - 1, row.num_tokens) for row in rows])
+
+
+def _rows(texts: list[list[int]]) -> list[Row]:
+    spans = [Span(start=150 * index, capacity=140) for index in range(len(texts))]
+    rows = [
+        Row(prompt=Prompt(text[:length], ()), num_tokens=length, max_tokens=length + 4, span=span)
+        for text, length, span in zip(texts, LENGTHS, spans, strict=True)
+    ]
+    rows[1].shared = [Piece(spans[0], PREFIX)]
+    rows[2].shared = [Piece(spans[0], PREFIX - 1)]
+    return rows
+
+
+def _plain(model: nn.Module, ids: list[int]) -> torch.Tensor:
+    logits_1V: torch.Tensor = model(
+        model.embed_row(torch.tensor(ids))[None],
+        position_ids_BL=torch.arange(len(ids))[None],
+        is_long_B=torch.tensor([False]),
+        logits_to_keep=1,
+    )
+    return logits_1V[0, 0]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 64, 65])
+def test_both_ways_to_project_agree(num_rows: int) -> None:
+    linear = nn.Linear(96, 160, bias=False)
+    x_TD = torch.randn(num_rows, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(Projection(linear, pack=True)(x_TD), linear(x_TD), atol=1e-5, rtol=1e-5)
