@@ -60,6 +60,7 @@ class Measured:
     runner: str
     rows: int
     seconds: float
+    cpu_s: float  # of all threads; with --threads 1 it hardly depends on what else the machine does
     new_tokens: int
     stats: dict[str, Any] | None  # of our engine
 
@@ -154,15 +155,15 @@ class _Bench:
     def measure(self, workload: str, runner: str, rows: int) -> Measured:
         """Every row answered, its tokens counted."""
         samples = self._samples(workload, rows, runner)
-        started_s = time.perf_counter()
+        started_s, cpu_started_s = time.perf_counter(), time.process_time()
         answers, stats = self._run(runner, samples)
-        seconds = time.perf_counter() - started_s
+        seconds, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_started_s
         expected = {sample.key: sample.params.max_new_tokens for sample in samples}
         assert {key: len(tokens) for key, tokens in answers.items()} == expected
         summary = None
         if stats is not None:
             summary = {**asdict(stats), "slot_occupancy": stats.slot_occupancy, "padding_share": stats.padding_share}
-        return Measured(workload, runner, rows, seconds, sum(expected.values()), summary)
+        return Measured(workload, runner, rows, seconds, cpu_s, sum(expected.values()), summary)
 
     def _samples(self, workload: str, rows: int, runner: str) -> list[Sample]:
         share = runner != "no-reuse"
@@ -186,8 +187,8 @@ class _Bench:
 
 def _print_row(last: Measured, measured: Sequence[Measured]) -> None:
     if len(measured) == 1:
-        print(f"{'workload':16}{'runner':50}{'rows':>6}{'seconds':>10}{'rows/s':>9}{'tokens/s':>10}")
-    line = f"{last.workload:16}{_DESCRIPTIONS[last.runner]:50}{last.rows:6}{last.seconds:10.1f}"
+        print(f"{'workload':16}{'runner':50}{'rows':>6}{'seconds':>10}{'CPU s':>9}{'rows/s':>9}{'tokens/s':>10}")
+    line = f"{last.workload:16}{_DESCRIPTIONS[last.runner]:50}{last.rows:6}{last.seconds:10.1f}{last.cpu_s:9.1f}"
     print(f"{line}{last.rows_per_s:9.2f}{last.new_tokens / last.seconds:10.1f}", flush=True)
     if last.stats and last.runner == "engine":
         keys = ("vision_s", "prefill_s", "decode_s", "schedule_s", "slot_occupancy", "prefix_tokens_reused")
