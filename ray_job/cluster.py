@@ -19,7 +19,7 @@ from ray_job.errors import RayJobError, SpecError
 from ray_job.spec import JobSpec, LimitsSpec, WorkersSpec
 
 _ASK_INTERVAL_S = 0.5
-_OUR_ERROR = re.compile(r"^ray_job\.errors\.(\w+): ((?:.|\n(?! *File |\S+Error|\Z))*)", re.MULTILINE)
+_OUR_ERROR = re.compile(r"^ray_job\.errors\.(\w+): (.*(?:\n.+)*)", re.MULTILINE)  # up to an empty line
 # What storage says when trying again may help; a task that reads or writes is then tried `limits.max_attempts` times.
 _PASSING = (
     "AWS Error NETWORK_CONNECTION",
@@ -80,6 +80,8 @@ def ray_session(limits: LimitsSpec | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray Data's own actor pool makes the core log a scare line for every pool; real failures reach us as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # What is tried again is no news, and what fails for good is raised.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "retries remaining")
     import ray
 
     if ray.is_initialized():

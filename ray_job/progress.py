@@ -45,7 +45,7 @@ class Progress:
         self._thread.join()
         if self._is_terminal:
             self._stream.write("\r\033[K")
-        if kind is None:
+        if kind is None and self._num_rows:
             self._stream.write(self.line() + "\n")
         self._stream.flush()
 
