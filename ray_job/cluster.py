@@ -92,6 +92,8 @@ def ray_session(limits: LimitsSpec | None = None) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if not os.environ.get("RAY_ADDRESS"):
         options |= {"include_dashboard": False, "address": "local"}
+        # An actor's threads share the cores with preparing tasks; spinning for each other they would starve both.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _silent_stderr():
         ray.init(**options)
     _configure(limits or LimitsSpec())

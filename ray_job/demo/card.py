@@ -32,7 +32,7 @@ _CARD = """\
 # The demo's model
 
 The Phi-3-Vision architecture in small ({num_parameters} parameters, bfloat16), trained from random weights on
-drawn pictures. It answers short questions about coloured shapes, printed text and several pictures, so that
+drawn pictures. It answers short questions about coloured shapes, printed numbers and two pictures, so that
 `python -m ray_job demo` and the tests have a real model without a download. It contains nothing of
 Microsoft's weights or tokenizer.
 
@@ -56,7 +56,6 @@ Measure again with `python -m ray_job.demo.evaluate DIR --examples 500`.
 
 ## Limits
 
-It knows the demo's phrasings, seven colours, six shapes, one font, capitals and digits, at most five
-characters in a line and three pictures in a prompt. It cannot chat, and a photograph means nothing to it.
-Prompts much longer than these (a few hundred tokens) are untrained: their answers are well defined, but not useful.
+It knows the demo's phrasings, six colours, five shapes, one font, numbers of two or three digits, and at most two
+pictures in a prompt. It cannot chat, and a photograph means nothing to it.
 """

@@ -11,13 +11,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ray_job.demo.pictures import COLOURS, DIGITS, LETTERS, MAX_TEXT, SHAPES, Item, Scene
+from ray_job.demo.pictures import COLOURS, DIGITS, SHAPES, Item, Scene
 from ray_job.models.phi3_vision.image_processing import HDSize
 
 # Label fields, in order, with their number of classes; class 0 is "nothing here" everywhere.
-NAMES = (*SHAPES, *DIGITS, *LETTERS)
+NAMES = (*SHAPES, *DIGITS)
 IGNORED = -100  # where a sheet's characters have no place
-FIELDS = {"name": len(NAMES) + 1, "colour": len(COLOURS) + 1, "is_centre": 2, "place": MAX_TEXT + 1}
+FIELDS = {"name": len(NAMES) + 1, "colour": len(COLOURS) + 1, "is_centre": 2, "place": 5}
 
 _NAME_IDS = {name: number for number, name in enumerate(NAMES, 1)}
 _COLOUR_IDS = {name: number for number, name in enumerate(COLOURS, 1)}

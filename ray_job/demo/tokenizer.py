@@ -94,7 +94,7 @@ def build_tokenizer(words: Sequence[str] | None = None) -> dict[str, Any]:
     }
 
 
-def save_tokenizer(folder: Path, num_crops: int = 4, tokens_per_crop: int = 16) -> dict[str, int]:
+def save_tokenizer(folder: Path, num_crops: int = 2, tokens_per_crop: int = 16) -> dict[str, int]:
     """Writes the four processor files; returns the ids of the added tokens by name."""
     folder.mkdir(parents=True, exist_ok=True)
     content = build_tokenizer()

@@ -52,16 +52,16 @@ class Recipe:
     """All that decides the trained weights, beside the code."""
 
     seed: int = 0
-    steps: int = 5000
-    vision_steps: int = 2000  # the first ones train the tower alone
-    num_examples: int = 8  # per step, each with all its questions
+    steps: int = 4250
+    vision_steps: int = 1000  # the first ones train the tower alone
+    num_examples: int = 16  # per step, each with all its questions
     warmup_steps: int = 40  # of each of the two stages
-    muon_lr: float = 0.02
+    muon_lr: float = 0.015
     adam_lr: float = 2e-3
-    tower_lr_scale: float = 0.2  # of the tower beside the answers, once it has been trained alone
+    tower_lr_scale: float = 0.3  # of the tower beside the answers, once it has been trained alone
     weight_decay: float = 0.05
     patch_loss_weight: float = 1.0
-    average_decay: float = 0.995  # of the running average of the weights, which is what is saved
+    average_decay: float = 0.998  # of the running average of the weights, which is what is saved
 
     def is_vision_only(self, step: int) -> bool:
         """Whether a step belongs to the first stage."""

@@ -13,7 +13,7 @@ from ray_job.demo.questions import KINDS, SPLIT_SIZE, SPLITS, Example, make_exam
 from ray_job.models.phi3_vision.image_processing import hd_size
 
 EXAMPLES = tuple(make_split("test", 600))
-_ORDINALS = {"first": 0, "second": 1, "third": 2, "fourth": 3}
+_ORDINALS = {"first": 0, "second": 1}
 
 
 def test_the_same_seed_gives_the_same_pictures_and_questions() -> None:
@@ -40,9 +40,9 @@ def test_splits_do_not_meet() -> None:
 
 def test_every_kind_and_every_grid_of_crops_occurs() -> None:
     assert {qa.kind for example in EXAMPLES for qa in example.questions} == set(KINDS)
-    sizes = [hd_size(scene.width, scene.height, 4, 64) for example in EXAMPLES for scene in example.scenes]
+    sizes = [hd_size(scene.width, scene.height, 2, 64) for example in EXAMPLES for scene in example.scenes]
     grids = {(size.rows, size.cols) for size in sizes}
-    assert grids == {(2, 2), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (4, 1)}
+    assert grids == {(1, 1), (1, 2), (2, 1)}
 
 
 def test_every_example_has_questions_with_short_answers() -> None:
@@ -55,7 +55,7 @@ def test_items_are_where_the_scene_says_in_the_colour_it_says() -> None:
     for example in EXAMPLES[:150]:
         for scene, picture in zip(example.scenes, example.pictures, strict=True):
             for item in scene.items:
-                if item.is_shape and item.name != "ring":
+                if item.is_shape:
                     pixel = picture.getpixel((int(item.x), int(item.y)))
                     assert isinstance(pixel, tuple)
                     nearest = min(
@@ -71,7 +71,7 @@ def test_pictures_can_be_files(file_format: str) -> None:
 
 def test_answers_hold_when_read_again() -> None:
     checked = Counter(qa.kind for e in EXAMPLES for qa in e.questions if _holds(e, qa.question, qa.answer))
-    assert set(checked) >= set(KINDS) - {"same"}
+    assert set(checked) == set(KINDS)
 
 
 def _holds(example: Example, question: str, answer: str) -> bool:
@@ -83,9 +83,9 @@ def _holds(example: Example, question: str, answer: str) -> bool:
     if "plus" in question:
         a, b = map(int, re.findall(r"\d+", question))
         assert int(answer) == a + b
-    elif re.search("number|word", question):
+    elif "number" in question:
         assert scenes[ordinal or 0].text == answer
-    elif re.search(r"the (first|second|third|fourth) (letter|digit)", question):
+    elif re.search(r"the (first|second) digit", question):
         assert ordinal is not None
         assert scenes[0].items[ordinal].name == answer
     elif " is at the " in question:
@@ -102,10 +102,9 @@ def _holds(example: Example, question: str, answer: str) -> bool:
         assert {i.colour for i in scenes[0].items if not shapes or i.name in shapes} == {answer}
     elif len(scenes) == 1 and answer in SHAPES:
         assert {i.name for i in scenes[0].items if not colours or i.colour in colours} == {answer}
-    elif answer in ("left", "right", "above", "below"):
-        assert _side(scenes[0], question, answer)
-    elif re.search("furthest|nearest", question):
-        assert _edge(scenes[0], question) == answer
+    elif answer in ("left", "right"):
+        (item,) = [i for i in scenes[0].items if i.name in shapes and (not colours or i.colour in colours)]
+        assert (item.x < scenes[0].width / 2) == (answer == "left")
     elif ordinal is not None:
         assert answer in (scenes[ordinal].items[0].name, scenes[ordinal].items[0].colour)
     else:
@@ -120,19 +119,3 @@ def _count(scene: Scene, colours: list[str], shapes: list[str]) -> int:
 def _in_corner(scene: Scene, question: str) -> str:
     right, low = "right" in question, "bottom" in question
     return next(i.name for i in scene.items if (i.x > scene.width / 2, i.y > scene.height / 2) == (right, low))
-
-
-def _side(scene: Scene, question: str, answer: str) -> bool:
-    pattern = "(?:({}) )?({})".format("|".join(COLOURS), "|".join(SHAPES))
-    a, b = (
-        next(i for i in scene.items if i.name == name and colour in ("", i.colour))
-        for colour, name in re.findall(pattern, question)
-    )
-    return {"left": a.x < b.x, "right": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}[answer]
-
-
-def _edge(scene: Scene, question: str) -> str:
-    by_x, by_y = sorted(scene.items, key=lambda i: i.x), sorted(scene.items, key=lambda i: i.y)
-    ends = {"left": by_x[0], "right": by_x[-1], "top": by_y[0], "bottom": by_y[-1]}
-    item = next(item for word, item in ends.items() if word in question)
-    return f"{item.colour} {item.name}"
