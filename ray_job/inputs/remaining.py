@@ -40,6 +40,11 @@ class Remaining:
         """A whole input nobody has begun."""
         return cls(np.ones(num_rows, dtype=np.bool_), first_position, AGAIN_SCHEMA.empty_table())
 
+    @classmethod
+    def none(cls, num_rows: int) -> Remaining:
+        """A whole input that is done."""
+        return cls(np.zeros(num_rows, dtype=np.bool_), 0, AGAIN_SCHEMA.empty_table())
+
     @property
     def num_rows(self) -> int:
         """How many are left."""

@@ -30,6 +30,11 @@ class Opening:
         return self.old is not None and self.old.state == State.COMPLETED
 
     @property
+    def is_changed(self) -> bool:
+        """Whether the input is another than before."""
+        return self.old is not None and self.inputs != self.old.inputs
+
+    @property
     def input(self) -> InputRecord:
         """This run's input."""
         return self.inputs[-1]

@@ -109,23 +109,23 @@ class Run:
     @property
     def needs_ids(self) -> bool:
         """Whether the input has changed since the output was begun: its rows are known by ids, which Ray reads."""
-        return self._opening.input.first_position > 0
+        return self._opening.input.first_position > 0 and not self._has_nothing_to_do
 
     @cached_property
     def remaining(self) -> Remaining:
         """The rows left to do.
 
         Raises:
-            SpecError: the output is finished, the input has new rows, and the mode is not append.
+            SpecError: the output is finished, the input has new rows, and the mode is not append; or it is not
+                finished, and the input is another.
         """
-        opening, positions = self._opening, self._positions
-        left = what_is_left(opening.ledger, positions, opening.input.first_position, self._spec.output.retry_failed)
-        is_changed = opening.old is not None and opening.inputs != opening.old.inputs
-        num_new = left.num_rows - left.again.num_rows
-        if opening.is_finished and is_changed and num_new and self._spec.output.mode == "resume":
-            raise SpecError(
-                [f"output.path: {self.root} is finished, and {num_new} rows of the input are new; use --mode append"]
-            )
+        opening = self._opening
+        if self._has_nothing_to_do:
+            return Remaining.none(opening.input.rows)
+        first = opening.input.first_position
+        left = what_is_left(opening.ledger, self._positions, first, self._spec.output.retry_failed)
+        if opening.is_changed:
+            self._check_change(left.num_rows - left.again.num_rows)
         return left
 
     @cached_property
@@ -234,6 +234,32 @@ class Run:
             raise AccountingError(
                 f"{self.root}: {'; '.join(problems)}. Keep the folder; --mode resume does what is missing"
             )
+
+    def _check_change(self, num_new: int) -> None:
+        """A finished output grows by append only; what is left of an unfinished one is in the input it had."""
+        opening = self._opening
+        assert opening.old is not None, "the first input is no change"
+        if opening.is_finished and num_new and self._spec.output.mode == "resume":
+            raise SpecError(
+                [f"output.path: {self.root} is finished, and {num_new} rows of the input are new; use --mode append"]
+            )
+        before, numbers = opening.old.inputs[-1], opening.ledger.rows().positions
+        num_lacking = len(np.setdiff1d(numbers[numbers >= before.first_position], self._positions))
+        if not opening.is_finished and len(numbers) and (num_lacking or opening.input.rows < before.rows):
+            raise SpecError(
+                [
+                    f"output.path: {self.root} is not finished, and this is another input: the run there has "
+                    f"{before.rows} rows, this input {opening.input.rows}, and {num_lacking} of those done are not "
+                    "among them. Finish it with its own input first, then use --mode append"
+                ]
+            )
+
+    @property
+    def _has_nothing_to_do(self) -> bool:
+        """Whether the output is finished, whole, and its input the same."""
+        opening = self._opening
+        is_whole = opening.is_finished and not opening.is_changed and not opening.ledger.unreadable
+        return is_whole and not self._spec.output.retry_failed
 
     @cached_property
     def _positions(self) -> np.ndarray[Any, np.dtype[np.int64]]:
