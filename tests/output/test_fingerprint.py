@@ -1,0 +1,59 @@
+"""The fingerprint sees what can change an answer, in the files too, and says which field differs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ray_job import fingerprint
+from ray_job.errors import ModelError
+from ray_job.fingerprint import differences, digest, file_digests
+
+
+@pytest.mark.parametrize("whole_bytes", [2**28, 100])
+def test_weights_are_known_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_bytes: int) -> None:
+    """Sampled (second case) as well as whole."""
+    monkeypatch.setattr(fingerprint, "_WHOLE_BYTES", whole_bytes)
+    tensors = {name: np.arange(5000, dtype=np.float32) for name in "abc"}
+    file = tmp_path / "model.safetensors"
+    seen = set()
+    for change in (None, ("b", 0), ("b", -1), ("c", 4999)):
+        changed = {name: values.copy() for name, values in tensors.items()}
+        if change is not None:
+            changed[change[0]][change[1]] += 1
+        save_file(changed, file)
+        seen.add(file_digests(tmp_path)["model.safetensors"])
+    save_file(tensors, file)
+    os.utime(file, (1, 1))
+    assert file_digests(tmp_path)["model.safetensors"] in seen
+    assert len(seen) == 4
+    save_file({"a": tensors["a"]}, file)
+    assert file_digests(tmp_path)["model.safetensors"] not in seen
+    file.write_bytes(b"\xff" * 300)
+    assert file_digests(tmp_path)["model.safetensors"] not in seen
+
+
+def test_only_files_a_model_is_made_of_count(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("hello")
+    assert list(file_digests(tmp_path)) == ["config.json"]
+    with pytest.raises(ModelError, match="cannot be read"):
+        file_digests(tmp_path / "absent")
+
+
+def test_differences_are_named_with_both_values_and_an_open_dtype_agrees() -> None:
+    old = {"model.dtype": "bfloat16", "prompt.system": None, "model.files.a": "1"}
+    new = {"model.dtype": "auto", "prompt.system": "x", "output.columns.y": "int64"}
+    assert differences(old, new) == [
+        'prompt.system: was null, is "x"',
+        'model.files.a: was "1", is absent',
+        'output.columns.y: was absent, is "int64"',
+    ]
+    assert differences(old, old) == []
+    assert differences(old, {**old, "model.dtype": "float32"})
+    assert digest(old) != digest(new)
+    assert digest(old) == digest(dict(reversed(old.items())))
