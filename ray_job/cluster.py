@@ -201,6 +201,13 @@ def _cause(error: BaseException) -> RayJobError:
         kind = getattr(errors, name, RayJobError)
         if kind is not SpecError and isinstance(kind, type) and issubclass(kind, RayJobError):
             return kind(message.strip())
+    from ray.exceptions import ActorDiedError
+
+    if isinstance(error, ActorDiedError):
+        return RayJobError(
+            "an actor's process died more often than limits.max_restarts allows: out of memory, or a crash in native "
+            "code. What is committed is whole: once the cause is gone, finish with --mode resume"
+        )
     lines = [line for line in text.splitlines() if line.strip()]
     return RayJobError(f"a worker failed: {lines[-1].strip() if lines else type(error).__name__}")
 

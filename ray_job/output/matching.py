@@ -3,8 +3,8 @@
 An id counts as often as it occurs: where earlier inputs had it twice, the first two rows that have it now are those
 rows, and a third is new. Ids are compared by 128-bit hashes.
 
-Cost: 1.0 s and 16 bytes for each million ids in the output, held once on each machine; beside it the driver holds 24
-bytes for each row found again. A job whose input has not changed pays none of this.
+Cost for each million ids in the output: 3 s of reading and hashing, and 24 MB held once on each machine; beside it the
+driver holds 24 bytes for each row found again. A job whose input has not changed pays none of this.
 """
 
 from __future__ import annotations
