@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from ray_job.models.phi3_vision.configuration import VisionConfig
 from ray_job.models.phi3_vision.vision import VisionTower
@@ -37,6 +38,7 @@ def init_tower(tower: VisionTower, config: VisionConfig) -> None:
     layers = tower.encoder["layers"]
     assert isinstance(layers, torch.nn.ModuleList)
     for layer, distance in zip(layers, _DISTANCES, strict=False):
+        assert isinstance(layer, CLIPEncoderLayer)
         attention = layer.self_attn
         attention.q_proj.weight.mul_(0.1)
         attention.k_proj.weight.mul_(0.1)
@@ -58,4 +60,5 @@ def _rotation(rows: int, columns: int, frequencies: tuple[float, ...]) -> Tensor
     """The matrix that takes the waves of a patch to those of the patch so many rows and columns further."""
     angles = [f * steps for steps in (rows, columns) for f in frequencies]
     blocks = [torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]]) for a in angles]
-    return torch.block_diag(*blocks)
+    rotation: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return rotation
