@@ -107,8 +107,8 @@ class Driver:
             assert time.monotonic() < deadline_s, self._log.read_text()
             time.sleep(0.05)
 
-    def workers(self, name: str) -> list[int]:
-        """Processes below this driver whose title contains `name`, such as Ray's `ray::MapWorker`."""
+    def workers(self, pattern: str) -> list[int]:
+        """Processes below this driver whose title matches, such as Ray's `ray::MapWorker`."""
         found = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
         table = [match.groups() for line in found.splitlines() if (match := re.match(r"\s*(\d+)\s+(\d+)\s+(.*)", line))]
         family, grew = {self._process.pid}, True
@@ -116,7 +116,7 @@ class Driver:
             children = {int(pid) for pid, parent, _ in table if int(parent) in family} - family
             grew = bool(children)
             family |= children
-        return [int(pid) for pid, _, title in table if int(pid) in family and name in title]
+        return [int(pid) for pid, _, title in table if int(pid) in family and re.match(pattern, title)]
 
 
 def command(*arguments: str) -> list[str]:

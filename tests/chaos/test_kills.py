@@ -1,6 +1,6 @@
 """Kill drivers, actors and workers at seeded moments; run again; nothing is lost, nothing doubled.
 
-`RAY_JOB_CHAOS=50` makes it fifty driver kills and fifty actor or worker kills instead of a few.
+`RAY_JOB_CHAOS=50` makes it some fifty driver kills, and about as many of actors and workers, instead of two and two.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def run_killed(job: Job, rng: random.Random) -> int:
     driver.send(signal.SIGKILL)
     driver.wait()
     manifest = job.manifest()
-    assert manifest["already_done"] == committed, "every committed row is skipped, and no other"
+    # Not equal: workers of the driver killed before may commit what they hold for a moment after it.
+    assert manifest["already_done"] >= committed, "a committed row is not done again"
     return committed
 
 
@@ -43,7 +44,8 @@ def kill_workers(driver: Driver, job: Job, rng: random.Random, num_kills: int) -
     while driver.is_alive and num_killed < num_kills:
         before = job.num_committed()
         driver.wait_until(lambda before=before: job.num_committed() > before)  # type: ignore[misc]
-        victims = driver.workers("ray::MapWorker" if num_killed % 2 == 0 else "ray::")
+        # Not the agents beside them: a node does not outlive those, and this one is all there is.
+        victims = driver.workers("ray::MapWorker" if num_killed % 2 == 0 else r"ray::(Map|Read|IDLE)")
         if victims:
             os.kill(rng.choice(victims), signal.SIGKILL)
             num_killed += 1
@@ -55,21 +57,24 @@ def test_killed_drivers_and_workers_lose_and_double_nothing(
 ) -> None:
     job = make_job(tmp_path, tiny_folder)
     rng = random.Random(11)
-    rounds = 1 if NUM_KILLS == 2 else NUM_KILLS // 3
-    for round_ in range(rounds):
+    num_driver_kills = num_worker_kills = 0
+    for round_ in range(-(-NUM_KILLS // 3)):
         job.spec["output"]["path"] = str(tmp_path / f"out-{round_}")
         for _ in range(min(3, NUM_KILLS)):
             run_killed(job, rng)
+            num_driver_kills += 1
         code, text = call("status", str(job.out))
         assert (code, "not running; finish it with --mode resume" in text) == (0, True), text
         assert call("verify", str(job.out))[0] == 4
         driver = job.start("--mode", "resume")
-        assert kill_workers(driver, job, rng, num_kills=2) > 0
+        num_worker_kills += kill_workers(driver, job, rng, num_kills=min(3, NUM_KILLS))
         code, text = driver.wait()
         assert code == 0, text
         assert job.answers() == expected
         code, text = call("verify", str(job.out))
         assert code == 0, text
+    print(f"{num_driver_kills} drivers and {num_worker_kills} actors or workers killed")
+    assert num_worker_kills > 0
 
 
 def test_a_finished_run_is_left_alone_and_a_damaged_one_is_mended(
