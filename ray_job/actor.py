@@ -11,6 +11,7 @@ import itertools
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -21,6 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_job.engine.loop import EngineLoop
+from ray_job.metrics import catalog
+from ray_job.metrics.publisher import Publisher, Readings
 from ray_job.models import load_engine
 from ray_job.rows import (
     PICTURES,
@@ -56,6 +59,8 @@ class GenerateActor:
         self._name = uuid.uuid4().hex[:8]
         self._load_s = time.monotonic() - started_s
         self._prepare_s = 0.0
+        self._outcomes: Counter[tuple[catalog.Metric, str | None]] = Counter()
+        self._publisher = Publisher.where_ray_runs(self._readings, self._name)
 
     async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
         """Rows of `rows.prepared_schema` → rows of `rows.result_schema`, in the order given."""
@@ -67,18 +72,44 @@ class GenerateActor:
         results = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
         yield self._finished(rows, results)
 
-    def generate(self, table: pa.Table) -> pa.Table:
-        """The same without an event loop: for notebooks, tests and benchmarks."""
+    def generate(self, table: pa.Table, schema: pa.Schema | None = None) -> pa.Table:
+        """The same without an event loop: for previews, tests and benchmarks.
+
+        Args:
+            table: rows of `rows.prepared_schema`.
+            schema: of the output, where it is not the actor's own.
+        """
         rows = _PreparedRows(table)
         futures: list[Future[Result]] = self._loop.submit(rows.samples)
-        return self._finished(rows, [future.result() for future in futures])
+        results = [future.result() for future in futures]
+        return self._finished(rows, results, None if schema is None else result_schema(schema))
 
-    def _finished(self, rows: _PreparedRows, results: Sequence[Result]) -> pa.Table:
+    def close(self) -> None:
+        """Ends the actor's threads after the work at hand, so that the model can go."""
+        self._loop.close()
+        if self._publisher is not None:
+            self._publisher.close()
+
+    def _finished(self, rows: _PreparedRows, results: Sequence[Result], schema: pa.Schema | None = None) -> pa.Table:
         """The block's output, with what this actor has done so far."""
         self._prepare_s += rows.prepare_s
         times = {"prepare_s": self._prepare_s, "load_s": self._load_s, "idle_s": self._loop.idle_s}
         done = {**times, **asdict(self._engine.stats())}
-        return rows.with_results(results, self._schema, json.dumps({"actor": self._name, "done": done}))
+        self._outcomes = self._outcomes + rows.outcomes(results)  # another thread reads it
+        return rows.with_results(results, schema or self._schema, json.dumps({"actor": self._name, "done": done}))
+
+    def _readings(self) -> Readings:
+        """This actor's numbers, for `metrics`."""
+        stats, slots = asdict(self._engine.stats()), self._engine.slots()
+        seconds = {**stats, "prepare_s": self._prepare_s, "idle_s": self._loop.idle_s}
+        return {
+            **self._outcomes,
+            **{(metric, None): stats[name] for name, metric in catalog.ENGINE_COUNTERS.items()},
+            **{(catalog.STAGE_SECONDS, stage): seconds[f"{stage}_s"] for stage in catalog.STAGES},
+            (catalog.QUEUE_ROWS, None): max(0, self._loop.num_rows - slots.used),
+            (catalog.RUNNING_ROWS, None): slots.used,
+            (catalog.SLOTS, None): slots.total,
+        }
 
 
 class _PreparedRows:
@@ -105,6 +136,17 @@ class _PreparedRows:
             return
         params = GenerationParams.model_validate_json(sample["params"])
         self.samples.append(Sample(position, sample["input_ids"], pictures, params))
+
+    def outcomes(self, results: Sequence[Result]) -> Counter[tuple[catalog.Metric, str | None]]:
+        """How the samples ended, as metrics count it."""
+        codes = [error["code"] for error in self._errors.values()]
+        codes += [str(result.error.code) for result in results if result.error is not None]
+        counts: Counter[tuple[catalog.Metric, str | None]] = Counter((catalog.ERRORS, code) for code in codes)
+        counts[catalog.ROWS, str(Status.ERROR)] = len(codes)
+        counts[catalog.ROWS, str(Status.OK)] = len(self._row_indices) - len(codes)
+        counts[catalog.PROMPT_TOKENS, None] = sum(result.prompt_tokens for result in results)
+        counts[catalog.COMPLETION_TOKENS, None] = sum(result.completion_tokens for result in results)
+        return counts
 
     def with_results(self, results: Sequence[Result], schema: pa.Schema, worker: str) -> pa.Table:
         """One output row per sample; `worker` stands in the first."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from ray_job.engine.attention import PackedAttention
 from ray_job.engine.duplicates import Duplicates
 from ray_job.engine.encoder import PictureEncoder
-from ray_job.engine.interface import Vocabulary
+from ray_job.engine.interface import Slots, Vocabulary
 from ray_job.engine.kv_cache import KVPool
 from ray_job.engine.memory import default_pool_tokens, is_fatal, is_out_of_memory, release_memory
 from ray_job.engine.packed_model import PackedModel
@@ -120,6 +120,10 @@ class ContinuousEngine:
             max_tokens=self._scheduler.max_tokens,
             token_ceiling=self._scheduler.limits.ceiling,
         )
+
+    def slots(self) -> Slots:
+        """See `Engine.slots`."""
+        return Slots(len(self._scheduler.running), self._scheduler.max_slots)
 
     def _row(self, sample: Sample) -> RunningRow:
         """A row for the queue. Raises RowError for one that can never run."""

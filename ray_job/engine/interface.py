@@ -17,6 +17,14 @@ from ray_job.rows import Result, Sample
 Detokenize = Callable[[Sequence[int]], str]
 
 
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """An engine's places for rows that run together, at one moment."""
+
+    used: int
+    total: int
+
+
 class Engine(Protocol):
     """Turns samples into results, a step at a time."""
 
@@ -35,6 +43,10 @@ class Engine(Protocol):
 
     def stats(self) -> EngineStats:
         """What was done so far; adds up over engines."""
+        ...
+
+    def slots(self) -> Slots:
+        """How full it is; may be asked on any thread."""
         ...
 
 

@@ -46,6 +46,11 @@ class EngineLoop:
             futures.append(future)
         return futures
 
+    @property
+    def num_rows(self) -> int:
+        """Samples submitted and not answered yet."""
+        return len(self._futures) + self._inbox.qsize()
+
     def close(self) -> None:
         """Ends the thread after the work at hand."""
         self._inbox.put(None)

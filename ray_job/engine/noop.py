@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ray_job.engine.interface import Slots
 from ray_job.engine.stats import EngineStats, Meter
 from ray_job.rows import FinishReason, Result, Sample
 
@@ -30,3 +31,6 @@ class NoOpEngine:
 
     def stats(self) -> EngineStats:
         return self._meter.stats()
+
+    def slots(self) -> Slots:
+        return Slots(0, 0)

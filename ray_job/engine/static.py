@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ray_job.engine.batching import SampleSize, batch_rows
 from ray_job.engine.collate import PaddingSide, collate
-from ray_job.engine.interface import Vocabulary
+from ray_job.engine.interface import Slots, Vocabulary
 from ray_job.engine.sampler import next_tokens
 from ray_job.engine.sequence import Sequence
 from ray_job.engine.stats import EngineStats, Meter
@@ -54,6 +54,7 @@ class StaticEngine:
         self._max_batch_tokens = max_batch_tokens
         self._padding_side: PaddingSide = padding_side
         self._waiting: list[Sample] = []
+        self._num_running = 0
         self._meter = Meter()
 
     @property
@@ -65,10 +66,18 @@ class StaticEngine:
 
     def step(self) -> list[Result]:
         """Runs one batch to its end."""
-        return self._answer(self._next_batch())
+        batch = self._next_batch()
+        self._num_running = len(batch)
+        try:
+            return self._answer(batch)
+        finally:
+            self._num_running = 0
 
     def stats(self) -> EngineStats:
         return self._meter.stats()
+
+    def slots(self) -> Slots:
+        return Slots(self._num_running, self._max_batch_rows)
 
     def _next_batch(self) -> list[Sample]:
         """The longest waiting samples that fit together: alike in length, so that little is padding."""
