@@ -64,6 +64,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _preview(arguments: argparse.Namespace) -> int:
+    spec = _spec(arguments)
+    from ray_job.gallery.preview import preview
+
+    print(preview(spec, arguments.n, seed=arguments.seed))
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from ray_job.output.verify import verify
     from ray_job.storage import locate
@@ -79,6 +87,13 @@ def _status(arguments: argparse.Namespace) -> int:
 
     status = job_status(locate(arguments.output))
     print(json.dumps(status.to_dict()) if arguments.json else status.table())
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from ray_job.html_report.write import write_report
+
+    print(write_report(arguments.output, arguments.to))
     return 0
 
 
@@ -127,11 +142,17 @@ def _parser() -> argparse.ArgumentParser:
     plan = _add(commands, "plan", _plan, "rows, pictures, tokens and bad rows of a job, from headers", takes_spec=True)
     for command in (run, plan):
         command.add_argument("--json", action="store_true", help="print the plan as JSON")
+    preview = _add(commands, "preview", _preview, "answer a few rows of a job and write nothing", takes_spec=True)
+    preview.add_argument("-n", type=int, default=8, metavar="N", help="rows (%(default)s)")
+    preview.add_argument("--seed", type=int, metavar="N", help="draw them at random; otherwise they are the first")
     verify = _add(commands, "verify", _verify, "read every part of an output and hold it against its manifest")
     status = _add(commands, "status", _status, "how a run stands, living or dead, from its output's files")
     for command in (verify, status):
         command.add_argument("output", metavar="OUT", help="the output's folder or URI")
         command.add_argument("--json", action="store_true", help="print one JSON object")
+    report = _add(commands, "report", _report, "write one HTML page about a run: charts, errors, pictures and answers")
+    report.add_argument("output", metavar="OUT", help="the output's folder or URI; the run may be running or finished")
+    report.add_argument("--to", metavar="FILE", help="where to write it (OUT/_report.html)")
     demo = _add(commands, "demo", _demo, "make pictures, ask the built-in model about them, compare with the truth")
     demo.add_argument("--out", default="demo-run", metavar="DIR", help="folder for pictures and output (%(default)s)")
     demo.add_argument("--examples", type=int, default=120, metavar="N", help="pictures to make (%(default)s)")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from ray_job.cluster import Gate, Workers, bounded_restarts, ray_session, settle_workers
+from ray_job.gallery.warm import warm_actor
 from ray_job.inputs import open_source
 from ray_job.inputs.source import Source
 from ray_job.models import load_config, load_processor, settle_model
@@ -37,6 +38,7 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
         TooManyRowErrors, AccountingError, Interrupted: while running; the parts committed so far stay.
     """
     spec, source, preparer = open_job(spec)
+    warm_actor().release()
     with (
         Run.open(spec, source) as run,
         Progress(run.totals, stream or sys.stderr) as progress,

@@ -65,11 +65,6 @@ class Preparer:
         self._processor = processor
         self._max_prompt_tokens = max_prompt_tokens
         self._params = spec.generation.params
-        prompt = spec.prompt
-        named = (source.overrides_column, prompt.messages_column, prompt.questions_column)
-        fields = template_fields(prompt.template or "")
-        names = (ROW_ID, READ_ERROR, QUESTIONS, *source.image_columns, *named, *fields)
-        self._read = tuple(dict.fromkeys(name for name in names if name is not None))
         self._conversations = Conversations(spec.prompt, processor.special_tokens)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -92,15 +87,8 @@ class Preparer:
         return pa.table(columns, schema=schema)
 
     def values(self, table: pa.Table) -> list[dict[str, Any]]:
-        """What `row` reads of each row, as Python values; the other columns stay in Arrow.
-
-        Dates and times become text here: Python's cannot hold all of Arrow's.
-        """
-        columns = {name: table.column(name) for name in self._read if name in table.column_names}
-        for name, column in columns.items():
-            if pa.types.is_temporal(column.type):
-                columns[name] = column.cast(pa.string())
-        return pa.table(columns).to_pylist()  # type: ignore[no-any-return]
+        """What `row` reads of each row."""
+        return row_values(table, self._source)
 
     def row(self, row: Mapping[str, Any], *, headers_only: bool = False) -> Prepared:
         """One row; an error of the row becomes an error of its sample.
@@ -126,7 +114,7 @@ class Preparer:
 
     def _pictures(self, row: Mapping[str, Any], headers_only: bool) -> tuple[list[dict[str, Any]], list[int]]:
         """The row's pictures as values of PICTURE_TYPE, and how many tokens each takes."""
-        values = self._picture_values(row)
+        values = picture_values(row, self._source)
         if len(values) > self._spec.limits.max_images:
             limit = self._spec.limits.max_images
             raise RowError(ErrorCode.TOO_MANY_IMAGES, f"{len(values)} pictures; limits.max_images is {limit}")
@@ -150,12 +138,6 @@ class Preparer:
         pixels_HWC = self._processor.picture(image)
         picture |= {"height": pixels_HWC.shape[0], "width": pixels_HWC.shape[1], "pixels": pixels_HWC.tobytes()}
         return picture, image.size
-
-    def _picture_values(self, row: Mapping[str, Any]) -> list[Any]:
-        messages_column = self._spec.prompt.messages_column
-        if messages_column is not None and not self._source.image_columns:
-            return image_parts(row.get(messages_column))
-        return pictures_of(row, self._source.image_columns)
 
     def _row_params(self, row: Mapping[str, Any]) -> GenerationParams:
         """The job's parameters with the row's own on top."""
@@ -202,6 +184,30 @@ class Preparer:
             "params": params.model_dump_json(exclude_defaults=True),
             "error": None,
         }
+
+
+def row_values(table: pa.Table, source: Source) -> list[dict[str, Any]]:
+    """What prompts, pictures and parameters need of each row, as Python values; the other columns stay in Arrow.
+
+    Dates and times become text here: Python's cannot hold all of Arrow's.
+    """
+    prompt = source.prompt
+    named = (source.overrides_column, prompt.messages_column, prompt.questions_column)
+    fields = template_fields(prompt.template or "")
+    names = (ROW_ID, READ_ERROR, QUESTIONS, *source.image_columns, *named, *fields)
+    columns = {name: table.column(name) for name in names if name is not None and name in table.column_names}
+    for name, column in columns.items():
+        if pa.types.is_temporal(column.type):
+            columns[name] = column.cast(pa.string())
+    return pa.table(columns).to_pylist()  # type: ignore[no-any-return]
+
+
+def picture_values(row: Mapping[str, Any], source: Source) -> list[Any]:
+    """A row's pictures in order, as the row has them; each is for `inputs.pictures.fetch`."""
+    messages_column = source.prompt.messages_column
+    if messages_column is not None and not source.image_columns:
+        return image_parts(row.get(messages_column))
+    return pictures_of(row, source.image_columns)
 
 
 def _failed_row(wanted: list[int] | None, error: Mapping[str, Any], num_retries: int = 0) -> Prepared:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class Account:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error_codes: dict[str, int] = field(default_factory=dict)
+    written_s: float = 0.0  # Unix time; stays with the part when its file is copied
 
     @classmethod
     def of_results(cls, table: pa.Table, run: int) -> Account:
@@ -54,6 +56,7 @@ class Account:
             prompt_tokens=pc.sum(pc.struct_field(usage, [0])).as_py() or 0,
             completion_tokens=pc.sum(pc.struct_field(usage, [1])).as_py() or 0,
             error_codes=dict(Counter(error["code"] for error in errors if error is not None)),
+            written_s=round(time.time(), 3),
         )
 
     def to_footer(self) -> str:

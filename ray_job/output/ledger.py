@@ -50,6 +50,11 @@ class Part:
         """Relative to the output."""
         return f"{self.folder}/{self.location.path.rpartition('/')[2]}"
 
+    @property
+    def written_s(self) -> float:
+        """When it was committed, Unix time."""
+        return self.account.written_s or self.modified_s
+
 
 @dataclass(frozen=True)
 class Rows:

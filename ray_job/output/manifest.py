@@ -16,6 +16,7 @@ from ray_job.spec import JobSpec
 from ray_job.storage import Location, without_secrets
 
 MANIFEST, REPORT, SUCCESS = "_manifest.json", "_report.json", "_SUCCESS"
+REPORT_PAGE = "_report.html"
 _PACKAGES = ("ray_job", "ray", "torch", "transformers", "pyarrow", "pillow", "tokenizers")
 
 

@@ -33,7 +33,7 @@ from ray_job.output.files import part_files, remove, remove_leftovers, write_jso
 from ray_job.output.ledger import Ledger
 from ray_job.output.left import what_is_left
 from ray_job.output.lock import Lock
-from ray_job.output.manifest import REPORT, SUCCESS, Manifest, State, public_spec, versions
+from ray_job.output.manifest import REPORT, REPORT_PAGE, SUCCESS, Manifest, State, public_spec, versions
 from ray_job.output.matching import KnownRows, match_input
 from ray_job.output.opening import Opening, check_fingerprint, open_output
 from ray_job.output.parts import DATA, ERRORS, Receipt
@@ -161,7 +161,11 @@ class Run:
         if opening.is_replaced:
             remove(
                 self.root,
-                [REPORT, *(f"{name}/{f.base_name}" for name in (DATA, ERRORS) for f in part_files(self.root, name))],
+                [
+                    REPORT,
+                    REPORT_PAGE,
+                    *(f"{name}/{f.base_name}" for name in (DATA, ERRORS) for f in part_files(self.root, name)),
+                ],
             )
         for name, problem in opening.ledger.unreadable.items():
             _LOG.warning("%s/%s is damaged (%s); its rows are done again", self.root, name, problem)

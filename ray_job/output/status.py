@@ -72,7 +72,11 @@ def job_status(root: Location) -> JobStatus:
     manifest = Manifest.read(root)
     if manifest is None:
         raise SpecError([f"{root} has no {MANIFEST}: no job's output"])
-    ledger = Ledger.scan(root)
+    return status_of(root, manifest, Ledger.scan(root))
+
+
+def status_of(root: Location, manifest: Manifest, ledger: Ledger) -> JobStatus:
+    """The same of what was read already."""
     totals, record = Totals.of_ledger(ledger), manifest.inputs[-1]
     num_earlier = int((ledger.rows().positions < record.first_position).sum())
     newest_s = max((part.modified_s for part in ledger.parts), default=None)
