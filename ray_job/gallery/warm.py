@@ -22,7 +22,7 @@ class WarmActor:
     """At most one `actor.GenerateActor`, made when it is first needed."""
 
     def __init__(self) -> None:
-        self._actor: Any = None
+        self.actor: Any = None  # or a handle of one on Ray; None: not loaded
         self._key: _Key | None = None
         self._session = ExitStack()  # the connection to Ray, where a preview made it
 
@@ -42,17 +42,17 @@ class WarmActor:
         if key != self._key:
             self.release()
         if not is_remote:
-            if self._actor is None:
+            if self.actor is None:
                 from ray_job.actor import GenerateActor
 
-                self._actor, self._key = GenerateActor(spec, schema), key
-            return self._actor.generate(prepared, schema)
+                self.actor, self._key = GenerateActor(spec, schema), key
+            return self.actor.generate(prepared, schema)
         return self._generate_on_ray(spec, key, prepared, schema)
 
     def release(self) -> None:
         """Lets the model go."""
-        actor, was_remote = self._actor, self._key is not None and self._key[-1]
-        self._actor = self._key = None
+        actor, was_remote = self.actor, self._key is not None and self._key[-1]
+        self.actor = self._key = None
         if actor is not None and was_remote:
             import ray
 
@@ -70,19 +70,19 @@ class WarmActor:
         from ray_job.cluster import ray_session, settle_workers
 
         if not ray.is_initialized():
-            self._actor = None  # it was of a Ray that is gone
+            self.actor = None  # it was of a Ray that is gone
             self._session.enter_context(ray_session(spec.limits))
         with ray_session(spec.limits):
-            was_there = self._actor is not None
-            if self._actor is None:
+            was_there = self.actor is not None
+            if self.actor is None:
                 workers = settle_workers(spec)
                 options = {"num_gpus": workers.gpus_per_actor or None, "num_cpus": workers.cpus_per_actor}
-                self._actor = ray.remote(GenerateActor).options(**options).remote(spec, schema)
+                self.actor = ray.remote(GenerateActor).options(**options).remote(spec, schema)
                 self._key = key
             try:
-                return ray.get(self._actor.generate.remote(prepared, schema))
+                return ray.get(self.actor.generate.remote(prepared, schema))
             except ActorDiedError:
-                self._actor = self._key = None
+                self.actor = self._key = None
                 if not was_there:
                     raise
         return self._generate_on_ray(spec, key, prepared, schema)  # its machine may be gone; a new actor, once

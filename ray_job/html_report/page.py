@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
-from typing import Any
 
 import yaml
 
@@ -27,6 +26,7 @@ from ray_job.output.status import JobStatus
 from ray_job.spec import JobSpec
 
 _TEXT_CHARS, _ID_CHARS, _MESSAGE_CHARS, _SPEC_CHARS = 1500, 200, 400, 30_000
+_CHART_SIZES = ((1032, 240), (400, 230))  # on a wide and on a narrow screen, pixels
 _STAGES = {
     "prepare_s": "prepare: fetch, decode, resize, tokens",
     "vision_s": "vision tower",
@@ -112,8 +112,8 @@ def _accounting(facts: Facts) -> str:
         ("input rows", f"{status.expected_rows:,}", ""),
         ("answered", f"{totals.answered:,}", ""),
         ("failed", f"{totals.failed:,}", ""),
-        ("rows left", f"{num_left:,}", ""),
-        ("output rows", "–" if rate is None else plots.number(rate), "" if rate is None else "/s"),
+        *([("rows left", f"{num_left:,}", "")] if num_left else []),
+        ("throughput", "–" if rate is None else plots.number(rate), "" if rate is None else "rows/s"),
         ("prompt tokens", _short(totals.prompt_tokens), ""),
         ("answer tokens", _short(totals.completion_tokens), ""),
     ]
@@ -168,21 +168,28 @@ def _throughput(timeline: Timeline | None) -> str:
         Series("failed/s", "bad", [count / width for count in timeline.failed]),
     ]
     marks = [(at_s, f"run {number}") for at_s, number in timeline.runs] if len(timeline.runs) > 1 else []
-    chart = plots.columns(
-        series,
-        edges,
-        size=(1032, 230),
-        x_label="working time, h:mm:ss" if edges[-1] >= 3600 else "working time, m:ss",
-        y_label="output rows/s",
-        tick=_clock,
-        marks=marks,
-        label="Output rows a second over the working time, answered and failed.",
-    )
+    charts = [
+        plots.columns(
+            series,
+            edges,
+            size=size,
+            x_label="working time, h:mm:ss" if edges[-1] >= 3600 else "working time, m:ss",
+            y_label="output rows/s",
+            tick=_clock,
+            marks=marks,
+            label="Output rows a second over the working time, answered and failed.",
+        )
+        for size in _CHART_SIZES
+    ]
     legend = _legend([("ok", "answered"), ("bad", "failed")]) if any(timeline.failed) else ""
-    note = f"Each column is {_duration(width)}. A part counts at the moment it was committed."
+    note = (
+        f"Each column is {_duration(width)}. A part counts at the moment it was committed; before the first lie the "
+        "start of Ray and the loading of the model."
+    )
     if marks:
         note += " The time between runs is left out."
-    return f'<section>{title}{legend}<div class="wide">{chart}</div><p class="quiet">{note}</p></section>'
+    drawn = f'<div class="on-wide">{charts[0]}</div><div class="on-narrow">{charts[1]}</div>'
+    return f'<section>{title}{legend}{drawn}<p class="quiet">{note}</p></section>'
 
 
 def _stages(facts: Facts) -> str:
@@ -200,7 +207,9 @@ def _stages(facts: Facts) -> str:
     num_actors = int(facts.activity.get("actors", 0))
     actors = "1 actor" if num_actors == 1 else f"{num_actors:,} actors"
     note = f"Seconds of the last run's workers, {actors}, added up: more than the clock's where they ran side by side."
-    return f'<section>{title}<table>{rows}</table><p class="quiet">{note}</p>{_reuse(facts.activity)}</section>'
+    note += " Grey is time without rows."
+    table = f'<table class="stages">{rows}</table>'
+    return f'<section>{title}{table}<p class="quiet">{note}</p>{_reuse(facts.activity)}</section>'
 
 
 def _reuse(done: dict[str, float]) -> str:
@@ -216,9 +225,9 @@ def _reuse(done: dict[str, float]) -> str:
     if prompt and reused:
         parts.append(f"{reused / prompt:.0%} of the prompt tokens were shared with another row")
     if done.get("duplicate_rows"):
-        parts.append(f"{done['duplicate_rows']:,.0f} rows were answered as duplicates")
+        parts.append(f"rows answered with an equal row's answer: {done['duplicate_rows']:,.0f}")
     if done.get("memory_failures"):
-        parts.append(f"{done['memory_failures']:,.0f} steps ran out of memory and were done in smaller ones")
+        parts.append(f"steps that ran out of memory: {done['memory_failures']:,.0f}")
     text = "; ".join(parts)
     return f'<p class="quiet">{escape(text[:1].upper() + text[1:])}.</p>' if text else ""
 
@@ -260,7 +269,7 @@ def _errors(errors: list[ErrorClass], num_failed: int) -> str:
         f'<tr><td><code>{escape(error.code)}</code></td><td class="n">{error.count:,}</td>'
         f'<td class="share">{plots.bar([(error.count / most, "bad")])}</td>'
         f"<td>{escape(error.stage or '–')}{'<br><span class=quiet>retryable</span>' if error.is_retryable else ''}</td>"
-        f"<td><ul>{''.join(_example(record.values) for record in error.examples)}</ul></td></tr>"
+        f"<td><ul>{_examples(error)}</ul></td></tr>"
         for error in errors
     )
     counted = sum(error.count for error in errors)
@@ -268,9 +277,18 @@ def _errors(errors: list[ErrorClass], num_failed: int) -> str:
     return f'<section>{title}<div class="scroll"><table>{head}{rows}</table></div>{note}</section>'
 
 
-def _example(record: dict[str, Any]) -> str:
-    message = escape(shortened(str(record["error"]["message"]), _MESSAGE_CHARS))
-    return f'<li><bdi class="id">{escape(shortened(str(record["row_id"]), _ID_CHARS))}</bdi> <bdi>{message}</bdi></li>'
+def _examples(error: ErrorClass) -> str:
+    """Ids under what was said of them, each message once."""
+    by_message: dict[str, list[str]] = {}
+    for record in error.examples:
+        message = shortened(str(record.values["error"]["message"]), _MESSAGE_CHARS)
+        by_message.setdefault(message, []).append(shortened(str(record.values["row_id"]), _ID_CHARS))
+    return "".join(
+        f"<li><bdi>{escape(message)}</bdi><br>"
+        + ", ".join(f'<bdi class="id">{escape(row_id)}</bdi>' for row_id in row_ids)
+        + "</li>"
+        for message, row_ids in by_message.items()
+    )
 
 
 def _gallery(facts: Facts) -> str:

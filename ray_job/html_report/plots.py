@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 _NUM_TICKS = 4
 _NUM_BINS = 24
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 14, 34  # margins, pixels
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 26, 34  # margins, pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,12 @@ def columns(
 
 
 def histogram(values: npt.NDArray[np.float64], *, size: tuple[int, int], x_label: str, y_label: str, label: str) -> str:
-    """How often which value, with its median and 95th percentile; what lies far out is in the last column."""
+    """How often which value, with its median and 95th percentile; the largest half percent is in the last column."""
     last = float(np.quantile(values, 0.995))
     first = float(values.min())
     edges = _edges(first, max(last, first), is_whole=bool(np.all(values == np.round(values))))
     counts, _ = np.histogram(np.minimum(values, edges[-1]), bins=edges)
-    marks = [(float(np.quantile(values, q)), name) for q, name in ((0.5, "median"), (0.95, "95 %"))]
+    marks = [(float(np.quantile(values, q)), name) for q, name in ((0.5, "median"), (0.95, "p95"))]
     return columns(
         [Series("rows", "ok", counts.tolist())],
         edges,
@@ -138,7 +138,8 @@ def _edges(first: float, last: float, is_whole: bool) -> list[float]:
         width = max(1.0, width)
     start = math.floor(first / width)
     stop = max(start + 1, math.floor(last / width) + 1)
-    return [index * width for index in range(start, stop + 1)]
+    shift = 0.5 if is_whole else 0.0  # a whole number stands in the middle of its column
+    return [index * width - shift for index in range(start, stop + 1)]
 
 
 def _column(
@@ -147,7 +148,7 @@ def _column(
     left, right = frame.x(start), frame.x(stop)
     gap = min(1.0, (right - left) * 0.15)
     top, foot = frame.y(floor + value), frame.y(floor)
-    title = escape(f"{tick(start)} – {tick(stop)}: {number(value)} {series.name}")
+    title = escape(f"from {tick(start)} to {tick(stop)}: {number(value)} {series.name}")
     return (
         f'<rect class="{series.style}" x="{left + gap / 2:.1f}" y="{top:.1f}" width="{right - left - gap:.1f}" '
         f'height="{max(foot - top, 0.5):.1f}"><title>{title}</title></rect>'
