@@ -1,15 +1,19 @@
 """What the pipeline around an engine costs: time per row, against the same actor in a bare loop, and driver memory.
 
     python -m ray_job bench job --rows 2000 20000
+    python -m ray_job bench job --model builtin:demo --rows 500 5000
 
-Each size runs as a job with the no-op engine: reading, preparing, moving, writing and counting are all there is.
+With the no-op engine reading, preparing, moving, writing and counting are all there is. A larger size against the one
+before it shows what each further row costs once everything has started, and whether that grows.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -17,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,38 +59,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints a table, and one JSON object on the last line."""
     parser = argparse.ArgumentParser(prog="python -m ray_job bench job", description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[2000, 20000], metavar="N", help="sizes of the job")
+    parser.add_argument("--model", default="builtin:noop", help="a model's folder, builtin:demo or builtin:noop")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    from ray_job.cluster import ray_session
-
-    with tempfile.TemporaryDirectory() as folder, ray_session():
-        measured = [_measure(Path(folder), rows, arguments.seed) for rows in arguments.rows]
-    print(f"{'rows':>8}  {'bare ms/row':>11}  {'job ms/row':>10}  {'job s':>7}  {'driver peak MiB':>15}")
-    for row in measured:
-        line = f"{row.rows:>8}  {row.bare_ms:>11.2f}  {row.job_ms:>10.2f}  {row.job_s:>7.1f}"
-        print(f"{line}  {row.peak_driver_mib:>15.0f}")
-    print(json.dumps({"machine": _machine(), "sizes": [asdict(row) for row in measured]}))
+    # A process for each size: memory that an earlier one freed would be counted with the next one's.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
+        measured = list(
+            processes.map(_measure, itertools.repeat(arguments.model), arguments.rows, itertools.repeat(arguments.seed))
+        )
+    print(f"{'rows':>8}{'bare ms/row':>14}{'job ms/row':>12}{'further row ms':>16}{'job s':>9}{'driver peak MiB':>17}")
+    for before, row in zip([None, *measured], measured, strict=False):
+        further = "" if before is None else f"{_further_ms(before, row):.2f}"
+        line = f"{row.rows:>8}{row.bare_ms:>14.2f}{row.job_ms:>12.2f}{further:>16}{row.job_s:>9.1f}"
+        print(f"{line}{row.peak_driver_mib:>17.0f}")
+    for before, row in itertools.pairwise(measured):
+        print(
+            f"{row.rows / before.rows:.3g} times the rows took {row.job_s / before.job_s:.3g} times as long; "
+            f"a further row ran at {row.bare_ms / _further_ms(before, row):.2f} times the speed of the bare loop"
+        )
+    result = {"machine": _machine(), "model": arguments.model, "sizes": [asdict(row) for row in measured]}
+    print(json.dumps(result))
     return 0
 
 
-def _measure(folder: Path, rows: int, seed: int) -> Measured:
+def _further_ms(before: Measured, row: Measured) -> float:
+    """What a row more costs, start-up and end left out."""
+    return (row.job_s - before.job_s) / (row.rows - before.rows) * 1000
+
+
+def _measure(model: str, rows: int, seed: int) -> Measured:
+    """In a process of its own: the job first, so that its memory is all there is to see."""
+    from ray_job.cluster import ray_session
     from ray_job.job import run_job
 
-    table = folder / f"{rows}.parquet"
-    _write_rows(table, rows, seed)
-    spec = JobSpec.from_dict(
-        {
-            "input": {"path": str(table)},
-            "model": {"path": "builtin:noop", "num_crops": 1},
-            "output": {"path": str(folder / f"out-{rows}")},
-        }
-    )
-    bare_s = _bare_loop(spec)
-    with _PeakMemory() as memory:
-        started_s = time.monotonic()
-        run_job(spec, stream=io.StringIO())
-        job_s = time.monotonic() - started_s
-    return Measured(rows, bare_s, job_s, memory.peak_mib)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_rows(folder / "rows.parquet", rows, seed)
+        spec = JobSpec.from_dict(
+            {
+                "input": {"path": str(folder / "rows.parquet")},
+                "model": {"path": model} | ({"num_crops": 1} if model == "builtin:noop" else {}),
+                "generation": {"max_new_tokens": 16},
+                "output": {"path": str(folder / "out")},
+            }
+        )
+        with ray_session(), _PeakMemory() as memory:
+            started_s = time.monotonic()
+            run_job(spec, stream=io.StringIO())
+            job_s = time.monotonic() - started_s
+        return Measured(rows, _bare_loop(spec), job_s, memory.peak_mib)
 
 
 def _bare_loop(spec: JobSpec) -> float:

@@ -26,6 +26,7 @@ from ray_job.engine.running import RunningRow
 from ray_job.engine.sampler import next_tokens
 from ray_job.engine.scheduler import Chunk, Limits, Scheduler
 from ray_job.engine.stats import EngineStats, Meter
+from ray_job.engine.varlen import VarlenAttention, can_use_flash
 from ray_job.engine.vision_cache import VisionCache
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.rows import Result, Sample
@@ -76,6 +77,7 @@ class ContinuousEngine:
             min_shared=min_shared_tokens if prefix_sharing else None,
         )
         self._pool: KVPool | None = None
+        self._has_flash = can_use_flash(model.device, model.dtype)
         self._encoder = PictureEncoder(model, VisionCache(vision_cache_bytes), max_crops, self._meter)
         self._duplicates = Duplicates(max_remembered_answers if answer_duplicates else None)
         self._done: list[Result] = []  # what finished since `step` last returned
@@ -170,7 +172,7 @@ class ContinuousEngine:
         """1 embed, 2 run the decoder, 3 logits of rows with no token left to compute, 4 their next tokens."""
         num_decodes = sum(chunk.is_decode for chunk in chunks)
         with self._meter.time("decode_s" if num_decodes == len(chunks) else "prefill_s"):
-            attention = PackedAttention(self._current_pool(), chunks, self._model.sliding_window)
+            attention = self._attention(chunks)
             packed = [chunks[index] for index in attention.order]
             embeds_TD = self._embed(packed)
             hidden_SD = self._model.forward(embeds_TD, *self._positions(packed), attention.wanted_S, attention)
@@ -204,13 +206,19 @@ class ContinuousEngine:
             [row.answer.text_ids if row.answer.needs_seen_ids else () for row in rows],
         )
 
+    def _attention(self, chunks: Sequence[Chunk[RunningRow]]) -> PackedAttention | VarlenAttention:
+        window = self._model.sliding_window
+        if self._has_flash and (window is None or all(chunk.end <= window for chunk in chunks)):
+            return VarlenAttention(self._current_pool(), chunks, window)
+        return PackedAttention(self._current_pool(), chunks, window)
+
     def _current_pool(self) -> KVPool:
         """Memory for the scheduler's pool, which is empty whenever its size changes."""
         num_tokens = self._scheduler.pool.capacity
         if self._pool is None or self._pool.num_tokens != num_tokens:
             self._pool = None
             release_memory(self._model.device)
-            self._pool = KVPool.of(self._model, num_tokens)
+            self._pool = KVPool.of(self._model, num_tokens, tokens_first=self._has_flash)
         return self._pool
 
     def _retire(self, computed: Sequence[_Computed]) -> None:

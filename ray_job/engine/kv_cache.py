@@ -26,7 +26,11 @@ class Stretch:
 
 
 class KVPool:
-    """Memory for `num_tokens` tokens, taken at once. Heads come first: a row's keys of one head are one block."""
+    """Memory for `num_tokens` tokens, taken at once.
+
+    `keys` and `values` of a layer are (H, P, D). In memory heads come first, so that a row's keys of one head are one
+    block, or tokens do, as flash kernels want it.
+    """
 
     def __init__(
         self,
@@ -37,14 +41,19 @@ class KVPool:
         num_tokens: int,
         dtype: torch.dtype,
         device: torch.device,
+        tokens_first: bool = False,
     ) -> None:
-        shape = (num_heads, num_tokens, head_dim)
+        def memory() -> Tensor:
+            if tokens_first:
+                return torch.empty((num_tokens, num_heads, head_dim), dtype=dtype, device=device).transpose(0, 1)
+            return torch.empty((num_heads, num_tokens, head_dim), dtype=dtype, device=device)
+
         self.num_tokens = num_tokens
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.keys = [memory() for _ in range(num_layers)]
+        self.values = [memory() for _ in range(num_layers)]
 
     @classmethod
-    def of(cls, model: PackedModel, num_tokens: int) -> KVPool:
+    def of(cls, model: PackedModel, num_tokens: int, tokens_first: bool = False) -> KVPool:
         """A pool for a model's keys and values."""
         return cls(
             num_layers=model.num_layers,
@@ -53,6 +62,7 @@ class KVPool:
             num_tokens=num_tokens,
             dtype=model.dtype,
             device=model.device,
+            tokens_first=tokens_first,
         )
 
     def scatter(self, layer: int, places_T: Tensor, key_THD: Tensor, value_THD: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What an engine did, in numbers that add up across actors."""
+"""What an engine did, in numbers that add up across actors, but for its limits."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+LIMITS = ("max_tokens", "token_ceiling")
+"""What describes one engine: of several, the least counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Counts since the engine was made. `a + b` is what two engines did together.
+    """Counts since the engine was made.
 
     A step that computes prompt tokens counts as prefill with all its seconds, decodes that ride along included.
     """
@@ -54,9 +57,6 @@ class EngineStats:
     def padding_share(self) -> float:
         """Share of keys read for nothing. Tokens are never padded."""
         return self.keys_padded / self.keys_read if self.keys_read else 0.0
-
-    def __add__(self, other: EngineStats) -> EngineStats:
-        return EngineStats(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
 class Meter:

@@ -10,6 +10,7 @@ import ray.data
 from ray.data import ReadTask
 from ray.data.block import BlockMetadata
 
+from ray_job.inputs.grouping import together
 from ray_job.inputs.remaining import Remaining, with_account
 from ray_job.inputs.source import Source, Split
 
@@ -21,9 +22,9 @@ class RowDatasource(ray.data.Datasource):
     """Reads a source's splits as Ray tasks, for `ray.data.read_datasource`.
 
     A task reads neighbouring splits one after the other and yields small tables; it carries its own splits, the source
-    without any, and which of its rows are left to do. Rows are in order within a task, and numbered over the whole
-    input (`rows.POSITION`). Put `.repartition(target_num_rows_per_block=…)` behind it: Ray gathers a task's tables into
-    blocks of its own size.
+    without any, and which of its rows are left to do. Rows are numbered over the whole input (`rows.POSITION`), and
+    within a split those with equal pictures stand together. Put `.repartition(target_num_rows_per_block=…)` behind
+    it: Ray gathers a task's tables into blocks of its own size.
 
     Args:
         source: what to read.
@@ -102,12 +103,14 @@ def _reader(
             start, stop = stop, stop + split.num_rows
             if not remaining.stretch(start, stop).num_rows:
                 continue
+            tables = []
             for table in source.read(split, max_rows):
                 if not is_open():
                     return
-                selected = remaining.select(table, start)
-                if selected.num_rows:
-                    yield selected
+                tables.append(remaining.select(table, start))
                 start += table.num_rows
+            rows = together(pa.concat_tables(tables), source.image_columns)
+            for first in range(0, rows.num_rows, max_rows):
+                yield rows.slice(first, max_rows)
 
     return read_rows

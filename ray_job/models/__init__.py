@@ -54,7 +54,7 @@ def load_model(spec: JobSpec) -> Phi3VisionModel:
     """Weights on their device, in evaluation mode.
 
     Raises:
-        ModelError: the configuration or the weights are not right.
+        ModelError: the configuration or the weights are not right, or the GPU lacks the dtype.
     """
     import torch
 
@@ -68,6 +68,8 @@ def load_model(spec: JobSpec) -> Phi3VisionModel:
     name = spec.model.dtype
     if name == "auto":
         name = "bfloat16" if device == "cuda" else "float32"
+    if name == "bfloat16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ModelError(f"model.dtype: {torch.cuda.get_device_name()} does not compute in bfloat16; set it to float16")
     if name == "float32":
         torch.backends.cudnn.allow_tf32 = False  # else convolutions on a GPU round to 10 bits
     model = weights.load(

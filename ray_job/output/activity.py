@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ray_job.engine.stats import LIMITS
 from ray_job.output.parts import Receipt
 
 
@@ -28,6 +29,8 @@ class Activity:
         counts: Counter[str] = Counter()
         for done in self.actors.values():
             counts.update(done)
+        for name in LIMITS:
+            counts[name] = min((done.get(name, 0) for done in self.actors.values()), default=0)
         return {"actors": len(self.actors), **{k: round(v, 3) for k, v in counts.items()}, "write_s": self.write_s}
 
     def lines(self) -> list[tuple[str, str]]:

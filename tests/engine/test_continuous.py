@@ -18,7 +18,6 @@ from PIL import Image
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Vocabulary, run
 from ray_job.engine.packed_model import PackedModel
-from ray_job.engine.stats import EngineStats
 from ray_job.errors import ErrorCode
 from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
@@ -278,14 +277,6 @@ def test_slots_stay_full_while_rows_wait() -> None:
     engine = ContinuousEngine(PackedPhi3Vision(tiny_model()), VOCABULARY, max_tokens=1000, max_slots=8)
     assert len(list(run(engine, rows))) == 60
     assert engine.stats().slot_occupancy == 1.0
-
-
-def test_stats_of_two_engines_add_up() -> None:
-    one = EngineStats(steps=2, waiting_slots=8, waiting_slots_used=8, vision_s=0.5, token_ceiling=10)
-    two = EngineStats(steps=3, waiting_slots=8, waiting_slots_used=4, vision_s=0.25, token_ceiling=20)
-    both = one + two
-    assert (both.steps, both.vision_s, both.token_ceiling, both.slot_occupancy) == (5, 0.75, 30, 0.75)
-    assert EngineStats().slot_occupancy == 1.0
 
 
 def test_the_golden_pictures(tiny_folder: Path) -> None:

@@ -6,13 +6,14 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ray_job.engine.attention import PackedAttention
-from ray_job.engine.kv_cache import KVPool
+from ray_job.engine.kv_cache import KVPool, Stretch
 from ray_job.engine.prefix import Prompt
 from ray_job.engine.scheduler import Chunk, Row
 from ray_job.engine.spans import Piece, Span
+from ray_job.engine.varlen import Call, VarlenAttention, can_use_flash, flash
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
 from ray_job.models.projection import Projection
 from tests.engine.tiny import VOCAB, tiny_model
@@ -23,21 +24,26 @@ LENGTHS = [PREFIX + 3, PREFIX + 9, PREFIX + 30, 5]
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize("pack_weights", [True, False])
+@pytest.mark.parametrize("way", ["packed weights", "plain weights", "ragged kernel"])
 @torch.inference_mode()
-def test_prompts_in_chunks_and_decodes_together(kv_heads: int, window: int | None, pack_weights: bool) -> None:
+def test_prompts_in_chunks_and_decodes_together(kv_heads: int, window: int | None, way: str) -> None:
     """Three rows that share a prefix and one that does not: chunks of 25 tokens, then 4 tokens decoded together."""
     model = tiny_model(kv_heads=kv_heads, window=window)
-    packed = PackedPhi3Vision(model, pack_weights)
+    is_ragged = way == "ragged kernel" and window is None
+    packed = PackedPhi3Vision(model, way == "packed weights")
     generator = torch.Generator().manual_seed(0)
     prefix = torch.randint(0, VOCAB, (PREFIX,), generator=generator).tolist()
     texts = [torch.randint(0, VOCAB, (length + 4,), generator=generator).tolist() for length in LENGTHS]
     texts = [[*prefix, *text[PREFIX:]] if len(text) > PREFIX else text for text in texts]
     rows = _rows(texts)
-    pool = KVPool.of(packed, 600)
+    pool = KVPool.of(packed, 600, tokens_first=is_ragged)
 
     def step(chunks: list[Chunk[Row]]) -> None:
-        attention = PackedAttention(pool, chunks, packed.sliding_window)
+        attention: PackedAttention | VarlenAttention
+        if is_ragged:
+            attention = VarlenAttention(pool, chunks, None, _plain_kernel)
+        else:
+            attention = PackedAttention(pool, chunks, packed.sliding_window)
         ordered = [chunks[index] for index in attention.order]
         ids = [token for chunk in ordered for token in texts[rows.index(chunk.row)][chunk.start : chunk.end]]
         positions = torch.tensor([place for chunk in ordered for place in range(chunk.start, chunk.end)])
@@ -77,6 +83,51 @@ def _plain(model: nn.Module, ids: list[int]) -> torch.Tensor:
         logits_to_keep=1,
     )
     return logits_1V[0, 0]
+
+
+def _plain_kernel(
+    query_SND: Tensor, keys_PHD: Tensor, values_PHD: Tensor, call: Call, is_causal: bool
+) -> tuple[Tensor, Tensor]:
+    """What the flash kernel is documented to compute, row by row in float32."""
+    outputs, sums = [], []
+    starts, firsts = call.query_starts.tolist(), call.key_starts.tolist()
+    for row, num_keys in enumerate(call.num_keys.tolist()):
+        query_NLD = query_SND[starts[row] : starts[row + 1]].transpose(0, 1).float()
+        keys = slice(firsts[row], firsts[row] + num_keys)
+        repeats = query_SND.shape[1] // keys_PHD.shape[1]
+        key_NKD = keys_PHD[keys].transpose(0, 1).repeat_interleave(repeats, 0).float()
+        value_NKD = values_PHD[keys].transpose(0, 1).repeat_interleave(repeats, 0).float()
+        scores_NLK = query_NLD @ key_NKD.transpose(1, 2) / query_SND.shape[-1] ** 0.5
+        if is_causal:
+            length = query_NLD.shape[1]
+            is_later_LK = torch.ones(length, num_keys, dtype=torch.bool).triu(num_keys - length + 1)
+            scores_NLK = scores_NLK.masked_fill(is_later_LK.to(scores_NLK.device), -torch.inf)
+        outputs.append((scores_NLK.softmax(-1) @ value_NKD).transpose(0, 1))
+        sums.append(scores_NLK.logsumexp(-1).T)
+    return torch.cat(outputs).to(query_SND.dtype), torch.cat(sums)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or not can_use_flash(torch.device("cuda"), torch.bfloat16),
+    reason="needs a CUDA device with flash attention",
+)
+@pytest.mark.parametrize("kv_heads", [32, 8])
+@torch.inference_mode()
+def test_the_flash_kernel_computes_what_it_is_documented_to(kv_heads: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device="cuda", dtype=torch.bfloat16)
+
+    counts, keys = [1, 1, 40, 7], [Stretch(300, 420), Stretch(0, 1), Stretch(20, 120), Stretch(290, 297)]
+    query_SND, pool_PHD = random(sum(counts), 32, 96), [random(512, kv_heads, 96) for _ in range(2)]
+    call = Call.of(counts, keys, query_SND.device)
+    for is_causal in (True, False):
+        found = flash(query_SND, *pool_PHD, call, is_causal)
+        expected = _plain_kernel(query_SND, *pool_PHD, call, is_causal)
+        torch.testing.assert_close(found[0], expected[0], atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(found[1], expected[1], atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 64, 65])

@@ -36,7 +36,9 @@ def test_groups_hold_every_split_once_in_order_and_evenly(sizes: list[int], num_
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     monkeypatch.setattr("ray_job.inputs.parquet.SPLIT_ROWS", 100)
     for file in range(3):
-        table = pa.table({"n": pa.array(range(1000 * file, 1000 * file + 1000)), "image": [b"x" * 100] * 1000})
+        table = pa.table(
+            {"n": pa.array(range(1000 * file, 1000 * file + 1000)), "image": [b"%0100d" % n for n in range(1000)]}
+        )
         pq.write_table(table, tmp_path / f"{file}.parquet", row_group_size=50)
     return opened(tmp_path)
 

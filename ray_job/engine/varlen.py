@@ -1,0 +1,174 @@
+"""Attention of packed tokens on a GPU: one flash kernel for the own keys of all rows, one more for shared ones.
+
+The same job as `attention.PackedAttention`, in a few launches a layer instead of some for every row. A row's own keys
+are one stretch of the pool, so the kernel needs only where it starts and how long it is; keys that a row shares are
+read by a second call, and the two parts are joined by their log-sum-exps. Nothing is padded or copied. One split of
+the keys per row (`num_splits=1`) makes a row's sums independent of its neighbours.
+
+Built once a step and called once a layer.
+
+Shapes: T packed tokens, S of them with queries, N query heads, H key/value heads, D head_dim, P tokens of the pool,
+R rows of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ray_job.engine.kv_cache import KVPool, Stretch, place, stretches
+from ray_job.engine.scheduler import Chunk, Row
+
+_MIN_CAPABILITY = (8, 0)  # the first the flash kernels were written for
+
+
+class Kernel(Protocol):
+    """Attention of ragged queries over stretches of a pool of keys; `flash` is the one that is used."""
+
+    def __call__(
+        self, query_SND: Tensor, keys_PHD: Tensor, values_PHD: Tensor, call: Call, is_causal: bool
+    ) -> tuple[Tensor, Tensor]:
+        """→ (S, N, D), and the log-sum-exp of the scores, float32 (S, N)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Which queries read which keys. Row r's queries are `query_starts[r]` to `query_starts[r + 1]`."""
+
+    query_starts: Tensor  # int32 (R + 1,)
+    key_starts: Tensor  # int32 (R + 1,), in the pool; the last is not read
+    num_keys: Tensor  # int32 (R,); where causal, the last query sees the last key
+    most_queries: int
+    most_keys: int
+
+    @classmethod
+    def of(cls, counts: Sequence[int], keys: Sequence[Stretch], device: torch.device) -> Call:
+        def int32(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        starts = [0]
+        for count in counts:
+            starts.append(starts[-1] + count)
+        return cls(
+            int32(starts),
+            int32([*(stretch.start for stretch in keys), 0]),
+            int32([len(stretch) for stretch in keys]),
+            max(counts),
+            max(len(stretch) for stretch in keys),
+        )
+
+
+class VarlenAttention:
+    """Stores a layer's new keys and values and attends. See `PackedAttention` for the arguments and attributes."""
+
+    num_keys_padded = 0
+
+    def __init__(
+        self, pool: KVPool, chunks: Sequence[Chunk[Row]], sliding_window: int | None, kernel: Kernel | None = None
+    ) -> None:
+        assert sliding_window is None or all(chunk.end <= sliding_window for chunk in chunks)
+        self._pool = pool
+        self._kernel = kernel or flash
+        device = pool.keys[0].device
+        self.order = sorted(range(len(chunks)), key=lambda index: not chunks[index].is_decode)
+        packed = [chunks[index] for index in self.order]
+        counts = [chunk.end - chunk.start for chunk in packed]
+        ends = torch.tensor(counts).cumsum(0).tolist()
+        wanted = [end - 1 for end, chunk in zip(ends, packed, strict=True) if chunk.needs_logits]
+        self.wanted_S = torch.tensor(wanted, dtype=torch.int64, device=device)
+        self.num_keys_read = sum(chunk.end for chunk in packed if chunk.is_decode)
+        places = [place(chunk) + offset for chunk in packed for offset in range(chunk.end - chunk.start)]
+        self._places_T = torch.tensor(places, device=device)
+        self._all = _Plan.of(packed, counts, device)
+        asking = [chunk for chunk in packed if chunk.needs_logits]
+        # In the last layer only these have a query; each is its row's last token and sees all of its keys.
+        self._asking = _Plan.of(asking, [1] * len(asking), device) if asking else None
+
+    def __call__(self, layer: int, query_SND: Tensor, key_THD: Tensor, value_THD: Tensor) -> Tensor:
+        """Rotated query heads of all tokens or of `wanted_S`, keys and values of all → (S, N · D)."""
+        self._pool.scatter(layer, self._places_T, key_THD, value_THD)
+        if not len(query_SND):
+            return query_SND.flatten(1)
+        plan = self._all if len(query_SND) == len(key_THD) else self._asking
+        assert plan is not None
+        keys_PHD, values_PHD = self._pool.keys[layer].transpose(0, 1), self._pool.values[layer].transpose(0, 1)
+        output_SND, lse_SN = self._kernel(query_SND, keys_PHD, values_PHD, plan.own, True)
+        for rows_Q, call in plan.shared:
+            part_QND, part_lse_QN = self._kernel(query_SND[rows_Q], keys_PHD, values_PHD, call, False)
+            joined_QND, joined_lse_QN = _joined(output_SND[rows_Q], lse_SN[rows_Q], part_QND, part_lse_QN)
+            output_SND, lse_SN = output_SND.clone(), lse_SN.clone()
+            output_SND[rows_Q], lse_SN[rows_Q] = joined_QND, joined_lse_QN
+        return output_SND.flatten(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The calls of a layer: every row's own keys, then first shared stretches, second ones, …"""
+
+    own: Call
+    shared: list[tuple[Tensor, Call]]  # with the queries that take part
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk[Row]], counts: Sequence[int], device: torch.device) -> _Plan:
+        found = [stretches(chunk.row, 0, chunk.end) for chunk in chunks]
+        shared = []
+        for level in range(max(len(each) for each in found) - 1):
+            first, rows, members = 0, [], []
+            for index, count in enumerate(counts):
+                if level < len(found[index]) - 1:
+                    rows += range(first, first + count)
+                    members.append(index)
+                first += count
+            call = Call.of([counts[index] for index in members], [found[index][level] for index in members], device)
+            shared.append((torch.tensor(rows, device=device), call))
+        return cls(Call.of(counts, [each[-1] for each in found], device), shared)
+
+
+def can_use_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this torch, GPU and dtype have the kernel."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return varlen_attn is not None and torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
+
+
+def flash(
+    query_SND: Tensor, keys_PHD: Tensor, values_PHD: Tensor, call: Call, is_causal: bool
+) -> tuple[Tensor, Tensor]:
+    """torch's flash attention over ragged rows; see `Kernel`."""
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
+    found = varlen_attn(
+        query_SND,
+        keys_PHD,
+        values_PHD,
+        call.query_starts,
+        call.key_starts,
+        call.most_queries,
+        call.most_keys,
+        return_aux=AuxRequest(lse=True),
+        window_size=(-1, 0) if is_causal else (-1, -1),
+        enable_gqa=query_SND.shape[1] != keys_PHD.shape[1],
+        seqused_k=call.num_keys,
+        num_splits=1,
+    )
+    assert isinstance(found, tuple)
+    output_SND, lse_NS = found
+    return output_SND, lse_NS.T
+
+
+def _joined(
+    first_SND: Tensor, first_lse_SN: Tensor, second_SND: Tensor, second_lse_SN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention over two sets of keys from attention over each."""
+    lse_SN = torch.logaddexp(first_lse_SN, second_lse_SN)
+    first_share_SN1 = (first_lse_SN - lse_SN).exp()[..., None]
+    second_share_SN1 = (second_lse_SN - lse_SN).exp()[..., None]
+    return (first_SND * first_share_SN1 + second_SND * second_share_SN1).to(first_SND.dtype), lse_SN
