@@ -79,13 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = build_model(arguments.full_size, dtype, device)
     bench = _Bench(model, arguments.num_crops, arguments.seed)
     bench.warm_up()
-    measured = []
+    measured: list[Measured] = []
+    alike: dict[str, dict[str, int]] = {}
     for workload in arguments.only or list(MAKERS):
         rows = max(4, arguments.rows // _ROWS_DIVISOR.get(workload, 1))
+        answers: dict[str, baselines.Answers] = {}
         for runner in arguments.runners or _WORKLOADS_OF[workload]:
-            measured.append(bench.measure(workload, runner, rows))
-            _print_row(measured[-1], measured)
-    print(json.dumps(_report(model, measured, arguments)))
+            row, answers[runner] = bench.measure(workload, runner, rows)
+            measured.append(row)
+            _print_row(row, measured)
+        alike[workload] = _alike(answers)
+        _print_workload(workload, measured, alike[workload])
+    print(json.dumps({**_report(model, measured, arguments), "rows_alike": alike}))
     return 0
 
 
@@ -152,7 +157,7 @@ class _Bench:
         for runner in _DESCRIPTIONS:
             self._run(runner, self._samples("long-tailed", 2, runner)[:2])
 
-    def measure(self, workload: str, runner: str, rows: int) -> Measured:
+    def measure(self, workload: str, runner: str, rows: int) -> tuple[Measured, baselines.Answers]:
         """Every row answered, its tokens counted."""
         samples = self._samples(workload, rows, runner)
         started_s, cpu_started_s = time.perf_counter(), time.process_time()
@@ -163,7 +168,7 @@ class _Bench:
         summary = None
         if stats is not None:
             summary = {**asdict(stats), "slot_occupancy": stats.slot_occupancy, "padding_share": stats.padding_share}
-        return Measured(workload, runner, rows, seconds, cpu_s, sum(expected.values()), summary)
+        return Measured(workload, runner, rows, seconds, cpu_s, sum(expected.values()), summary), answers
 
     def _samples(self, workload: str, rows: int, runner: str) -> list[Sample]:
         share = runner != "no-reuse"
@@ -194,6 +199,20 @@ def _print_row(last: Measured, measured: Sequence[Measured]) -> None:
         keys = ("vision_s", "prefill_s", "decode_s", "schedule_s", "slot_occupancy", "prefix_tokens_reused")
         shown = ", ".join(f"{key} {last.stats[key]:.4g}" for key in keys)
         print(f"{'':16}{shown}")
+
+
+def _print_workload(workload: str, measured: Sequence[Measured], alike: dict[str, int]) -> None:
+    """How many times as fast as each of the others, and how many rows got the engine's very tokens."""
+    ratios = _ratios(measured).get(workload)
+    if ratios:
+        shown = (f"{ratio:.2f} × {runner} ({alike[runner]} rows alike)" for runner, ratio in ratios.items())
+        print(f"{'':16}this engine: {', '.join(shown)}", flush=True)
+
+
+def _alike(answers: dict[str, baselines.Answers]) -> dict[str, int]:
+    """Rows with the engine's tokens, by runner. Random weights leave many near ties, which rounding may turn."""
+    ours = answers.get("engine", {})
+    return {name: sum(ours.get(key) == tokens for key, tokens in theirs.items()) for name, theirs in answers.items()}
 
 
 def _report(model: Phi3VisionModel, measured: Sequence[Measured], arguments: argparse.Namespace) -> dict[str, Any]:

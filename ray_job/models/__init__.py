@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_job.errors import ModelError
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.hub import resolve
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
