@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_job.engine import sampler
 from ray_job.engine.sampler import next_tokens, uniform
 from ray_job.spec import GenerationParams
 
@@ -79,3 +80,21 @@ def test_random_numbers_are_uniform_and_never_one() -> None:
     assert float(u_S.max()) < 1.0
     assert abs(float(u_S.mean()) - 0.5) < 0.005
     assert len(u_S.unique()) == 100_000
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    top_k=st.sampled_from([0, 1, 3, 7, 40, 200]),
+    top_p=st.sampled_from([1.0, 0.99, 0.7, 0.05]),
+    spread=st.sampled_from([0.1, 1.0, 8.0]),
+)
+def test_sorting_only_the_likeliest_changes_no_draw(seed: int, top_k: int, top_p: float, spread: float) -> None:
+    logits_BV = torch.randn(6, 150, generator=torch.Generator().manual_seed(seed)) * spread
+    rows = [params(top_k=top_k, top_p=top_p, seed=seed + row) for row in range(6)]
+    arguments = (rows, list(range(6)), [()] * 6)
+    expected = next_tokens(logits_BV, *arguments)
+    for candidates in (1, 2, 8, 64):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sampler, "_CANDIDATES", candidates)
+            assert next_tokens(logits_BV, *arguments) == expected
