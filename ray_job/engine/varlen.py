@@ -117,7 +117,7 @@ class _Plan:
         found = [stretches(chunk.row, 0, chunk.end) for chunk in chunks]
         shared = []
         for level in range(max(len(each) for each in found) - 1):
-            first, rows, members = 0, [], []
+            first, rows, members = 0, list[int](), list[int]()
             for index, count in enumerate(counts):
                 if level < len(found[index]) - 1:
                     rows += range(first, first + count)

@@ -29,9 +29,9 @@ class Activity:
         counts: Counter[str] = Counter()
         for done in self.actors.values():
             counts.update(done)
-        for name in LIMITS:
-            counts[name] = min((done.get(name, 0) for done in self.actors.values()), default=0)
-        return {"actors": len(self.actors), **{k: round(v, 3) for k, v in counts.items()}, "write_s": self.write_s}
+        sums = {name: round(value, 3) for name, value in counts.items()}
+        least = {name: min((done.get(name, 0) for done in self.actors.values()), default=0) for name in LIMITS}
+        return {"actors": len(self.actors), **sums, **least, "write_s": self.write_s}
 
     def lines(self) -> list[tuple[str, str]]:
         """The totals for people: where the time went, and what was not computed twice."""
