@@ -7,6 +7,8 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from ray_job.errors import AccountingError, RayJobError
 from ray_job.spec import JobSpec
@@ -41,6 +43,27 @@ def _run(arguments: argparse.Namespace) -> int:
     from ray_job.job import run_job
 
     print(run_job(spec).table())
+    return 0
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    spec = _spec(arguments)
+    from ray_job.submit import submit_job
+
+    submission = submit_job(spec, arguments.address, arguments.job_id)
+    if arguments.no_wait:
+        print(submission.id)
+        return 0
+    return submission.follow()
+
+
+def _manifest(arguments: argparse.Namespace) -> int:
+    from ray_job.manifest import Claim, KubeOptions, manifest
+
+    chosen = {name: value for name, value in vars(arguments).items() if name in KubeOptions.__slots__}
+    chosen["name"] = arguments.name or Path(arguments.spec).stem
+    chosen["claims"] = tuple(map(Claim.parse, arguments.claims))
+    print(manifest(arguments.kind, _spec(arguments), KubeOptions(**chosen)), end="")
     return 0
 
 
@@ -135,9 +158,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     run = _add(commands, "run", _run, "run a job", takes_spec=True)
-    run.add_argument("--mode", metavar="MODE", help="output.mode: error, resume, append or overwrite")
-    run.add_argument("--retry-failed", action="store_true", help="with resume or append: do failed rows again")
+    submit = _add(commands, "submit", _submit, "run a job on a cluster, by Ray's Jobs API", takes_spec=True)
+    submit.add_argument("--address", metavar="URL", help="the dashboard's, http://head:8265; default: RAY_ADDRESS")
+    submit.add_argument("--job-id", metavar="ID", help="makes retries the same run: they attach to it, or resume it")
+    submit.add_argument("--no-wait", action="store_true", help="print the submission's id and return")
+    for command in (run, submit):
+        command.add_argument("--mode", metavar="MODE", help="output.mode: error, resume, append or overwrite")
+        command.add_argument("--retry-failed", action="store_true", help="with resume or append: do failed rows again")
     run.add_argument("--dry-run", action="store_true", help="plan the job instead of running it")
+    _add_manifest(commands)
     _add(commands, "validate", _validate, "check a spec, its input's columns and its model's files", takes_spec=True)
     plan = _add(commands, "plan", _plan, "rows, pictures, tokens and bad rows of a job, from headers", takes_spec=True)
     for command in (run, plan):
@@ -164,6 +193,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_manifest(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = _add(commands, "manifest", _manifest, "write a job for Kubernetes: KubeRay's RayJob or RayCronJob")
+    command.add_argument("kind", choices=["rayjob", "raycronjob"])
+    _add_spec(command)
+    options: list[tuple[str, dict[str, Any]]] = [
+        ("--image", {"required": True, "help": "container image with ray_job and its Ray"}),
+        ("--name", {"help": "of the objects; default: the spec's file name"}),
+        ("--namespace", {"help": "default: kubectl's"}),
+        ("--gpus", {"type": int, "default": 1, "help": "GPUs of a worker's pod; 0: none (%(default)s)"}),
+        ("--cpus", {"type": int, "default": 8, "help": "CPUs of a worker's pod (%(default)s)"}),
+        ("--memory", {"default": "32Gi", "help": "of a worker's pod (%(default)s)"}),
+        ("--retries", {"type": int, "default": 3, "help": "new clusters tried after a failure (%(default)s)"}),
+        ("--deadline-s", {"type": int, "default": 86400, "help": "seconds a job may take in all (%(default)s)"}),
+        ("--ttl-s", {"type": int, "default": 600, "help": "seconds its pods stay afterwards (%(default)s)"}),
+        ("--queue", {"help": "a local queue of Kueue (rayjob)"}),
+        ("--schedule", {"help": "five cron fields, as in '0 3 * * *' (raycronjob)"}),
+        ("--time-zone", {"help": "of the schedule, as in Europe/Berlin (raycronjob; KubeRay 1.7)"}),
+        ("--secret", {"help": "whose keys become environment variables, such as AWS_ACCESS_KEY_ID"}),
+    ]
+    for name, settings in options:
+        command.add_argument(name, **settings)
+    command.add_argument(
+        "--claim", action="append", default=[], dest="claims", metavar="NAME:/PATH", help="mount a volume claim"
+    )
+
+
 def _add(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
@@ -174,9 +229,13 @@ def _add(
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(command=command)
     if takes_spec:
-        parser.add_argument("spec", metavar="SPEC.yaml", help="the job")
-        parser.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a field: section.key=value"
-        )
-        parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+        _add_spec(parser)
     return parser
+
+
+def _add_spec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", metavar="SPEC.yaml", help="the job")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a field: section.key=value"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from ray_job import errors
@@ -75,7 +76,9 @@ def ray_session(limits: LimitsSpec | None = None) -> Iterator[None]:
     """Joins the Ray that this process already uses, or that RAY_ADDRESS names; else starts one for the job's time.
 
     Raises:
-        RayJobError: what ended the job on a worker, as it was raised there and without Ray's layers.
+        SpecError: RAY_ADDRESS is not one a driver can join.
+        RayJobError: no Ray answers there; or what ended the job on a worker, as it was raised there and without Ray's
+            layers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray Data's own actor pool makes the core log a scare line for every pool; real failures reach us as exceptions.
@@ -83,6 +86,7 @@ def ray_session(limits: LimitsSpec | None = None) -> Iterator[None]:
     # What is tried again is no news, and what fails for good is raised.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "retries remaining")
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         _configure(limits or LimitsSpec())
@@ -90,18 +94,42 @@ def ray_session(limits: LimitsSpec | None = None) -> Iterator[None]:
             yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if not os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    _check_address(address)
+    if not address:
         options |= {"include_dashboard": False, "address": "local"}
         # An actor's threads share the cores with preparing tasks; spinning for each other they would starve both.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _silent_stderr():
-        ray.init(**options)
+    try:
+        with _silent_stderr():
+            ray.init(**options)
+    except (ConnectionError, AuthenticationError) as error:
+        raise RayJobError(f"RAY_ADDRESS={address}: {_refusal(error)}") from None
     _configure(limits or LimitsSpec())
     try:
         with _true_causes():
             yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Refuses what would leave a long job hanging on a connection from outside."""
+    scheme = (address or "").partition("://")[0]
+    if scheme in ("ray", "http", "https") and scheme != address:
+        raise SpecError(
+            [
+                f"{address}: a job's driver runs inside the cluster. Send it there with `python -m ray_job submit "
+                "job.yaml --address http://…:8265`, the dashboard's address"
+            ],
+            "RAY_ADDRESS",
+        )
+
+
+def _refusal(error: BaseException) -> str:
+    if isinstance(error, ConnectionError):
+        return f"no Ray answers there ({_first_line(error)}); start one, or leave RAY_ADDRESS unset for a local one"
+    return f"this Ray wants a token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH ({_first_line(error)})"
 
 
 def settle_workers(spec: JobSpec) -> Workers:
@@ -112,8 +140,8 @@ def settle_workers(spec: JobSpec) -> Workers:
     """
     import ray
 
-    workers, resources = spec.workers, ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_cpus, num_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    workers, now, later = spec.workers, ray.cluster_resources(), _autoscaled_resources()  # type: ignore[no-untyped-call]
+    num_cpus, num_gpus = (max(now.get(name, 0.0), later.get(name, 0.0)) for name in ("CPU", "GPU"))
     gpus = workers.gpus_per_actor
     if gpus == "auto":
         gpus = 1.0 if num_gpus and spec.model.device != "cpu" else 0.0
@@ -130,12 +158,12 @@ def settle_workers(spec: JobSpec) -> Workers:
 
 def _problems(asked: WorkersSpec, settled: Workers, num_cpus: float, num_gpus: float) -> list[str]:
     problems = []
-    if settled.min_actors * settled.gpus_per_actor > num_gpus and not _autoscales():
+    if settled.min_actors * settled.gpus_per_actor > num_gpus:
         problems.append(
             f"workers.gpus_per_actor: {settled.min_actors} × {settled.gpus_per_actor:g} GPUs are asked for, "
             f"the cluster has {num_gpus:g}; lower workers.min_actors or set workers.gpus_per_actor: 0"
         )
-    if settled.max_actors * settled.cpus_per_actor > num_cpus - 1 and settled.cpus_per_actor and not _autoscales():
+    if settled.max_actors * settled.cpus_per_actor > num_cpus - 1 and settled.cpus_per_actor:
         problems.append(
             f"workers.cpus_per_actor: {settled.max_actors} × {settled.cpus_per_actor:g} CPUs leave none of the "
             f"cluster's {num_cpus:g} to read and prepare rows; lower workers.max_actors or workers.cpus_per_actor"
@@ -143,12 +171,20 @@ def _problems(asked: WorkersSpec, settled: Workers, num_cpus: float, num_gpus: f
     return problems
 
 
-def _autoscales() -> bool:
-    """Whether the cluster may grow: then what is there now says little."""
-    import ray
+def _autoscaled_resources() -> dict[str, float]:
+    """What the cluster may grow to, by the autoscaler's own account; nothing where there is no autoscaler.
 
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return bool(os.environ.get("RAY_ADDRESS")) and len(nodes) > 1
+    A cluster that sleeps has a head only: what it has now says little.
+    """
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    resources: dict[str, float] = {}
+    for group in config.node_group_configs if config is not None else ():
+        for name, amount in group.resources.items():
+            resources[name] = resources.get(name, 0.0) + (inf if group.max_count < 0 else amount * group.max_count)
+    limits = dict(config.max_resources) if config is not None else {}
+    return {name: min(amount, limits.get(name, inf)) for name, amount in resources.items()}
 
 
 @contextmanager

@@ -206,7 +206,9 @@ class WorkersSpec(_Section):
     min_actors: int = Field(1, ge=1, description="Actors holding the model that are always there.")
     max_actors: int | None = Field(None, ge=1, description="Default: min_actors (a fixed pool).")
     gpus_per_actor: float | Literal["auto"] = Field(
-        "auto", description="GPUs an actor takes; a fraction shares one. `auto`: 1 where the cluster has GPUs, else 0."
+        "auto",
+        description="GPUs an actor takes; a fraction shares one. `auto`: 1 where the cluster has GPUs, else 0. A model "
+        "lies on one GPU whole: there is no tensor parallelism.",
     )
     cpus_per_actor: float = Field(
         0.0, ge=0, description="CPUs reserved per actor. 0 leaves them to reading and preparing."
@@ -219,8 +221,11 @@ class WorkersSpec(_Section):
         if self.max_actors is not None and self.max_actors < self.min_actors:
             raise ValueError(f"max_actors ({self.max_actors}) is below min_actors ({self.min_actors})")
         gpus = self.gpus_per_actor
-        if gpus != "auto" and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
-            raise ValueError(f"gpus_per_actor: got {gpus}; allowed: a fraction from 0 to 1, or a whole number")
+        if gpus != "auto" and not 0 <= gpus <= 1:
+            raise ValueError(
+                f"gpus_per_actor: got {gpus}; allowed: 0 to 1, since a model lies on one GPU whole; raise min_actors "
+                "to use several"
+            )
         return self
 
 
