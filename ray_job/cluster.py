@@ -12,13 +12,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 from ray_job import errors
 from ray_job.errors import RayJobError, SpecError
-from ray_job.spec import JobSpec, LimitsSpec, WorkersSpec
+from ray_job.spec import JobSpec, LimitsSpec
 
+_LOG = logging.getLogger(__name__)
 _ASK_INTERVAL_S = 0.5
 _OUR_ERROR = re.compile(r"^ray_job\.errors\.(\w+): (.*(?:\n.+)*)", re.MULTILINE)  # up to an empty line
 # What storage says when trying again may help; a task that reads or writes is then tried `limits.max_attempts` times.
@@ -133,16 +133,37 @@ def _refusal(error: BaseException) -> str:
 
 
 def settle_workers(spec: JobSpec) -> Workers:
-    """The pool this cluster can hold.
+    """The pool this cluster can hold, or may grow to hold.
 
     Raises:
         SpecError: it has not the GPUs or CPUs asked for; without this check Ray would wait for ever.
     """
     import ray
 
-    workers, now, later = spec.workers, ray.cluster_resources(), _autoscaled_resources()  # type: ignore[no-untyped-call]
-    num_cpus, num_gpus = (max(now.get(name, 0.0), later.get(name, 0.0)) for name in ("CPU", "GPU"))
+    resources, num_nodes = ray.cluster_resources(), len(ray.nodes())  # type: ignore[no-untyped-call]
+    num_cpus, num_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    # Ray does not tell whether a cluster grows. One of several machines may, and one that can do no work yet must.
+    may_grow = bool(os.environ.get("RAY_ADDRESS")) and (num_nodes > 1 or not num_cpus)
+    return fit_workers(spec, num_cpus, num_gpus, may_grow)
+
+
+def fit_workers(spec: JobSpec, num_cpus: float, num_gpus: float, may_grow: bool) -> Workers:
+    """See `settle_workers`.
+
+    Args:
+        num_cpus: of the cluster, now.
+        num_gpus: of the cluster, now.
+        may_grow: what is missing may come later; it is waited for, at most `limits.no_progress_s`.
+
+    Raises:
+        SpecError: what is missing will not come.
+    """
+    workers = spec.workers
     gpus = workers.gpus_per_actor
+    if gpus == "auto" and may_grow and not num_cpus and not num_gpus and spec.model.device != "cpu":
+        raise SpecError(
+            ["workers.gpus_per_actor: the cluster has no worker yet, so that `auto` cannot tell; set 1, or 0 for CPUs"]
+        )
     if gpus == "auto":
         gpus = 1.0 if num_gpus and spec.model.device != "cpu" else 0.0
     dtype: str = spec.model.dtype
@@ -150,13 +171,17 @@ def settle_workers(spec: JobSpec) -> Workers:
         dtype = "bfloat16" if gpus and spec.model.device != "cpu" else "float32"
     max_actors = workers.max_actors or workers.min_actors
     settled = Workers(workers.min_actors, max_actors, gpus, workers.cpus_per_actor, dtype)
-    problems = _problems(workers, settled, num_cpus, num_gpus)
-    if problems:
+    problems = _problems(settled, num_cpus, num_gpus)
+    if problems and not may_grow:
         raise SpecError(problems)
+    for problem in problems:
+        _LOG.warning(
+            "%s; waiting for it to grow, at most limits.no_progress_s, %g s", problem, spec.limits.no_progress_s
+        )
     return settled
 
 
-def _problems(asked: WorkersSpec, settled: Workers, num_cpus: float, num_gpus: float) -> list[str]:
+def _problems(settled: Workers, num_cpus: float, num_gpus: float) -> list[str]:
     problems = []
     if settled.min_actors * settled.gpus_per_actor > num_gpus:
         problems.append(
@@ -169,22 +194,6 @@ def _problems(asked: WorkersSpec, settled: Workers, num_cpus: float, num_gpus: f
             f"cluster's {num_cpus:g} to read and prepare rows; lower workers.max_actors or workers.cpus_per_actor"
         )
     return problems
-
-
-def _autoscaled_resources() -> dict[str, float]:
-    """What the cluster may grow to, by the autoscaler's own account; nothing where there is no autoscaler.
-
-    A cluster that sleeps has a head only: what it has now says little.
-    """
-    from ray._private.state import state
-
-    config = state.get_cluster_config()
-    resources: dict[str, float] = {}
-    for group in config.node_group_configs if config is not None else ():
-        for name, amount in group.resources.items():
-            resources[name] = resources.get(name, 0.0) + (inf if group.max_count < 0 else amount * group.max_count)
-    limits = dict(config.max_resources) if config is not None else {}
-    return {name: min(amount, limits.get(name, inf)) for name, amount in resources.items()}
 
 
 @contextmanager

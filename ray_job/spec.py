@@ -105,7 +105,8 @@ class ModelSpec(_Section):
 
     path: str = Field(
         "builtin:demo",
-        description="Folder with config.json, tokenizer.json and *.safetensors; a hub id with `revision`; "
+        description="Folder with config.json, tokenizer.json and *.safetensors; the URI of one in a bucket, fetched "
+        "once on each machine; a hub id with `revision`; "
         "`builtin:demo` (the small model in this package); `builtin:noop` (answers nothing, for measuring).",
     )
     revision: str | None = Field(None, description="Commit of a hub id (40 hex digits); required for one.")

@@ -14,7 +14,9 @@ from ray_job.errors import ModelError
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.hub import resolve
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+from ray_job.models.store import fetch
 from ray_job.spec import BatchingSpec, JobSpec, ModelSpec
+from ray_job.storage import parse_uri
 
 if TYPE_CHECKING:
     from ray_job.engine.interface import Engine, Vocabulary
@@ -23,14 +25,16 @@ if TYPE_CHECKING:
 DEMO, NOOP = "builtin:demo", "builtin:noop"
 
 
-def model_folder(model: ModelSpec) -> Path:
-    """Where the model's files are on this machine; a hub id is fetched.
+def model_folder(model: ModelSpec, *, with_weights: bool = True) -> Path:
+    """Where the model's files are on this machine; a hub id's or a bucket's are fetched, once for all its processes.
 
     Raises:
         ModelError: there is no such model.
     """
     if model.path in (DEMO, NOOP):
         return Path(__file__).parent.parent / "demo" / "model"
+    if parse_uri(model.path) is not None:
+        return fetch(model.path, with_weights=with_weights)
     return resolve(model.path, model.revision)
 
 
@@ -43,12 +47,12 @@ def settle_model(model: ModelSpec) -> ModelSpec:
 @functools.lru_cache(maxsize=4)
 def load_processor(model: ModelSpec) -> Phi3VisionProcessor:
     """The model's processor; kept, since a worker prepares many batches."""
-    return Phi3VisionProcessor.from_pretrained(model_folder(model), num_crops=model.num_crops)
+    return Phi3VisionProcessor.from_pretrained(model_folder(model, with_weights=False), num_crops=model.num_crops)
 
 
 def load_config(model: ModelSpec) -> Phi3VisionConfig:
     """The model's configuration, without weights."""
-    return Phi3VisionConfig.from_pretrained(model_folder(model))
+    return Phi3VisionConfig.from_pretrained(model_folder(model, with_weights=False))
 
 
 def load_model(spec: JobSpec) -> Phi3VisionModel:

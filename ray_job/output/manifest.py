@@ -114,7 +114,7 @@ def public_spec(spec: JobSpec) -> dict[str, Any]:
     """The spec as a manifest may show it: without credentials in its URIs."""
     dump: dict[str, Any] = spec.model_dump(mode="json")
     dump["input"]["path"] = [without_secrets(path) for path in dump["input"]["path"]]
-    for section, key in (("output", "path"), ("input", "image_root")):
+    for section, key in (("output", "path"), ("input", "image_root"), ("model", "path")):
         if dump[section][key] is not None:
             dump[section][key] = without_secrets(dump[section][key])
     return dump
