@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import sys
 import time
 import uuid
@@ -20,6 +21,7 @@ from ray_job.spec import JobSpec, LimitsSpec
 
 _LOG = logging.getLogger(__name__)
 _ASK_INTERVAL_S = 0.5
+_CONNECT_S = 20.0
 _OUR_ERROR = re.compile(r"^ray_job\.errors\.(\w+): (.*(?:\n.+)*)", re.MULTILINE)  # up to an empty line
 # What storage says when trying again may help; a task that reads or writes is then tried `limits.max_attempts` times.
 _PASSING = (
@@ -95,8 +97,9 @@ def ray_session(limits: LimitsSpec | None = None) -> Iterator[None]:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     address = os.environ.get("RAY_ADDRESS")
-    _check_address(address)
-    if not address:
+    if address:
+        _check_address(address)
+    else:
         options |= {"include_dashboard": False, "address": "local"}
         # An actor's threads share the cores with preparing tasks; spinning for each other they would starve both.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -113,10 +116,14 @@ def ray_session(limits: LimitsSpec | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_address(address: str | None) -> None:
-    """Refuses what would leave a long job hanging on a connection from outside."""
-    scheme = (address or "").partition("://")[0]
-    if scheme in ("ray", "http", "https") and scheme != address:
+def _check_address(address: str) -> None:
+    """Refuses at once what a driver cannot join; Ray itself tries for minutes, or hangs with the connection.
+
+    Raises:
+        SpecError: it is an address to talk to a cluster from outside.
+        RayJobError: nobody listens there.
+    """
+    if re.match(r"(ray|https?)://", address):
         raise SpecError(
             [
                 f"{address}: a job's driver runs inside the cluster. Send it there with `python -m ray_job submit "
@@ -124,6 +131,12 @@ def _check_address(address: str | None) -> None:
             ],
             "RAY_ADDRESS",
         )
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+        except OSError as error:
+            raise RayJobError(f"RAY_ADDRESS={address}: {_refusal(ConnectionError(error.strerror or error))}") from None
 
 
 def _refusal(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import requests
@@ -70,6 +70,14 @@ class Nodes:
         )
         return finished.returncode, finished.stdout + finished.stderr
 
+    def api(self, method: str, path: str) -> Any:
+        """Ray's own HTTP interface, with the cluster's token where it wants one."""
+        token = self.env.get("RAY_AUTH_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        response = requests.request(method, f"{self.url}/api/{path}", headers=headers, timeout=60)
+        response.raise_for_status()
+        return response.json()
+
     def start(self, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
         """`python -m ray_job …`, left running with its words in a file."""
         with log.open("w") as stream:
@@ -105,8 +113,7 @@ class Nodes:
         self._processes.append(process)
 
     def _num_alive(self) -> int:
-        headers = {"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"} if "RAY_AUTH_TOKEN" in self.env else {}
-        nodes = requests.get(f"{self.url}/api/v0/nodes", headers=headers, timeout=5).json()["data"]["result"]["result"]
+        nodes = self.api("GET", "v0/nodes")["data"]["result"]["result"]
         return sum(node["state"] == "ALIVE" for node in nodes)
 
     def _wait(self, condition: Callable[[], bool]) -> None:
@@ -143,6 +150,15 @@ def _descendants(pid: int) -> list[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Waits while a process lives."""
+    deadline_s = time.monotonic() + _CALL_S
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline_s, log.read_text()
+        time.sleep(0.05)
 
 
 def free_ports(count: int) -> list[int]:

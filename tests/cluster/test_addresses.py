@@ -1,0 +1,50 @@
+"""Addresses that cannot be used are refused at once, with what can be."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ray_job import JobSpec, run_job
+from ray_job.errors import RayJobError, SpecError
+from ray_job.submit import submit_job
+from tests.chaos.harness import Job
+
+from .nodes import free_ports
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
+def test_a_driver_from_outside_is_told_to_submit(
+    address: str, make_job: Callable[[Path], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    spec = JobSpec.from_dict(make_job(tmp_path).spec)
+    with pytest.raises(SpecError, match=r"inside the cluster. Send it there with `python -m ray_job submit"):
+        run_job(spec, stream=io.StringIO())
+
+
+def test_a_driver_that_finds_nobody_says_so_at_once(
+    make_job: Callable[[Path], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_ports(1)[0]}")
+    with pytest.raises(RayJobError, match=r"no Ray answers there \(Connection refused\); start one, or leave"):
+        run_job(JobSpec.from_dict(make_job(tmp_path).spec), stream=io.StringIO())
+
+
+def test_submitting_nowhere_says_what_can_be_used(
+    make_job: Callable[[Path], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = JobSpec.from_dict(make_job(tmp_path).spec)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with pytest.raises(SpecError, match="such as http://localhost:8265"):
+        submit_job(spec)
+    with pytest.raises(SpecError, match="give the dashboard's"):
+        submit_job(spec, "ray://127.0.0.1:10001")
+    with pytest.raises(RayJobError, match="no Ray dashboard answers there"):
+        submit_job(spec, f"http://127.0.0.1:{free_ports(1)[0]}")
+    with pytest.raises(SpecError, match="overwrite begins anew"):
+        submit_job(JobSpec.from_dict({**spec.model_dump(), "output": {"path": "x", "mode": "overwrite"}}), "auto", "id")
