@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -212,6 +213,8 @@ def _find_address(address: str | None) -> str:
 
 def _connect(address: str) -> Any:
     """Ray's client, on this address: its own constructor would let the environment override the command line."""
+    if find_spec("aiohttp") is None:
+        raise RayJobError("submitting needs Ray's jobs client: pip install 'ray_job[cluster]'")
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
