@@ -25,13 +25,13 @@ import yaml
 
 from ray_job.errors import Interrupted, RayJobError, SpecError
 from ray_job.spec import JobSpec
-from ray_job.storage import parse_uri
+from ray_job.storage import parse_uri, without_secrets
 
 ENTRYPOINT = "python -m ray_job run job.yaml"
 DETACHED = 130  # what shells give for Ctrl-C
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in Ray's own order
 _JOB_ID = re.compile(r"[A-Za-z0-9][\w.-]*")
-_ID, _SPEC = "ray_job_id", "ray_job_spec"  # keys of a submission's metadata
+_ID, _SPEC, _OUTPUT = "ray_job_id", "ray_job_spec", "ray_job_output"  # keys of a submission's metadata
 _TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -123,7 +123,8 @@ def submit_job(spec: JobSpec, address: str | None = None, job_id: str | None = N
             is made, in resume mode.
 
     Raises:
-        SpecError: no address; a job id that is not one, or is another job's; `overwrite` together with a job id.
+        SpecError: no address; a job id that is not one, or is another output's, or runs with another spec;
+            `overwrite` together with a job id.
         RayJobError: the cluster does not answer, or does not know the caller.
     """
     spec = _with_absolute_paths(spec)
@@ -140,19 +141,23 @@ def submit_job(spec: JobSpec, address: str | None = None, job_id: str | None = N
 
 def _submit(client: Any, spec: JobSpec, job_id: str | None) -> tuple[str, bool]:
     """The submission's id, and whether it was made now."""
-    digest = _digest(spec)
+    digest, output = _digest(spec), without_secrets(spec.output.path)
     while True:
         attempts = _attempts(client, job_id)
         for attempt in attempts:
-            if attempt.metadata[_SPEC] != digest:
+            if attempt.metadata[_OUTPUT] != output:
                 raise SpecError(
-                    [f"{job_id!r} is the id of another job, {attempt.submission_id}: their specs differ"], "--job-id"
+                    [f"{job_id!r} is the id of another job, with output {attempt.metadata[_OUTPUT]}"], "--job-id"
                 )
             if not attempt.status.is_terminal():
+                if attempt.metadata[_SPEC] != digest:
+                    raise SpecError(
+                        [f"{attempt.submission_id} runs with another spec; wait for it or stop it"], "--job-id"
+                    )
                 return str(attempt.submission_id), False
         submission_id = job_id if not attempts else f"{job_id}-{len(attempts) + 1}"
         try:
-            return _send(client, spec, submission_id, {_ID: job_id or "", _SPEC: digest}), True
+            return _send(client, spec, submission_id, {_ID: job_id or "", _SPEC: digest, _OUTPUT: output}), True
         except RuntimeError as error:
             if "already exists" not in str(error):
                 raise

@@ -65,14 +65,14 @@ def test_a_submitted_job_is_followed_stopped_and_finished_under_one_id(
     assert 16 <= num_done < len(expected)
     assert job.manifest()["state"] == "cancelled"
 
+    code, text = nodes.call(*submit, "--set", f"output.path={tmp_path / 'elsewhere'}")
+    assert (code, "is the id of another job, with output" in text) == (2, True), text
     code, text = nodes.call(*submit, "--set", "generation.max_new_tokens=9")
-    assert (code, "is the id of another job" in text) == (2, True), text
+    assert (code, "generation.max_new_tokens: was 16, is 9" in text) == (5, True), text
+    assert "nightly-2: failed with exit code 5" in text
     code, text = nodes.call(*submit)
-    assert (code, "nightly-2: done" in text) == (0, True), text
+    assert (code, "nightly-3: done" in text) == (0, True), text
     assert job.manifest()["already_done"] == num_done
     assert job.answers() == expected
-    (line,) = {line for line in text.splitlines() if line.startswith(f"{len(expected)}/{len(expected)} rows")}
-    assert "\r" not in line
-
-    code, text = nodes.call(*submit[:-2], "--mode", "resume", "--set", "generation.max_new_tokens=9")
-    assert (code, "generation.max_new_tokens: was 16, is 9" in text) == (5, True), text
+    assert "\r" not in text
+    assert f"\n{len(expected)}/{len(expected)} rows" in text, "a plain line tells how far it is"
