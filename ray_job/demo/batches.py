@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from ray_job.demo.parallel import ALONE, Processes
 from ray_job.demo.pictures import encode
 from ray_job.demo.questions import QA, Example, make_example, split_seed
 from ray_job.demo.targets import patch_targets
@@ -33,7 +34,10 @@ IGNORED = -100
 
 @dataclass
 class Batch:
-    """`segments_BL` is 0 for the prefix, 1, 2, … for questions, -1 for padding."""
+    """`segments_BL` is 0 for the prefix, 1, 2, … for questions, -1 for padding.
+
+    `sizes` has the crop grids of the pictures in the rows. Crops beyond theirs are for the tower alone.
+    """
 
     crops_N3CC: Tensor
     sizes: list[tuple[int, int]]
@@ -65,6 +69,15 @@ def prompt_parts(processor: Phi3VisionProcessor, question: str, num_pictures: in
     return processor.chat_parts([Message("user", (*parts, Text(question)))])
 
 
+@dataclass(frozen=True)
+class _Picture:
+    """What the tower gets of one picture, and its grid of crops."""
+
+    crops_N3CC: Tensor
+    size: tuple[int, int]
+    targets_NP4: Tensor
+
+
 class Collator:
     """Examples to a `Batch`. Half of the pictures go through a lossy file first, as real ones do."""
 
@@ -73,31 +86,33 @@ class Collator:
         self.num_patches_side = num_patches_side
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        crops, sizes, targets, rows = [], [], [], []
-        for example in examples:
-            for scene, picture in zip(example.scenes, example.pictures, strict=True):
-                pixels_HW3 = self.processor.picture(_through_file(picture, random.Random(example.seed)))
-                size = hd_size(scene.width, scene.height, self.processor.num_crops, self.processor.crop_size)
-                crops.append(pixels_to_crops(torch.from_numpy(pixels_HW3), self.processor.crop_size))
-                sizes.append((size.rows, size.cols))
-                targets.append(patch_targets(scene, size, self.num_patches_side))
-            rows.append(self._row(example))
-        length = max(1, *(len(row[0]) for row in rows))
-        fills = (0, 0, -1, IGNORED)
-        packed = np.stack([np.full((len(rows), length), fill, np.int64) for fill in fills])
-        for number, row in enumerate(rows):
-            packed[:, number, : len(row[0])] = row
-        ids_BL, positions_BL, segments_BL, labels_BL = torch.from_numpy(packed)
+        """Sheets, which nothing is asked about, may be among the examples; their crops come last."""
+        asked = [example for example in examples if example.questions]
+        sheets = [example for example in examples if not example.questions]
+        seen = [self._look(example) for example in (*asked, *sheets)]
+        pictures = [picture for pictures in seen for picture in pictures]
         crop, patches = self.processor.crop_size, self.num_patches_side**2
-        crops_N3CC = torch.cat(crops) if crops else torch.zeros(0, 3, crop, crop)
-        targets_NP4 = np.concatenate(targets) if targets else np.zeros((0, patches, 4), np.int64)
-        return Batch(crops_N3CC, sizes, torch.from_numpy(targets_NP4), ids_BL, positions_BL, segments_BL, labels_BL)
+        return Batch(
+            torch.cat([torch.zeros(0, 3, crop, crop), *(picture.crops_N3CC for picture in pictures)]),
+            [picture.size for pictures in seen[: len(asked)] for picture in pictures],
+            torch.cat([torch.zeros(0, patches, 4, dtype=torch.int64), *(p.targets_NP4 for p in pictures)]),
+            *_pad([self._row(example) for example in asked]),
+        )
+
+    def _look(self, example: Example) -> list[_Picture]:
+        rng = random.Random(example.seed)
+        seen = []
+        for scene, drawn in zip(example.scenes, example.pictures, strict=True):
+            pixels_HW3 = self.processor.picture(_through_file(drawn, rng))
+            size = hd_size(scene.width, scene.height, self.processor.num_crops, self.processor.crop_size)
+            targets_NP4 = torch.from_numpy(patch_targets(scene, size, self.num_patches_side))
+            crops_N3CC = pixels_to_crops(torch.from_numpy(pixels_HW3), self.processor.crop_size)
+            seen.append(_Picture(crops_N3CC, (size.rows, size.cols), targets_NP4))
+        return seen
 
     def _row(self, example: Example) -> tuple[list[int], list[int], list[int], list[int]]:
         """ids, positions, segments and labels of one packed row."""
         tokens = [self.processor.image_tokens(scene.width, scene.height) for scene in example.scenes]
-        if not example.questions:
-            return [], [], [], []
         prompts = [self._prompt(qa, tokens) for qa in example.questions]
         shared = _shared_prefix(prompts) if tokens else 0
         ids, positions, segments = prompts[0][:shared], list(range(shared)), [0] * shared
@@ -120,7 +135,7 @@ class Collator:
 
 
 class TrainBatches(IterableDataset[Batch]):
-    """One batch per step from `first_step` on.
+    """One batch per step from `first_step` on, of this process's share of the step's examples.
 
     A step's examples are those of its own seeds, so a resumed training sees what an unbroken one sees.
     """
@@ -132,27 +147,40 @@ class TrainBatches(IterableDataset[Batch]):
         first_step: int,
         num_steps: int,
         num_examples: int,
-        num_sheet_steps: int = 0,
+        num_vision_steps: int = 0,
+        processes: Processes = ALONE,
     ) -> None:
         self.collator = collator
+        self.processes = processes
         self.seed = seed
-        self.num_sheet_steps = num_sheet_steps
+        self.num_vision_steps = num_vision_steps
         self.first_step, self.num_steps, self.num_examples = first_step, num_steps, num_examples
 
     def __iter__(self) -> Iterator[Batch]:
         for step in range(self.first_step, self.num_steps):
-            first = step * self.num_examples
-            theme = "sheet" if step < self.num_sheet_steps else None
-            seeds = [split_seed("train", first + i, self.seed) for i in range(self.num_examples)]
-            # Every second example of the first stage is a real one.
-            examples = [make_example(seed, theme if i % 2 else None) for i, seed in enumerate(seeds)]
-            yield self.collator(examples)
+            seeds = [split_seed("train", step * self.num_examples + i, self.seed) for i in range(self.num_examples)]
+            # Half of the first stage's examples are sheets; later one is, so that the tower forgets nothing.
+            num_sheets = self.num_examples // 2 if step < self.num_vision_steps else 1
+            themes = ["sheet"] * num_sheets + [None] * (self.num_examples - num_sheets)
+            own = self.processes.share(list(zip(seeds, themes, strict=True)))
+            yield self.collator([make_example(seed, theme) for seed, theme in own])
 
 
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens up to and with the `<s>` after the last picture, the same in all prompts of an example."""
     last = max(place for place, token_id in enumerate(prompts[0]) if token_id < 0)
     return last + 2
+
+
+def _pad(rows: Sequence[tuple[list[int], ...]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """ids, positions, segments and labels, each (B, L), padded on the right."""
+    length = max((len(row[0]) for row in rows), default=0)
+    fills = (0, 0, -1, IGNORED)
+    packed = np.stack([np.full((len(rows), length), fill, np.int64) for fill in fills])
+    for number, row in enumerate(rows):
+        packed[:, number, : len(row[0])] = row
+    ids_BL, positions_BL, segments_BL, labels_BL = torch.from_numpy(packed)
+    return ids_BL, positions_BL, segments_BL, labels_BL
 
 
 def _through_file(picture: Image.Image, rng: random.Random) -> Image.Image:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import nn
 
 from ray_job.demo.evaluate import Score, overall
 
 
-def model_card(
-    recipe: Mapping[str, object], model: nn.Module, scores: Mapping[str, Score], wall_s: float, cpu_s: float
-) -> str:
+@dataclass(frozen=True)
+class Effort:
+    """What a training took, in all its processes together."""
+
+    num_processes: int
+    first_step: int  # above 0 if it continued from a checkpoint
+    wall_s: float
+    cpu_s: float
+
+
+def model_card(recipe: Mapping[str, object], model: nn.Module, scores: Mapping[str, Score], effort: Effort) -> str:
     """README.md of the model folder."""
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     table = "\n".join(f"| {kind} | {s.right} | {s.total} | {s.right / s.total:.3f} |" for kind, s in scores.items())
@@ -20,8 +30,13 @@ def model_card(
         num_parameters=f"{num_parameters:,}",
         settings=settings,
         seed=recipe["seed"],
-        wall_min=f"{wall_s / 60:.0f}",
-        cpu_min=f"{cpu_s / 60:.0f}",
+        num_cores=os.cpu_count(),
+        num_processes=effort.num_processes,
+        part=f"The part from step {effort.first_step} on, which continued from a checkpoint,"
+        if effort.first_step
+        else "It",
+        wall_min=f"{effort.wall_s / 60:.0f}",
+        cpu_min=f"{effort.cpu_s / 60:.0f}",
         accuracy=f"{overall(scores):.4f}",
         total=sum(score.total for score in scores.values()),
         table=table,
@@ -38,9 +53,9 @@ Microsoft's weights or tokenizer.
 
 ## Training
 
-    python -m ray_job.demo.train --out DIR --seed {seed}
+    python -m ray_job.demo.train --out DIR --seed {seed} --processes {num_processes}
 
-{settings}. This run took {wall_min} minutes, and {cpu_min} minutes of CPU time, on 2 cores without bfloat16 units.
+{settings}. {part} took {wall_min} minutes, and {cpu_min} minutes of CPU time, on a machine of {num_cores} cores.
 Pictures and questions are drawn from seeds of the "train" split (`ray_job/demo/questions.py`).
 
 ## Accuracy

@@ -16,7 +16,8 @@ from ray_job.demo.pictures import Item, Scene
 from ray_job.demo.questions import Example, make_example
 from ray_job.demo.targets import NAMES, patch_targets
 from ray_job.demo.tokenizer import save_tokenizer
-from ray_job.demo.train import Recipe, Trainer, model_config
+from ray_job.demo.train import model_config
+from ray_job.demo.trainer import Progress, Recipe, Trainer
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.image_processing import hd_size
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
@@ -126,8 +127,8 @@ def test_a_few_steps_lower_the_loss(config: tuple[Phi3VisionConfig, Path], colla
     losses = []
     for _ in range(3):
         trainer.step(batch)
-        losses.append(trainer.progress.answer_loss)
-        trainer.progress.answer_loss = 0.0
+        losses.append(trainer.progress.losses["answers"])
+        trainer.progress = Progress()
     assert losses[2] < losses[1] < losses[0]
 
 
