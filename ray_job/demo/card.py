@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,25 +22,29 @@ class Effort:
     cpu_s: float
 
 
-def model_card(recipe: Mapping[str, object], model: nn.Module, scores: Mapping[str, Score], effort: Effort) -> str:
-    """README.md of the model folder."""
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    table = "\n".join(f"| {kind} | {s.right} | {s.total} | {s.right / s.total:.3f} |" for kind, s in scores.items())
+def model_card(
+    recipe: Mapping[str, object],
+    model: nn.Module,
+    scores: Mapping[str, Score],
+    num_examples: int,
+    effort: Effort,
+) -> str:
+    """README.md of the model folder; the scores are of `num_examples` examples of the "eval" split."""
     settings = ", ".join(f"{name} {value}" for name, value in recipe.items())
+    continued = f"What followed step {effort.first_step}, where it continued from a checkpoint,"
     return _CARD.format(
-        num_parameters=f"{num_parameters:,}",
-        settings=settings,
+        num_parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        settings=textwrap.fill(f"Recipe: {settings}.", 115),
         seed=recipe["seed"],
-        num_cores=os.cpu_count(),
         num_processes=effort.num_processes,
-        part=f"The part from step {effort.first_step} on, which continued from a checkpoint,"
-        if effort.first_step
-        else "It",
+        run=continued if effort.first_step else "The whole run, from random weights to the saved ones,",
         wall_min=f"{effort.wall_s / 60:.0f}",
         cpu_min=f"{effort.cpu_s / 60:.0f}",
+        num_cores=os.cpu_count(),
         accuracy=f"{overall(scores):.4f}",
         total=sum(score.total for score in scores.values()),
-        table=table,
+        num_examples=num_examples,
+        table="\n".join(f"| {kind} | {s.right} | {s.total} | {s.right / s.total:.3f} |" for kind, s in scores.items()),
     )
 
 
@@ -55,19 +60,22 @@ Microsoft's weights or tokenizer.
 
     python -m ray_job.demo.train --out DIR --seed {seed} --processes {num_processes}
 
-{settings}. {part} took {wall_min} minutes, and {cpu_min} minutes of CPU time, on a machine of {num_cores} cores.
+{run}
+took {wall_min} minutes on {num_cores} cores, and {cpu_min} minutes of CPU time in all its processes together.
+{settings}
+
 Pictures and questions are drawn from seeds of the "train" split (`ray_job/demo/questions.py`).
 
 ## Accuracy
 
-Exact answers, greedy, float32 arithmetic on the saved bfloat16 weights, each question asked alone, 500 examples
-of the "eval" split, whose seeds are never trained on: **{accuracy}** of {total} questions.
+Exact answers, greedy, float32 arithmetic on the saved bfloat16 weights, each question asked alone: **{accuracy}** of the
+{total} questions of {num_examples} examples of the "eval" split, whose seeds are never trained on.
 
 | kind | right | questions | share |
 |---|---|---|---|
 {table}
 
-Measure again with `python -m ray_job.demo.evaluate DIR --examples 500`.
+Measure again with `python -m ray_job.demo.evaluate DIR --examples {num_examples}`.
 
 ## Limits
 

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 _CHECKPOINT = "checkpoint.pt"
 _LOG_EVERY_S = 20
 _SAVE_EVERY_STEPS = 100
+_EVAL_EVERY_STEPS = 500
 
 
 def model_config(token_ids: dict[str, int]) -> Phi3VisionConfig:
@@ -71,14 +72,17 @@ def model_config(token_ids: dict[str, int]) -> Phi3VisionConfig:
     )
 
 
-def train(out: Path, recipe: Recipe, num_processes: int, eval_every: int = 500) -> None:
-    """Trains, or continues, and leaves a complete model folder in `out`."""
+def train(out: Path, recipe: Recipe, num_processes: int, num_measured: int = 500) -> None:
+    """Trains, or continues, and leaves a complete model folder in `out`, measured on `num_measured` examples.
+
+    Raises ValueError if there is a checkpoint of another recipe in `out`.
+    """
     config = model_config(save_tokenizer(out))
     config.save_pretrained(out)
-    run_in_processes(num_processes, _train, out, recipe, eval_every)
+    run_in_processes(num_processes, _train, out, recipe, num_measured)
 
 
-def _train(processes: Processes, out: Path, recipe: Recipe, eval_every: int) -> None:
+def _train(processes: Processes, out: Path, recipe: Recipe, num_measured: int) -> None:
     """One process's work. The first one writes files and the log."""
     is_first = processes.rank == 0
     logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(message)s")
@@ -103,21 +107,21 @@ def _train(processes: Processes, out: Path, recipe: Recipe, eval_every: int) -> 
             logged_s = time.monotonic()
         if trainer.steps_done % _SAVE_EVERY_STEPS == 0:
             _save_checkpoint(trainer, out)
-        if trainer.steps_done % eval_every == 0:
+        if trainer.steps_done % _EVAL_EVERY_STEPS == 0:
             logger.info("%s", format_accuracy(accuracy(trainer.average, processor, make_split("eval", 60))))
     cpu_s = processes.sum(torch.tensor(sum(os.times()[:4]), dtype=torch.float64)).item()  # with the data workers'
     if is_first:
-        _finish(trainer, out, Effort(processes.count, first_step, time.monotonic() - started_s, cpu_s))
+        _finish(trainer, out, Effort(processes.count, first_step, time.monotonic() - started_s, cpu_s), num_measured)
 
 
-def _finish(trainer: Trainer, out: Path, effort: Effort) -> None:
+def _finish(trainer: Trainer, out: Path, effort: Effort, num_measured: int) -> None:
     """Saves the averaged weights in bfloat16, reads them back and measures what was saved."""
     save(copy.deepcopy(trainer.average).to(torch.bfloat16), out)
     model = load(out, dtype=torch.float32)
-    scores = accuracy(model, Phi3VisionProcessor.from_pretrained(out), make_split("eval", 500))
+    scores = accuracy(model, Phi3VisionProcessor.from_pretrained(out), make_split("eval", num_measured))
     logger.info("%s", format_accuracy(scores))
     logger.info("trained in %.0f s, %.0f s of CPU time", effort.wall_s, effort.cpu_s)
-    card = model_card(trainer.recipe_dict(), trainer.average, scores, effort)
+    card = model_card(trainer.recipe_dict(), trainer.average, scores, num_measured, effort)
     (out / "README.md").write_text(card, encoding="utf-8")
     (out / _CHECKPOINT).unlink(missing_ok=True)
 
@@ -151,7 +155,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--processes", type=int, default=min(2, os.cpu_count() or 1), help="that share every step's examples"
     )
     arguments = parser.parse_args(argv)
-    train(arguments.out, Recipe(seed=arguments.seed, steps=arguments.steps), arguments.processes)
+    recipe = Recipe(seed=arguments.seed, steps=arguments.steps)
+    if not 1 <= arguments.processes <= recipe.num_examples:
+        parser.error(f"--processes is {arguments.processes}; allowed: 1 to {recipe.num_examples}, a step's examples")
+    train(arguments.out, recipe, arguments.processes)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ray_job.demo.batches import IGNORED, Batch, Collator, TrainBatches, prompt_parts
+from ray_job.demo.heads import token_targets
 from ray_job.demo.optimiser import orthogonal
+from ray_job.demo.parallel import Processes, run_in_processes
 from ray_job.demo.pictures import Item, Scene
 from ray_job.demo.questions import Example, make_example
 from ray_job.demo.targets import NAMES, patch_targets
 from ray_job.demo.tokenizer import save_tokenizer
-from ray_job.demo.train import model_config
+from ray_job.demo.train import model_config, train
 from ray_job.demo.trainer import Progress, Recipe, Trainer
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.image_processing import hd_size
@@ -146,6 +153,77 @@ def test_a_resumed_training_equals_an_unbroken_one(
         resumed.step(batch)
     for name, weight in unbroken.average.state_dict().items():
         assert torch.equal(weight, resumed.average.state_dict()[name]), name
+
+
+def test_two_processes_make_the_steps_of_one(config: tuple[Phi3VisionConfig, Path], tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, steps=4, vision_steps=1, num_examples=5)  # of 5 examples, one gets 3
+    for count in (1, 2):
+        run_in_processes(count, _save_average, *config, recipe, tmp_path / f"{count}.pt")
+    one, two = (torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2))
+    start = Trainer(config[0], recipe).average.state_dict()
+    for name, weight in one.items():
+        moved = float((weight - start[name]).abs().max())
+        torch.testing.assert_close(two[name], weight, atol=1e-6 + 0.01 * moved, rtol=0, msg=name)
+    assert not torch.equal(one["lm_head.weight"], start["lm_head.weight"])
+
+
+def _save_average(processes: Processes, config: Phi3VisionConfig, folder: Path, recipe: Recipe, out: Path) -> None:
+    trainer = Trainer(config, recipe, processes)
+    collator = Collator(Phi3VisionProcessor.from_pretrained(folder), 8)
+    for batch in TrainBatches(collator, 0, 0, recipe.steps, recipe.num_examples, recipe.vision_steps, processes):
+        trainer.step(batch)
+    if processes.rank == 0:
+        torch.save(trainer.average.state_dict(), out)
+
+
+def test_token_targets_say_what_and_where(config: tuple[Phi3VisionConfig, Path], collator: Collator) -> None:
+    pictures = Trainer(config[0], RECIPE).model.model.vision_embed_tokens
+    example = next(e for e in map(make_example, range(1000)) if len(e.scenes) == 2 and e.scenes[1].height > 1.5 * 64)
+    batch = collator([example, make_example(0, theme="sheet")])
+    numbers_T = -1 - batch.ids_BL[batch.ids_BL < 0]
+    what_TX, where_T4 = token_targets(pictures, batch.targets_NP4, batch.sizes, numbers_T)
+    assert len(what_TX) == len(where_T4) == len(numbers_T)
+    first = 0
+    for number, (rows, cols) in enumerate(batch.sizes):
+        local = where_T4[first : first + 4 * rows * (4 * cols + 1)].view(4 * rows, 4 * cols + 1, 4)
+        assert local[0, :-1, 0].tolist() == [8 * column // (4 * cols) for column in range(4 * cols)]
+        assert local[:, 0, 1].tolist() == [8 * row // (4 * rows) for row in range(4 * rows)]
+        assert (local[:, -1] == IGNORED).all()  # the newlines
+        assert (local[:, :-1, 2] == 0).all()
+        assert (local[:, :-1, 3] == number).all()
+        first += local.shape[0] * local.shape[1] + 1
+        overview = where_T4[first : first + 20].view(4, 5, 4)
+        assert (overview[:, :-1, 2] == 1).all()
+        # Each item's centre is in one token of the overview, under its own name.
+        names_TP = what_TX[first : first + 20].view(20, 4, 4)
+        shown = {NAMES[name - 1] for name in names_TP[..., 0].flatten().tolist() if name > 0}
+        assert shown == {item.name for item in example.scenes[number].items}
+        first += 20
+    assert first == len(where_T4)
+
+
+@pytest.mark.skipif("RAY_JOB_CHAOS" not in os.environ, reason="starts two trainings; RAY_JOB_CHAOS=1 runs it")
+def test_a_killed_training_continues(tmp_path: Path) -> None:
+    recipe = Recipe(steps=104, vision_steps=102, num_examples=2)
+    code = f"from tests.demo.test_training import *; train(Path({str(tmp_path / 'killed')!r}), {recipe!r}, 2, 4)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command) as training:
+        while not (tmp_path / "killed" / "checkpoint.pt").exists():
+            assert training.poll() is None
+            time.sleep(0.01)
+        workers = Path(f"/proc/{training.pid}/task/{training.pid}/children").read_text().split()
+        training.kill()
+    assert len(workers) >= 2
+    while any(Path("/proc", worker).exists() for worker in workers):
+        time.sleep(0.1)
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    subprocess.run(command, check=True)
+    assert "What followed step 100" in (tmp_path / "killed" / "README.md").read_text()
+    assert not (tmp_path / "killed" / "checkpoint.pt").exists()
+    train(tmp_path / "unbroken", recipe, 1, 4)
+    killed, unbroken = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "unbroken"))
+    for name, weight in unbroken.items():
+        torch.testing.assert_close(killed[name], weight, atol=2e-3, rtol=2e-2, msg=name)  # of bfloat16
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(config: tuple[Phi3VisionConfig, Path]) -> None:
