@@ -68,8 +68,8 @@ Pictures and questions are drawn from seeds of the "train" split (`ray_job/demo/
 
 ## Accuracy
 
-Exact answers, greedy, float32 arithmetic on the saved bfloat16 weights, each question asked alone: **{accuracy}** of the
-{total} questions of {num_examples} examples of the "eval" split, whose seeds are never trained on.
+Exact answers, greedy, float32 arithmetic on the saved bfloat16 weights, each question asked alone: **{accuracy}** of
+the {total} questions of {num_examples} examples of the "eval" split, whose seeds are never trained on.
 
 | kind | right | questions | share |
 |---|---|---|---|

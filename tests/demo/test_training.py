@@ -162,6 +162,8 @@ def test_two_processes_make_the_steps_of_one(config: tuple[Phi3VisionConfig, Pat
     one, two = (torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2))
     start = Trainer(config[0], recipe).average.state_dict()
     for name, weight in one.items():
+        if name.endswith("k_proj.bias"):
+            continue  # a bias of all keys changes no softmax: its gradient is rounding, which Adam makes a whole step
         moved = float((weight - start[name]).abs().max())
         torch.testing.assert_close(two[name], weight, atol=1e-6 + 0.01 * moved, rtol=0, msg=name)
     assert not torch.equal(one["lm_head.weight"], start["lm_head.weight"])
