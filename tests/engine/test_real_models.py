@@ -28,7 +28,7 @@ from tests.engine.tiny import essence
 
 TRAINED = Path(ray_job.__file__).parent / "demo" / "model"
 THEMES = ("sum", "shapes", "places", "pictures")  # no picture, one in either orientation, two
-ROWS_OF_A_THEME = 6
+ROWS_OF_A_THEME = 4
 
 Answer = tuple[object, ...]
 
@@ -88,7 +88,7 @@ def bench(tiny_folder: Path) -> Any:
     return functools.cache(lambda name: Bench(TRAINED, 2) if name == "trained" else Bench(tiny_folder, 4))
 
 
-CHOSEN = st.lists(st.integers(0, ROWS_OF_A_THEME * len(THEMES) - 1), min_size=2, max_size=9)
+CHOSEN = st.lists(st.integers(0, ROWS_OF_A_THEME * len(THEMES) - 1), min_size=2, max_size=8)
 
 
 @pytest.mark.parametrize("name", ["trained", "golden"])
@@ -101,7 +101,7 @@ def test_the_rows_are_of_every_kind(bench: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["trained", "golden"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(chosen=CHOSEN, max_batch_rows=st.integers(2, 6), padding_side=st.sampled_from(["left", "right"]))
 def test_static_batches(bench: Any, name: str, chosen: list[int], max_batch_rows: int, padding_side: str) -> None:
     its: Bench = bench(name)
@@ -110,7 +110,7 @@ def test_static_batches(bench: Any, name: str, chosen: list[int], max_batch_rows
 
 
 @pytest.mark.parametrize("name", ["trained", "golden"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     chosen=CHOSEN,
     max_slots=st.integers(1, 6),
