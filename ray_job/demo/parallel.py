@@ -6,6 +6,7 @@ into the step that a single process makes of all examples, up to the order of ad
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ def run_in_processes(count: int, work: Callable[..., None], *arguments: Any) -> 
 
 
 def _join(rank: int, count: int, folder: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what `spawn` sends if its process dies; ignored below nohup
     torch.set_num_threads(1)
     meeting = f"file://{Path(folder, 'rendezvous')}"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)

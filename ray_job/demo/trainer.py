@@ -132,7 +132,8 @@ class Trainer:
 
     def _mean_over_processes(self, losses: dict[str, Loss]) -> Tensor:
         """This process's part of the loss: the parts of all processes add up to means over all their examples."""
-        own_K2 = torch.tensor([(losses[k].sum.item(), losses[k].weight) if k in losses else (0, 0) for k in LOSSES])
+        own = [(losses[name].sum.item(), losses[name].weight) if name in losses else (0.0, 0.0) for name in LOSSES]
+        own_K2 = torch.tensor(own, dtype=torch.float32)
         sums_K2 = self.processes.sum(own_K2)
         total = torch.zeros(())
         for name, (loss_sum, weight) in zip(LOSSES, sums_K2.tolist(), strict=True):

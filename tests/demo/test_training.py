@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -204,12 +205,17 @@ def test_token_targets_say_what_and_where(config: tuple[Phi3VisionConfig, Path],
     assert first == len(where_T4)
 
 
+def _ignore_interrupts() -> None:
+    """As a shell does for what it starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @pytest.mark.skipif("RAY_JOB_CHAOS" not in os.environ, reason="starts two trainings; RAY_JOB_CHAOS=1 runs it")
 def test_a_killed_training_continues(tmp_path: Path) -> None:
     recipe = Recipe(steps=104, vision_steps=102, num_examples=2)
     code = f"from tests.demo.test_training import *; train(Path({str(tmp_path / 'killed')!r}), {recipe!r}, 2, 4)"
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command) as training:
+    with subprocess.Popen(["nohup", *command], preexec_fn=_ignore_interrupts) as training:
         while not (tmp_path / "killed" / "checkpoint.pt").exists():
             assert training.poll() is None
             time.sleep(0.01)
