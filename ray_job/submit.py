@@ -134,7 +134,9 @@ def submit_job(spec: JobSpec, address: str | None = None, job_id: str | None = N
     client = _connect(found)
     try:
         submission_id, is_new = _submit(client, spec, job_id)
-    except (RuntimeError, OSError) as error:
+    except RayJobError:
+        raise
+    except Exception as error:  # whatever the head, or something between it and here, answers
         raise RayJobError(f"{found} did not take the job: {_first_line(error)}") from None
     return Submission(submission_id, found, is_new, job_id is not None, client)
 

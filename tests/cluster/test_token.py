@@ -45,7 +45,7 @@ def test_rays_own_submission_with_a_token(
     wait_until(lambda: job.num_committed() >= 16, submitted, log)
     assert guarded.api("POST", "jobs/raw/stop") == {"stopped": True}
     submitted.wait(120)
-    text = log.read_text()
+    text = guarded.api("GET", "jobs/raw/logs")["logs"]
     assert "SIGTERM: finishing the rows at hand" in text
     assert "error: stopped by SIGTERM" in text
     assert "Traceback" not in text
