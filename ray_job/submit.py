@@ -132,11 +132,11 @@ def submit_job(spec: JobSpec, address: str | None = None, job_id: str | None = N
         spec = _retriable(spec, job_id)
     found = _find_address(address)
     client = _connect(found)
+    from ray.exceptions import RayError
+
     try:
         submission_id, is_new = _submit(client, spec, job_id)
-    except RayJobError:
-        raise
-    except Exception as error:  # whatever the head, or something between it and here, answers
+    except (RuntimeError, OSError, RayError) as error:
         raise RayJobError(f"{found} did not take the job: {_first_line(error)}") from None
     return Submission(submission_id, found, is_new, job_id is not None, client)
 
