@@ -210,6 +210,7 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif("RAY_JOB_CHAOS" not in os.environ, reason="starts two trainings; RAY_JOB_CHAOS=1 runs it")
 def test_a_killed_training_continues(tmp_path: Path) -> None:
     recipe = Recipe(steps=104, vision_steps=102, num_examples=2)
