@@ -29,7 +29,8 @@ _MAX_FAILED_CARDS = 32
 _EXAMPLES = 3  # of each error code
 _CODE_PARTS = 64  # error parts looked through for examples
 _VALUE_PARTS = 200  # data parts whose numbers are read
-_MAX_BINS = 60
+_MIN_BINS, _MAX_BINS = 12, 60
+_BIN_COMMITS = 3  # at least so many to a column, on average: fewer would show their rhythm, not the rate
 _WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
 _THUMBNAIL_BYTES = 2_500_000  # of all cards
 
@@ -40,7 +41,7 @@ Floats = npt.NDArray[np.float64]
 class Timeline:
     """Output rows committed in each stretch of working time; the time between two runs is left out."""
 
-    width_s: float  # of a stretch
+    edges_s: list[float]  # of the stretches; all are as wide but the last
     answered: list[int]
     failed: list[int]
     runs: list[tuple[float, int]]  # when each run begins, and its number
@@ -136,11 +137,15 @@ def _timeline(ledger: Ledger, manifest: Manifest) -> Timeline | None:
         total_s += parts[-1][0] - start_s
     if total_s <= 0:
         return None
-    width_s = next((width for width in _WIDTHS_S if width * _MAX_BINS >= total_s), total_s / _MAX_BINS)
-    counts = {True: [0] * (int(total_s / width_s) + 1), False: [0] * (int(total_s / width_s) + 1)}
+    num_commits = len({part.name.rpartition("/")[2] for part in ledger.parts})
+    num_bins = min(_MAX_BINS, max(_MIN_BINS, num_commits // _BIN_COMMITS))
+    width_s = next((width for width in _WIDTHS_S if width * num_bins >= total_s), total_s / num_bins)
+    num_columns = max(1, round(total_s / width_s))
+    counts = {True: [0] * num_columns, False: [0] * num_columns}
     for at_s, num_rows, is_data in events:
-        counts[is_data][int(at_s / width_s)] += num_rows
-    return Timeline(width_s, counts[True], counts[False], runs)
+        counts[is_data][min(int(at_s / width_s), num_columns - 1)] += num_rows
+    edges_s = [*(index * width_s for index in range(num_columns)), total_s]
+    return Timeline(edges_s, counts[True], counts[False], runs)
 
 
 def _values(ledger: Ledger, problems: list[str]) -> dict[str, Floats]:

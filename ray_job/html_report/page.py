@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from html import escape
@@ -150,9 +151,7 @@ def _rate(facts: Facts) -> float | None:
     timeline = facts.timeline
     if timeline is None:
         return facts.status.rows_per_s
-    seconds = facts.manifest.elapsed_s if len(timeline.runs) == 1 else 0.0
-    seconds = max(seconds, (len(timeline.answered) - 1) * timeline.width_s)
-    return (sum(timeline.answered) + sum(timeline.failed)) / seconds if seconds else None
+    return (sum(timeline.answered) + sum(timeline.failed)) / timeline.edges_s[-1]
 
 
 def _throughput(timeline: Timeline | None) -> str:
@@ -161,11 +160,11 @@ def _throughput(timeline: Timeline | None) -> str:
         return (
             f'<section>{title}<p class="quiet">Nothing to draw yet: it takes parts of different moments.</p></section>'
         )
-    width = timeline.width_s
-    edges = [index * width for index in range(len(timeline.answered) + 1)]
+    edges = timeline.edges_s
+    widths = [stop - start for start, stop in itertools.pairwise(edges)]
     series = [
-        Series("answered/s", "ok", [count / width for count in timeline.answered]),
-        Series("failed/s", "bad", [count / width for count in timeline.failed]),
+        Series(f"{name}/s", style, [count / width for count, width in zip(counts, widths, strict=True)])
+        for name, style, counts in (("answered", "ok", timeline.answered), ("failed", "bad", timeline.failed))
     ]
     marks = [(at_s, f"run {number}") for at_s, number in timeline.runs] if len(timeline.runs) > 1 else []
     charts = [
@@ -176,6 +175,7 @@ def _throughput(timeline: Timeline | None) -> str:
             x_label="working time, h:mm:ss" if edges[-1] >= 3600 else "working time, m:ss",
             y_label="output rows/s",
             tick=_clock,
+            ticks=plots.clock_ticks(edges[-1]),
             marks=marks,
             label="Output rows a second over the working time, answered and failed.",
         )
@@ -183,8 +183,8 @@ def _throughput(timeline: Timeline | None) -> str:
     ]
     legend = _legend([("ok", "answered"), ("bad", "failed")]) if any(timeline.failed) else ""
     note = (
-        f"Each column is {_duration(width)}. A part counts at the moment it was committed; before the first lie the "
-        "start of Ray and the loading of the model."
+        f"Each column is {_duration(widths[0])}. A part counts at the moment it was committed; before the first lie "
+        "the start of Ray and the loading of the model."
     )
     if marks:
         note += " The time between runs is left out."
@@ -200,7 +200,7 @@ def _stages(facts: Facts) -> str:
     seconds = {name: float(facts.activity.get(name, 0.0)) for name in _STAGES}
     most = max(seconds.values()) or 1.0
     rows = "".join(
-        f'<tr><td>{text}</td><td class="n">{seconds[name]:,.1f} s</td><td class="share">'
+        f'<tr><td>{text}</td><td class="n">{_seconds(seconds[name])}</td><td class="share">'
         f"{plots.bar([(seconds[name] / most, 'left' if name in ('idle_s', 'load_s') else 'ok')])}</td></tr>"
         for name, text in _STAGES.items()
     )
@@ -395,6 +395,10 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.3g} h"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds < 100 else f"{seconds:,.0f} s"
 
 
 def _clock(seconds: float) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 _NUM_TICKS = 4
+_CLOCK_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
 _NUM_BINS = 24
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 26, 34  # margins, pixels
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 30, 34  # margins, pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ def columns(
     x_label: str,
     y_label: str,
     tick: Callable[[float], str],
+    ticks: Sequence[float] | None = None,
     marks: Sequence[tuple[float, str]] = (),
     label: str,
 ) -> str:
@@ -62,13 +64,15 @@ def columns(
         x_label: what lies along the foot, with its unit.
         y_label: what the columns count, with its unit.
         tick: writes a value of the foot.
+        ticks: where; by default at round numbers.
         marks: vertical lines: place and name.
         label: the chart in words, for those who cannot see it.
     """
     sums = [sum(values) for values in zip(*(one.values for one in series), strict=True)]
-    ticks = nice_ticks(0.0, max(sums, default=0.0) or 1.0)
-    frame = Frame(*size, ticks[-1], edges[0], edges[-1])
-    body = [_y_axis(frame, ticks), _x_axis(frame, tick, x_label), _text(0, 10, y_label, "label")]
+    heights = nice_ticks(0.0, max(sums, default=0.0) or 1.0)
+    frame = Frame(*size, heights[-1], edges[0], edges[-1])
+    places = nice_ticks(edges[0], edges[-1]) if ticks is None else ticks
+    body = [_y_axis(frame, heights), _x_axis(frame, places, tick, x_label), _text(0, 10, y_label, "label")]
     floor = [0.0] * len(sums)
     for one in series:
         for index, value in enumerate(one.values):
@@ -114,6 +118,12 @@ def nice_ticks(first: float, last: float) -> list[float]:
     step = _nice((last - first) / _NUM_TICKS)
     start, stop = math.floor(first / step), math.ceil(last / step - 1e-9)
     return [index * step for index in range(start, max(stop, start + 1) + 1)]
+
+
+def clock_ticks(last_s: float) -> list[float]:
+    """Round times from 0 to at most `last_s`, about six."""
+    step_s = next((step for step in _CLOCK_STEPS_S if step * 6 >= last_s), math.ceil(last_s / 6 / 86400) * 86400)
+    return [float(at_s) for at_s in range(0, int(last_s) + 1, step_s)]
 
 
 def number(value: float) -> str:
@@ -165,18 +175,23 @@ def _y_axis(frame: Frame, ticks: Sequence[float]) -> str:
     return "".join(lines)
 
 
-def _x_axis(frame: Frame, tick: Callable[[float], str], label: str) -> str:
-    ticks = [value for value in nice_ticks(frame.first, frame.last) if frame.first <= value <= frame.last]
+def _x_axis(frame: Frame, places: Sequence[float], tick: Callable[[float], str], label: str) -> str:
+    ticks = [value for value in places if frame.first <= value <= frame.last]
     y = frame.height - _BOTTOM + 14
-    texts = [_text(frame.x(value), y, tick(value), "tick", "middle") for value in ticks]
+    right = frame.width - _RIGHT - 20  # a middle beyond it would be cut off
+    anchors = ["middle" if frame.x(value) <= right else "end" for value in ticks]
+    texts = [
+        _text(frame.x(value), y, tick(value), "tick", anchor) for value, anchor in zip(ticks, anchors, strict=True)
+    ]
     return "".join(texts) + _text(frame.width - _RIGHT, frame.height - 4, label, "label", "end")
 
 
 def _mark(frame: Frame, at: float, name: str, rank: int) -> str:
-    x = frame.x(at)
-    is_right = x > frame.width * 0.6
-    return f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{frame.height - _BOTTOM}"/>' + _text(
-        x - 4 if is_right else x + 4, _TOP + 8 + 13 * rank, name, "tick", "end" if is_right else "start"
+    """A line with its name above the columns; neighbours' names stand in turn on two lines."""
+    x, y = frame.x(at), _TOP - 4 - 12 * (rank % 2)
+    is_right = x > frame.width * 0.8
+    return f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 2}" y2="{frame.height - _BOTTOM}"/>' + _text(
+        x - 4 if is_right else x + 4, y, name, "tick", "end" if is_right else "start"
     )
 
 
