@@ -29,7 +29,8 @@ _MAX_FAILED_CARDS = 32
 _EXAMPLES = 3  # of each error code
 _CODE_PARTS = 64  # error parts looked through for examples
 _VALUE_PARTS = 200  # data parts whose numbers are read
-_MIN_BINS, _MAX_BINS = 12, 60
+_MIN_BINS, _MAX_BINS = 12, 60  # of the time in which parts were committed …
+_MAX_COLUMNS = 120  # … and of all, starting included
 _BIN_COMMITS = 3  # at least so many to a column, on average: fewer would show their rhythm, not the rate
 _WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
 _THUMBNAIL_BYTES = 2_500_000  # of all cards
@@ -128,18 +129,20 @@ def _timeline(ledger: Ledger, manifest: Manifest) -> Timeline | None:
         by_run.setdefault(part.account.run, []).append((part.written_s, part.num_rows, part.folder == DATA))
     runs: list[tuple[float, int]] = []
     events: list[tuple[float, int, bool]] = []
-    total_s = 0.0
+    total_s = committing_s = 0.0
     for number in sorted(by_run):
         parts = sorted(by_run[number])
         start_s = min(parts[0][0], manifest.started_s) if number == manifest.run else parts[0][0]
         runs.append((total_s, number))
         events += [(total_s + at_s - start_s, num_rows, is_data) for at_s, num_rows, is_data in parts]
         total_s += parts[-1][0] - start_s
+        committing_s += parts[-1][0] - parts[0][0]
     if total_s <= 0:
         return None
     num_commits = len({part.name.rpartition("/")[2] for part in ledger.parts})
     num_bins = min(_MAX_BINS, max(_MIN_BINS, num_commits // _BIN_COMMITS))
-    width_s = next((width for width in _WIDTHS_S if width * num_bins >= total_s), total_s / num_bins)
+    least_s = max(committing_s / num_bins, total_s / _MAX_COLUMNS)
+    width_s = next((width for width in _WIDTHS_S if width >= least_s), least_s)
     num_columns = max(1, round(total_s / width_s))
     counts = {True: [0] * num_columns, False: [0] * num_columns}
     for at_s, num_rows, is_data in events:
