@@ -119,6 +119,8 @@ def _cluster(spec: JobSpec, options: KubeOptions) -> dict[str, Any]:
     min_machines, max_machines = (
         -(-count // per_machine) for count in (workers.min_actors, workers.max_actors or workers.min_actors)
     )
+    if options.queue is not None:
+        min_machines = max_machines  # Kueue admits a job whole and refuses one that grows by itself
     spec_volume = {"name": "spec", "configMap": {"name": options.name}}
     spec_mount = {"name": "spec", "mountPath": _FOLDER, "readOnly": True}
     head = _pod(options, "ray-head", {"cpu": "2", "memory": "8Gi"}, [spec_volume], [spec_mount])

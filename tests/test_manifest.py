@@ -103,8 +103,9 @@ def test_a_manifest_has_the_published_fields(kind: str, spec_file: Path, capsys:
     mode = {"rayjob": "resume", "raycronjob": "append"}[kind]
     assert body["entrypoint"].endswith(f"--mode {mode}"), "a retry goes on, it does not begin anew"
     (workers,) = body["rayClusterSpec"]["workerGroupSpecs"]
-    # Two actors share a GPU, and a pod has one.
-    assert (workers["minReplicas"], workers["maxReplicas"]) == (1, 3)
+    # Two actors share a GPU, and a pod has one. Kueue wants a job of one size.
+    assert (workers["minReplicas"], workers["maxReplicas"]) == {"rayjob": (3, 3), "raycronjob": (1, 3)}[kind]
+    assert body["rayClusterSpec"]["enableInTreeAutoscaling"] == (kind == "raycronjob")
     head = body["rayClusterSpec"]["headGroupSpec"]
     for pod in (head["template"], workers["template"]):
         mounts = pod["spec"]["containers"][0]["volumeMounts"]
