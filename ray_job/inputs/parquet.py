@@ -137,8 +137,10 @@ def _footer(file: InputFile) -> tuple[InputFile, pq.FileMetaData]:
 def _open_parquet(location: Location, handle: Any) -> pq.ParquetFile:
     try:
         # pre_buffer would read a whole row group at once.
-        return pq.ParquetFile(handle, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
-    except STORAGE_ERRORS as error:
+        file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+        _ = file.schema_arrow  # where a damaged name or type shows
+        return file
+    except (*STORAGE_ERRORS, ValueError) as error:
         raise InputError(
             f"{location}: not a Parquet file, or cut short: {reason(error)}. "
             "Write it again or take it out of input.path"
@@ -150,7 +152,7 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     try:
         yield from file.iter_batches(batch_size=max_rows, row_groups=[group], columns=names, use_threads=False)
-    except STORAGE_ERRORS as error:
+    except (*STORAGE_ERRORS, ValueError) as error:
         raise InputError(
             f"{split.location}: row group {group} cannot be read: {reason(error)}. If the file is damaged, write it "
             "again or take it out of input.path; if the storage failed, run the job again"
