@@ -1,7 +1,8 @@
 """From what a row says about a picture to its encoded bytes: embedded, as a data URI, or a file within a root.
 
-Nothing outside the root is ever opened: no URL, no path that leaves it by `..`, by being absolute, by a link, or by
-naming another bucket or storage. To allow more, the user sets `input.image_root` to a folder that holds it all.
+Nothing outside the root is ever opened: no path that leaves it by `..`, by being absolute, by a link, or by naming
+another bucket or storage, and no URL, unless its host is on a list (`web.py`). To allow more paths, the user sets
+`input.image_root` to a folder that holds it all.
 """
 
 from __future__ import annotations
@@ -10,27 +11,30 @@ import base64
 import binascii
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from pyarrow import fs
 
 from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.web import fetch_url
 from ray_job.spec import LimitsSpec
 from ray_job.storage import STORAGE_ERRORS, Location, parse_uri, reason, without_secrets
 
 _DENIED = ("ACCESS_DENIED", "Access Denied", "Forbidden", "Permission denied")
 _SHOWN_CHARS = 200
+_WEB = ("http", "https", "ftp", "ftps")
 
 
-def fetch(value: Any, *, root: Location | None, limits: LimitsSpec) -> bytes:
+def fetch(value: Any, *, root: Location | None, limits: LimitsSpec, allow_hosts: Collection[str] = ()) -> bytes:
     """The encoded bytes of one picture.
 
     Args:
         value: a {bytes, path} struct (bytes win), bytes, a path, a URI, a `data:` URI, or None.
         root: relative paths start here, and no path may leave it; None: paths are refused.
         limits: `max_image_bytes` counts before anything larger is read.
+        allow_hosts: whose https URLs are fetched (`web.py`).
 
     Raises:
         RowError: IMAGE_MISSING, IMAGE_EMPTY, IMAGE_TOO_LARGE, IMAGE_FORBIDDEN, IMAGE_UNREADABLE, ROW_MALFORMED, or
@@ -41,7 +45,7 @@ def fetch(value: Any, *, root: Location | None, limits: LimitsSpec) -> bytes:
             raise RowError(ErrorCode.ROW_MALFORMED, f"a picture with fields {sorted(value)}; {{bytes, path}} is known")
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, str):
-        data = _of_text(value, root, limits.max_image_bytes)
+        data = _of_text(value, root, limits, allow_hosts)
     elif isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
     elif value is None:
@@ -54,12 +58,14 @@ def fetch(value: Any, *, root: Location | None, limits: LimitsSpec) -> bytes:
     return data
 
 
-def _of_text(text: str, root: Location | None, max_bytes: int) -> bytes:
+def _of_text(text: str, root: Location | None, limits: LimitsSpec, allow_hosts: Collection[str]) -> bytes:
     if not text.strip():
         raise RowError(ErrorCode.IMAGE_MISSING, "the picture's path is empty")
     if text[:5].lower() == "data:":
-        return _of_data_uri(text, max_bytes)
-    return _read(resolve(text, root), max_bytes)
+        return _of_data_uri(text, limits.max_image_bytes)
+    if allow_hosts and (parse_uri(text) or ("",))[0] in _WEB:
+        return fetch_url(text, allow_hosts, limits)
+    return _read(resolve(text, root), limits.max_image_bytes)
 
 
 def _of_data_uri(uri: str, max_bytes: int) -> bytes:
@@ -83,8 +89,11 @@ def resolve(reference: str, root: Location | None) -> Location:
     """
     shown = _shown(reference)
     uri = parse_uri(reference)
-    if uri is not None and uri[0] in ("http", "https", "ftp", "ftps"):
-        raise _forbidden(f"{shown} is a URL, and URLs are not fetched; download it first, or put its bytes in the row")
+    if uri is not None and uri[0] in _WEB:
+        raise _forbidden(
+            f"{shown} is a URL, and URLs are not fetched unless input.allow_hosts lists their host; list it, download "
+            "the picture first, or put its bytes in the row"
+        )
     if root is None:
         raise _forbidden(f"{shown}: no folder holds all inputs; say where pictures may lie with input.image_root")
     if uri is not None and uri[0] != root.scheme:
