@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -21,14 +22,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_job.engine.interface import Engine
 from ray_job.engine.loop import EngineLoop
+from ray_job.errors import ErrorCode, ModelError, RowError, Stage
 from ray_job.metrics import catalog
 from ray_job.metrics.publisher import Publisher, Readings
 from ray_job.models import load_engine
 from ray_job.rows import (
     PICTURES,
+    POSITION,
     PREPARE_S,
     QUESTION_INDEX,
+    ROW_ID,
     SAMPLES,
     WORKER,
     Picture,
@@ -39,6 +44,7 @@ from ray_job.rows import (
     result_schema,
 )
 from ray_job.spec import GenerationParams, JobSpec
+from ray_job.suspects import Block, Marks, Suspects, Turns
 
 
 class GenerateActor:
@@ -48,14 +54,25 @@ class GenerateActor:
         spec: the job.
         schema: of the output (`rows.output_schema`).
         is_open: asked before rows are taken on; once it says no they are left for another run.
+        marks: where blocks in flight are noted, so that rows this process dies of are found (`suspects.py`).
     """
 
-    def __init__(self, spec: JobSpec, schema: pa.Schema, is_open: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        schema: pa.Schema,
+        is_open: Callable[[], bool] = lambda: True,
+        marks: Marks | None = None,
+    ) -> None:
         self._is_open = is_open
         self._schema = result_schema(schema)
         started_s = time.monotonic()
-        self._engine = load_engine(spec)
+        self._engine = _load(spec, marks)
         self._loop = EngineLoop(self._engine)
+        self._suspects = Suspects(marks, Stage.GENERATE, spec.limits.row_deadline_s)
+        self._turns = Turns()
+        self._watch = ExitStack()
+        self._watch.enter_context(self._suspects.watch(lambda: self._loop.busy_since_s))
         self._name = uuid.uuid4().hex[:8]
         self._load_s = time.monotonic() - started_s
         self._prepare_s = 0.0
@@ -68,9 +85,35 @@ class GenerateActor:
             yield self._schema.empty_table()
             return
         rows = _PreparedRows(table)
-        futures = self._loop.submit(rows.samples)
-        results = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
+        if not rows.samples:
+            yield self._finished(rows, [])
+            return
+        async with self._turns.beside():
+            block = self._suspects.enter(table.column(POSITION).to_numpy(), rows.sample_ids)
+            results = None if block.is_suspect else await self._answer(rows, block)
+        if results is None:
+            async with self._turns.alone():
+                results = await self._answer(rows, block)
+        self._suspects.leave(block)
         yield self._finished(rows, results)
+
+    async def _answer(self, rows: _PreparedRows, block: Block) -> list[Result]:
+        """The block's results: those of rows found to be deadly are errors."""
+        results = []
+        for blame in block.blamed:
+            rows.tries[rows.samples[blame.place].key] = blame.tries
+            results.append(Result(rows.samples[blame.place].key, error=self._suspects.error(blame)))
+        for piece in block.pieces():
+            samples = rows.samples[piece.start : piece.stop]
+            rows.tries.update((sample.key, piece.tries) for sample in samples)
+            try:
+                futures = self._loop.submit(samples)
+                results += await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
+            except Exception as error:  # not one row's failure: an engine that raises is broken
+                text = f"the engine failed: {type(error).__name__}: {error}"
+                self._suspects.end_process(RowError(ErrorCode.GENERATION_FAILED, text, Stage.GENERATE))
+                raise
+        return results
 
     def generate(self, table: pa.Table, schema: pa.Schema | None = None) -> pa.Table:
         """The same without an event loop: for previews, tests and benchmarks.
@@ -86,6 +129,7 @@ class GenerateActor:
 
     def close(self) -> None:
         """Ends the actor's threads after the work at hand, so that the model can go."""
+        self._watch.close()
         self._loop.close()
         if self._publisher is not None:
             self._publisher.close()
@@ -112,6 +156,26 @@ class GenerateActor:
         }
 
 
+def _load(spec: JobSpec, marks: Marks | None) -> Engine:
+    """The engine.
+
+    Raises:
+        ModelError: it does not load, or this actor's process died of it twice.
+    """
+    if marks is None:
+        return load_engine(spec)
+    block = Block(marks, f"load/{marks.worker}", [spec.model.path])
+    if block.blamed:
+        raise ModelError(
+            f"{spec.model.path}: the actor's process died while loading it, {block.blamed[0].tries} times: out of "
+            "memory, or a crash in native code. Give the actor more memory, or load a smaller model"
+        )
+    next(block.pieces())
+    engine = load_engine(spec)
+    block.leave()
+    return engine
+
+
 class _PreparedRows:
     """A prepared table taken apart into samples, and put together again with their results."""
 
@@ -120,6 +184,7 @@ class _PreparedRows:
         self._row_indices: list[int] = []  # of each sample, good or failed
         self._question_indices: list[int] = []
         self._errors: dict[int, dict[str, Any]] = {}  # by position among all samples
+        self.tries: dict[int, int] = {}  # by the same; one where nothing is said
         self.samples: list[Sample] = []  # the good ones; `key` is the position among all samples
         self.prepare_s: float = pc.sum(table.column(PREPARE_S)).as_py() or 0.0
         pictures = _pictures(table)
@@ -148,6 +213,12 @@ class _PreparedRows:
         counts[catalog.COMPLETION_TOKENS, None] = sum(result.completion_tokens for result in results)
         return counts
 
+    @property
+    def sample_ids(self) -> Sequence[Any]:
+        """The row's id of each of `samples`."""
+        indices = [self._row_indices[sample.key] for sample in self.samples]
+        return self._table.column(ROW_ID).take(pa.array(indices)).to_pylist()  # type: ignore[no-any-return]
+
     def with_results(self, results: Sequence[Result], schema: pa.Schema, worker: str) -> pa.Table:
         """One output row per sample; `worker` stands in the first."""
         if not self._row_indices:
@@ -174,7 +245,7 @@ class _PreparedRows:
             "usage": None,
             "status": str(Status.ERROR),
             "error": self._errors.get(position),
-            "attempts": 1,
+            "attempts": self.tries.get(position, 1),
             "latency_ms": None,
         }
         if record["error"] is not None:

@@ -13,15 +13,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from ray_job import errors
 from ray_job.errors import RayJobError, SpecError
 from ray_job.spec import JobSpec, LimitsSpec
+from ray_job.suspects import BLOCKS, describe_marks
 
 _LOG = logging.getLogger(__name__)
 _ASK_INTERVAL_S = 0.5
 _CONNECT_S = 20.0
+_CLOSED = "closed"
 _OUR_ERROR = re.compile(r"^ray_job\.errors\.(\w+): (.*(?:\n.+)*)", re.MULTILINE)  # up to an empty line
 # What storage says when trying again may help; a task that reads or writes is then tried `limits.max_attempts` times.
 _PASSING = (
@@ -46,29 +49,71 @@ class Workers:
     dtype: str  # of the model
 
 
-class Gate:
-    """Open until the driver closes it. Workers ask before they take on rows; one key in Ray's own store tells them.
+class Board:
+    """Small values that all of a job's processes see and that outlive each of them, in Ray's own store.
 
-    Asking costs one call of about a millisecond each second and process.
+    A call costs about a millisecond. Use it in a `with`: it is wiped at the end.
     """
 
     def __init__(self) -> None:
-        self._key = f"ray_job/closed/{uuid.uuid4().hex}".encode()
+        self._prefix = f"ray_job/{uuid.uuid4().hex}/"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        from ray.exceptions import RayError
+        from ray.experimental import internal_kv
+
+        if isinstance(error, RayError):
+            keys = internal_kv._internal_kv_list(self._prefix + BLOCKS)
+            marks = [mark for key in keys if (mark := internal_kv._internal_kv_get(key)) is not None]
+            error.add_note(describe_marks(marks))
+        internal_kv._internal_kv_del(self._prefix, del_by_prefix=True)
+
+    @property
+    def worker(self) -> str:
+        """The actor this process serves; the same after a restart."""
+        import ray
+
+        return ray.get_runtime_context().get_actor_id() or ""
+
+    def put(self, key: str, value: bytes, overwrite: bool = True) -> bool:
+        """Sets a value; whether there was one already, which stays unless it is overwritten."""
+        from ray.experimental import internal_kv
+
+        return bool(internal_kv._internal_kv_put(self._prefix + key, value, overwrite))
+
+    def get(self, key: str) -> bytes | None:
+        """A value, if there is one."""
+        from ray.experimental import internal_kv
+
+        value: bytes | None = internal_kv._internal_kv_get(self._prefix + key)
+        return value
+
+    def delete(self, key: str) -> None:
+        """Takes a value away, if there is one."""
+        from ray.experimental import internal_kv
+
+        internal_kv._internal_kv_del(self._prefix + key)
+
+
+class Gate:
+    """Open until the driver closes it. Workers ask before they take on rows, each process once in half a second."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
         self._is_open = True
         self._asked_s = 0.0
 
     def close(self) -> None:
         """From within a second on nothing more is taken on."""
-        from ray.experimental import internal_kv
-
-        internal_kv._internal_kv_put(self._key, b"1")
+        self._board.put(_CLOSED, b"1")
 
     def is_open(self) -> bool:
         """Whether rows may still be taken on."""
         if self._is_open and time.monotonic() - self._asked_s > _ASK_INTERVAL_S:
-            from ray.experimental import internal_kv
-
-            self._is_open = not internal_kv._internal_kv_exists(self._key)
+            self._is_open = self._board.get(_CLOSED) is None
             self._asked_s = time.monotonic()
         return self._is_open
 
@@ -210,13 +255,14 @@ def _problems(settled: Workers, num_cpus: float, num_gpus: float) -> list[str]:
 
 
 @contextmanager
-def bounded_restarts(limits: LimitsSpec) -> Iterator[dict[str, int]]:
-    """Options of an actor pool whose restarts end; Ray Data's own do not. Ray 2.60 knows them by old names only."""
+def bounded_restarts(limits: LimitsSpec) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """Options of tasks and of an actor pool whose restarts end; Ray Data's own do not. Ray 2.60 has old names only."""
     from ray.util.annotations import RayDeprecationWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        yield {"max_restarts": limits.max_restarts, "max_task_retries": limits.max_restarts}
+        num = limits.max_restarts
+        yield {"max_retries": num}, {"max_restarts": num, "max_task_retries": num}
 
 
 @contextmanager
@@ -259,12 +305,14 @@ def _cause(error: BaseException) -> RayJobError:
         kind = getattr(errors, name, RayJobError)
         if kind is not SpecError and isinstance(kind, type) and issubclass(kind, RayJobError):
             return kind(message.strip())
-    from ray.exceptions import ActorDiedError
+    from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
 
-    if isinstance(error, ActorDiedError):
+    if isinstance(error, ActorDiedError | OutOfMemoryError | WorkerCrashedError):
+        who = "an actor's" if isinstance(error, ActorDiedError) else "a preparing task's"
         return RayJobError(
-            "an actor's process died more often than limits.max_restarts allows: out of memory, or a crash in native "
-            "code. What is committed is whole: once the cause is gone, finish with --mode resume"
+            f"{who} process died more often than limits.max_restarts allows: out of memory, or a crash in native code."
+            f"{' '.join(['', *getattr(error, '__notes__', [])])} What is committed is whole: once the cause is gone, "
+            "or with a higher limit, finish with --mode resume"
         )
     lines = [line for line in text.splitlines() if line.strip()]
     return RayJobError(f"a worker failed: {lines[-1].strip() if lines else type(error).__name__}")

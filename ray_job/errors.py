@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Self
 
 
 class RayJobError(Exception):
@@ -104,6 +105,8 @@ class ErrorCode(StrEnum):
     STORAGE = "storage"  # the file system failed; trying again may help
     OUT_OF_MEMORY = "out_of_memory"
     GENERATION_FAILED = "generation_failed"
+    DEADLINE = "deadline"  # it took longer than limits.row_deadline_s
+    WORKER_KILLED = "worker_killed"  # the process died of it, again and again
 
 
 _RETRYABLE = frozenset({ErrorCode.STORAGE, ErrorCode.OUT_OF_MEMORY})
@@ -122,6 +125,11 @@ class RowError(Exception):
     def is_retryable(self) -> bool:
         """Whether the same row may succeed when it is tried again unchanged."""
         return self.code in _RETRYABLE
+
+    @classmethod
+    def overdue(cls, deadline_s: float, stage: Stage) -> Self:
+        """Of a row that takes too long."""
+        return cls(ErrorCode.DEADLINE, f"the row took longer than limits.row_deadline_s, {deadline_s:g} s", stage)
 
     def __reduce__(self) -> tuple[type[RowError], tuple[ErrorCode, str, Stage]]:
         return type(self), (self.code, self.message, self.stage)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from ray_job.cluster import Gate, Workers, bounded_restarts, ray_session, settle_workers
+from ray_job.cluster import Board, Gate, Workers, bounded_restarts, ray_session, settle_workers
 from ray_job.gallery.warm import warm_actor
 from ray_job.inputs import open_source
 from ray_job.inputs.source import Source
@@ -46,14 +46,14 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
     ):
         if run.needs_ids or run.remaining.num_rows:
             progress.phase("starting Ray")
-            with ray_session(spec.limits):
-                gate = Gate()
+            with ray_session(spec.limits), Board() as board:
+                gate = Gate(board)
                 stop.arm(gate.close)
                 workers = settle_workers(spec)
                 progress.phase("finding what is left" if run.needs_ids else "waiting for the first part")
                 run.begin(workers.dtype)
                 progress.count(run.expected_rows)
-                for receipt in stream_receipts(spec, source, preparer, workers, run, gate):
+                for receipt in stream_receipts(spec, source, preparer, workers, run, board, gate):
                     run.add(receipt)
             stop.disarm()
         stop.check(run.num_left)
@@ -61,7 +61,7 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
 
 
 def stream_receipts(
-    spec: JobSpec, source: Source, preparer: Preparer, workers: Workers, run: Run, gate: Gate
+    spec: JobSpec, source: Source, preparer: Preparer, workers: Workers, run: Run, board: Board, gate: Gate
 ) -> Iterator[Receipt]:
     """The Ray Data pipeline over the rows left to do; yields a receipt for each part as it is committed."""
     import ray.data
@@ -73,16 +73,17 @@ def stream_receipts(
     reader = RowDatasource(source, remaining=run.remaining, is_open=gate.is_open)
     rows = ray.data.read_datasource(reader)
     rows = rows.repartition(target_num_rows_per_block=spec.batching.block_rows)
-    prepared = rows.map_batches(
-        preparer,
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(spec.workers.prepare_tasks),
-    )
-    with bounded_restarts(spec.limits) as restarts:
+    with bounded_restarts(spec.limits) as (task_restarts, actor_restarts):
+        prepared = rows.map_batches(
+            preparer.marking(board),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.TaskPoolStrategy(spec.workers.prepare_tasks),
+            **task_restarts,
+        )
         results = prepared.map_batches(
             GenerateActor,
-            fn_constructor_args=(spec, schema, gate.is_open),
+            fn_constructor_args=(spec, schema, gate.is_open, board),
             # Ray wants a number where there are GPUs; blocks have this size already.
             batch_size=spec.batching.block_rows if workers.gpus_per_actor else None,
             batch_format="pyarrow",
@@ -93,7 +94,7 @@ def stream_receipts(
             ),
             num_gpus=workers.gpus_per_actor or None,
             num_cpus=workers.cpus_per_actor,
-            **restarts,
+            **actor_restarts,
         )
     receipts = results.map_batches(
         PartWriter(run.root, schema, run.number),

@@ -6,18 +6,19 @@ error; nothing a row holds can raise out of here.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 from pydantic import ValidationError
 
 from ray_job.conversation import Conversations, image_parts, template_fields
-from ray_job.errors import ErrorCode, RowError
+from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.inputs.pictures import decode, fetch, picture_size, pictures_of
 from ray_job.inputs.source import Source
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
@@ -37,6 +38,7 @@ from ray_job.rows import (
     prepared_schema,
 )
 from ray_job.spec import GenerationParams, JobSpec
+from ray_job.suspects import Marks, Suspects
 
 
 @dataclass
@@ -66,16 +68,21 @@ class Preparer:
         self._max_prompt_tokens = max_prompt_tokens
         self._params = spec.generation.params
         self._conversations = Conversations(spec.prompt, processor.special_tokens)
+        self._suspects = Suspects(None, Stage.PREPARE)
+        self._busy_since_s: float | None = None  # with one row, by time.monotonic
+
+    def marking(self, marks: Marks) -> Self:
+        """The same for a worker's process: blocks are noted there, so that rows it dies of are found."""
+        other = copy.copy(self)
+        other._suspects = Suspects(marks, Stage.PREPARE, self._spec.limits.row_deadline_s)
+        return other
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows as read → rows of `rows.prepared_schema`."""
         kept = [field.name for field in self._source.kept]
         schema = prepared_schema(self._source.id_field.type, self._source.kept)
-        rows, seconds = [], []
-        for row in self.values(table):
-            started_s = time.perf_counter()
-            rows.append(self.row(row))
-            seconds.append(time.perf_counter() - started_s)
+        seconds = [0.0] * table.num_rows
+        rows = self._rows(table, seconds)
         tried = table.column(ATTEMPTS).to_pylist() if ATTEMPTS in table.column_names else [0] * len(rows)
         columns = [table.column(POSITION)]
         columns.append(pa.array([n + row.num_retries for n, row in zip(tried, rows, strict=True)], pa.int32()))
@@ -85,6 +92,27 @@ class Preparer:
         columns.append(pa.array([row.pictures for row in rows], schema.field(PICTURES).type))
         columns.append(pa.array(seconds, schema.field(PREPARE_S).type))
         return pa.table(columns, schema=schema)
+
+    def _rows(self, table: pa.Table, seconds: list[float]) -> list[Prepared]:
+        """Each row prepared, and how long it took; those found to be deadly are errors."""
+        values = self.values(table)
+        rows = [Prepared()] * len(values)
+        if not values:
+            return rows
+        block = self._suspects.enter(table.column(POSITION).to_numpy(), [row[ROW_ID] for row in values])
+        for blame in block.blamed:
+            record = error_record(self._suspects.error(blame))
+            rows[blame.place] = _failed_row(values[blame.place].get(QUESTIONS), record, blame.tries - 1)
+        with self._suspects.watch(lambda: self._busy_since_s):
+            for piece in block.pieces():
+                for place in range(piece.start, piece.stop):
+                    self._busy_since_s = started_s = time.monotonic()
+                    rows[place] = self.row(values[place])
+                    rows[place].num_retries += piece.tries - 1
+                    seconds[place] = time.monotonic() - started_s
+        self._busy_since_s = None
+        self._suspects.leave(block)
+        return rows
 
     def values(self, table: pa.Table) -> list[dict[str, Any]]:
         """What `row` reads of each row."""
@@ -130,7 +158,8 @@ class Preparer:
 
     def _picture(self, value: Any, headers_only: bool) -> tuple[dict[str, Any], tuple[int, int]]:
         """One picture as a value of PICTURE_TYPE, and its own width and height."""
-        data = fetch(value, root=self._source.image_root, limits=self._spec.limits)
+        limits, allow_hosts = self._spec.limits, self._spec.input.allow_hosts
+        data = fetch(value, root=self._source.image_root, limits=limits, allow_hosts=allow_hosts)
         picture: dict[str, Any] = {"digest": hashlib.blake2b(data, digest_size=16).digest()}
         if headers_only:
             return picture, picture_size(data, self._spec.limits)

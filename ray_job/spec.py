@@ -56,6 +56,11 @@ class InputSpec(_Section):
     image_root: str | None = Field(
         None, description="Folder that relative picture paths start from and may not leave. Default: the input's."
     )
+    allow_hosts: Strings = Field(
+        (),
+        description="Hosts whose pictures may be fetched by https, as `name` or `name:port`; redirects and private "
+        "addresses are refused all the same. Default: nothing is fetched from the web.",
+    )
     keep_columns: Strings | None = Field(
         None,
         description="Columns passed through to the output. Default: all columns of plain types except the id.",
@@ -235,6 +240,7 @@ class LimitsSpec(_Section):
 
     max_pixels: int = Field(89_478_485, ge=1, description="Pixels of a picture, before decoding it.")
     max_image_bytes: int = Field(64 * 2**20, ge=1, description="Encoded bytes of a picture.")
+    fetch_timeout_s: float = Field(30.0, gt=0, description="Seconds to fetch a picture from the web, all in all.")
     max_images: int = Field(64, ge=0, description="Pictures of a row.")
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="Prompt tokens of a row, pictures included. Default: what the model can hold."
@@ -246,8 +252,18 @@ class LimitsSpec(_Section):
     max_attempts: int = Field(
         3, ge=1, le=100, description="Tries of what fails for a passing reason, such as a storage error, within a run."
     )
+    row_deadline_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds a row may take to be prepared, and then to be answered once it runs; a row that takes "
+        "longer is an error. Native code that hangs is ended with its process after twice that. Default: none.",
+    )
     max_restarts: int = Field(
-        10, ge=0, description="Restarts of an actor that dies, and tries of the blocks it held, before the job fails."
+        30,
+        ge=0,
+        description="Restarts of an actor that dies, and tries of a block, before the job fails. A row that kills its "
+        "process costs 1 + ⌈log₈ batching.block_rows⌉ of them (3 by default, 2 at least) until it is found and becomes "
+        "an error, so that 30 allow 10 such rows for each actor.",
     )
     grace_s: float = Field(
         20.0, ge=0, description="Seconds from SIGTERM or Ctrl-C in which rows at hand are finished and committed."
@@ -306,7 +322,9 @@ class JobSpec(_Section):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise SpecError([_problem(detail, data) for detail in error.errors()], source) from None
+            from ray_job.storage import without_secrets
+
+            raise SpecError([without_secrets(_problem(detail, data)) for detail in error.errors()], source) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:

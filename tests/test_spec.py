@@ -125,3 +125,11 @@ def test_row_overrides_are_validated_like_the_job() -> None:
     assert params.overridden({"max_new_tokens": 3}).max_new_tokens == 3
     with pytest.raises(ValueError, match="max_new_token"):
         params.overridden({"max_new_token": 3})
+
+
+def test_a_problem_shows_no_credentials() -> None:
+    found = problems({"input": {"path": "in"}, "output": {"pth": "s3://key:topsecret@bucket/out", "path": "out"}})
+    assert found == [
+        "output.pth: got 's3://bucket/out'; unknown key; did you mean 'path'? "
+        "allowed: path, mode, retry_failed, part_rows"
+    ]

@@ -9,6 +9,7 @@ Shapes: T packed tokens of a step, S of them whose next token is wanted, D hidde
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,7 @@ class ContinuousEngine:
         min_shared_tokens: shorter common beginnings are computed again.
         answer_duplicates: run equal samples once.
         max_remembered_answers: finished answers kept for duplicates that come later.
+        row_deadline_s: a row that has run for longer fails.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class ContinuousEngine:
         min_shared_tokens: int = 64,
         answer_duplicates: bool = True,
         max_remembered_answers: int = 1024,
+        row_deadline_s: float | None = None,
     ) -> None:
         self._model = model
+        self._row_deadline_s = row_deadline_s
         self._vocabulary = vocabulary
         self._meter = Meter()
         self._scheduler = Scheduler[RunningRow](
@@ -101,6 +105,8 @@ class ContinuousEngine:
     def step(self) -> list[Result]:
         """Schedule, run, retire: at most `step_tokens` tokens, and pictures of rows that come next."""
         shortage = None
+        if self._row_deadline_s is not None:
+            self._fail_overdue(self._row_deadline_s)
         try:
             chunks = self._schedule()
             self._retire(self._run(chunks))
@@ -144,6 +150,7 @@ class ContinuousEngine:
         with self._meter.time("schedule_s"):
             for row in scheduler.admit():
                 row.is_ready = not row.missing_pictures()
+                row.started_s = row.started_s or time.monotonic()
         self._meter.add(steps=1)
         if scheduler.num_waiting:
             self._meter.add(waiting_slots=scheduler.max_slots, waiting_slots_used=len(scheduler.running))
@@ -253,6 +260,13 @@ class ContinuousEngine:
         self._scheduler.drop(row)
         failure = error if isinstance(error, RowError) else _generation_failed(error)
         self._report(row.sample, Result(key=row.sample.key, error=failure))
+
+    def _fail_overdue(self, deadline_s: float) -> None:
+        """Ends rows that have run for too long."""
+        oldest_s = time.monotonic() - deadline_s
+        for row in list(self._scheduler.running):
+            if row.started_s < oldest_s and row.span is not None:  # else put back, with a row it depends on
+                self._fail(row, RowError.overdue(deadline_s, Stage.GENERATE))
 
     def _report(self, sample: Sample, result: Result) -> None:
         self._done.extend(self._duplicates.fan_out(sample, result))

@@ -27,6 +27,7 @@ class EngineLoop:
         self._futures: dict[int, tuple[int, Future[Result]]] = {}
         self._next_key = 0
         self._broken: BaseException | None = None
+        self.busy_since_s: float | None = None  # when the step that runs now began, by time.monotonic
         self.idle_s = 0.0  # spent without a row to work on, the wait for the first one not counted
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -62,9 +63,11 @@ class EngineLoop:
             while is_open or self._engine.has_work:
                 is_open = self._take_in(wait=not self._engine.has_work) and is_open
                 if self._engine.has_work:
+                    self.busy_since_s = time.monotonic()
                     for result in self._engine.step():
                         key, future = self._futures.pop(result.key)
                         future.set_result(replace(result, key=key))
+                    self.busy_since_s = None
         except BaseException as error:
             self._fail(error)
 

@@ -20,6 +20,7 @@ class RunningRow(Row):
     """One sample, from the queue to its result."""
 
     answer: Sequence
+    started_s: float = 0.0  # when it was first admitted, by time.monotonic
     features: dict[int, Tensor] = field(default_factory=dict)  # of picture k, until its placeholders are computed
 
     @classmethod

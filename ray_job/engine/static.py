@@ -7,6 +7,8 @@ batch ends; that is its price. Rows of similar length are batched together, with
 from __future__ import annotations
 
 import logging
+import math
+import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,6 +39,7 @@ class StaticEngine:
         max_batch_rows: most rows padded together.
         max_batch_tokens: most of rows × (longest prompt + longest answer); a single row may exceed it.
         padding_side: where shorter rows are padded; the answers are the same.
+        row_deadline_s: rows of a batch that runs for longer fail, those excepted that are finished.
     """
 
     def __init__(
@@ -47,12 +50,14 @@ class StaticEngine:
         max_batch_rows: int = 16,
         max_batch_tokens: int = 65536,
         padding_side: PaddingSide = "left",
+        row_deadline_s: float | None = None,
     ) -> None:
         self._model = model
         self._vocabulary = vocabulary
         self._max_batch_rows = max_batch_rows
         self._max_batch_tokens = max_batch_tokens
         self._padding_side: PaddingSide = padding_side
+        self._row_deadline_s = row_deadline_s or math.inf
         self._waiting: list[Sample] = []
         self._num_running = 0
         self._meter = Meter()
@@ -103,6 +108,7 @@ class StaticEngine:
 
     @torch.inference_mode()
     def _generate(self, samples: list[Sample]) -> list[Result]:
+        started_s = time.monotonic()
         max_len = self._model.config.max_position_embeddings
         sequences = [Sequence(sample, self._vocabulary, max_len) for sample in samples]
         with self._meter.time("vision_s"):
@@ -112,13 +118,19 @@ class StaticEngine:
         self._meter.add(steps=1, rows=len(samples), prompt_tokens=sum(len(sample.input_ids) for sample in samples))
         while True:
             self._append_tokens(sequences, running.logits_BV)
-            if all(sequence.is_finished for sequence in sequences):
-                return [sequence.result() for sequence in sequences]
+            is_overdue = time.monotonic() - started_s > self._row_deadline_s
+            if is_overdue or all(sequence.is_finished for sequence in sequences):
+                return [self._result(sequence) for sequence in sequences]
             if any(self._crosses_now(sequence) for sequence in sequences):
                 running = self._prefill(sequences, features)
             else:
                 with self._meter.time("decode_s"):
                     self._decode(sequences, running)
+
+    def _result(self, sequence: Sequence) -> Result:
+        if sequence.is_finished:
+            return sequence.result()
+        return Result(key=sequence.sample.key, error=RowError.overdue(self._row_deadline_s, Stage.GENERATE))
 
     def _encode_pictures(self, samples: list[Sample]) -> list[list[Tensor]]:
         """Features of each row's pictures; every distinct picture is encoded once."""

@@ -15,7 +15,7 @@ from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.hub import resolve
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.store import fetch
-from ray_job.spec import BatchingSpec, JobSpec, ModelSpec
+from ray_job.spec import JobSpec, ModelSpec
 from ray_job.storage import parse_uri
 
 if TYPE_CHECKING:
@@ -93,10 +93,11 @@ def load_engine(spec: JobSpec) -> Engine:
 
     processor = load_processor(spec.model)
     vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
-    return _make_engine(spec.batching, load_model(spec), vocabulary)
+    return _make_engine(spec, load_model(spec), vocabulary)
 
 
-def _make_engine(batching: BatchingSpec, model: Phi3VisionModel, vocabulary: Vocabulary) -> Engine:
+def _make_engine(spec: JobSpec, model: Phi3VisionModel, vocabulary: Vocabulary) -> Engine:
+    batching, deadline_s = spec.batching, spec.limits.row_deadline_s
     if batching.engine == "static":
         from ray_job.engine.batching import DEFAULT_MAX_TOKENS
         from ray_job.engine.static import StaticEngine
@@ -107,6 +108,7 @@ def _make_engine(batching: BatchingSpec, model: Phi3VisionModel, vocabulary: Voc
             max_batch_rows=batching.max_batch_rows,
             max_batch_tokens=batching.max_batch_tokens or DEFAULT_MAX_TOKENS,
             padding_side=batching.padding_side,
+            row_deadline_s=deadline_s,
         )
     from ray_job.engine.continuous import ContinuousEngine
     from ray_job.models.phi3_vision.packed import PackedPhi3Vision
@@ -119,6 +121,7 @@ def _make_engine(batching: BatchingSpec, model: Phi3VisionModel, vocabulary: Voc
         step_tokens=batching.step_tokens,
         vision_cache_bytes=batching.vision_cache_mib * 2**20,
         prefix_sharing=batching.share_prefixes,
+        row_deadline_s=deadline_s,
     )
 
 

@@ -1,17 +1,28 @@
-"""One small job for all of this folder, and what an undisturbed run of it answers."""
+"""One cluster of several nodes for all of this folder, one small job, and what an undisturbed run of it answers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from .harness import make_job
+from .harness import Answers, Job, Machines, make_job
 
 
 @pytest.fixture(scope="session")
-def expected(
-    tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[Any, tuple[str, str | None, str | None]]:
-    return make_job(tmp_path_factory.mktemp("quiet"), tiny_folder).expected()
+def machines() -> Iterator[Machines]:
+    machines = Machines()
+    yield machines
+    machines.shutdown()
+
+
+@pytest.fixture
+def job(machines: Machines, tmp_path: Path) -> Job:
+    """A job of its own on the shared cluster."""
+    return make_job(tmp_path, machines)
+
+
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    return make_job(tmp_path_factory.mktemp("quiet")).expected()

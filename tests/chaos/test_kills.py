@@ -1,6 +1,7 @@
-"""Kill drivers, actors and workers at seeded moments; run again; nothing is lost, nothing doubled.
+"""Kill drivers, actors, workers and nodes at seeded moments; run again; nothing is lost, nothing doubled.
 
-`RAY_JOB_CHAOS=50` makes it some fifty driver kills, and about as many of actors and workers, instead of two and two.
+`RAY_JOB_CHAOS=50` makes it fifty driver kills and fifty of actors, workers and nodes; `RAY_JOB_CHAOS_SEED` changes the
+moments.
 """
 
 from __future__ import annotations
@@ -9,78 +10,100 @@ import os
 import random
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from .harness import NUM_ROWS, Driver, Job, call, make_job
+from .harness import BLOCK_ROWS, BLOCKS_PER_ACTOR, NUM_ROWS, Answers, Driver, Job, Machines, call
 
-NUM_KILLS = int(os.environ.get("RAY_JOB_CHAOS", "0")) or 2
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300 + 100 * NUM_KILLS)]
-
-Answers = dict[Any, tuple[str, str | None, str | None]]
-
-
-def run_killed(job: Job, rng: random.Random) -> int:
-    """Starts or goes on with a job, kills its driver after some more parts, and says how many rows were skipped."""
-    committed = job.num_committed()
-    driver = job.start("--mode", "resume")
-    more = rng.randint(1, 60)
-    driver.wait_until(lambda: job.num_committed() >= committed + more)
-    time.sleep(rng.uniform(0, 0.3))
-    driver.send(signal.SIGKILL)
-    driver.wait()
-    manifest = job.manifest()
-    # Not equal: workers of the driver killed before may commit what they hold for a moment after it.
-    assert manifest["already_done"] >= committed, "a committed row is not done again"
-    return committed
+NUM_KILLS = int(os.environ.get("RAY_JOB_CHAOS", "0"))
+SEED = int(os.environ.get("RAY_JOB_CHAOS_SEED", "11"))
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300 + 60 * NUM_KILLS)]
 
 
-def kill_workers(driver: Driver, job: Job, rng: random.Random, num_kills: int) -> int:
-    """Kills an actor or a task's process now and then, while the driver lives."""
-    num_killed = 0
-    while driver.is_alive and num_killed < num_kills:
-        before = job.num_committed()
-        driver.wait_until(lambda before=before: job.num_committed() > before)  # type: ignore[misc]
-        # Not the agents beside them: a node does not outlive those, and this one is all there is.
-        victims = driver.workers("ray::MapWorker" if num_killed % 2 == 0 else r"ray::(Map|Read|IDLE)")
-        if victims:
-            os.kill(rng.choice(victims), signal.SIGKILL)
-            num_killed += 1
-    return num_killed
+@dataclass
+class Disturbed:
+    """A job that is harmed, and the rows that may have to be computed again for it."""
+
+    job: Job
+    machines: Machines
+    rng: random.Random
+    num_in_flight: int = 0
+
+    def lose(self, most: int = NUM_ROWS) -> None:
+        """Counts what is computed and not committed, and has just been lost."""
+        num_lost = self.job.num_computed() - self.num_in_flight - self.job.num_committed("data")
+        self.num_in_flight += min(max(0, num_lost), most)
+
+    def kill_driver(self) -> None:
+        """Starts or goes on, and kills the driver after some more parts."""
+        committed = self.job.num_committed()
+        driver = self.job.start("--mode", "resume")
+        more = self.rng.randint(1, 120)
+        driver.wait_until(lambda: self.job.num_committed() >= committed + more)
+        time.sleep(self.rng.uniform(0, 0.3))
+        driver.send(signal.SIGKILL)
+        driver.wait()
+        self.lose()
+        # Not equal: workers of the driver killed before may commit what they hold for a moment after it.
+        assert self.job.manifest()["already_done"] >= committed, "a committed row is not done again"
+
+    def kill_beneath(self, driver: Driver, kind: str) -> bool:
+        """Kills an actor, a task's process or a node once another part is there; whether the driver still lived."""
+        before = self.job.num_committed()
+        driver.wait_until(lambda: self.job.num_committed() > before)
+        time.sleep(self.rng.uniform(0, 0.2))
+        if not driver.is_alive:
+            return False
+        if kind == "node":
+            self.machines.kill_node()
+            self.lose()
+            return True
+        victims = self.machines.workers("ray::MapWorker" if kind == "actor" else r"ray::(Map\(|Read|IDLE)")
+        if not victims:
+            return False
+        os.kill(self.rng.choice(victims), signal.SIGKILL)
+        self.lose(BLOCKS_PER_ACTOR * BLOCK_ROWS)
+        return True
 
 
-def test_killed_drivers_and_workers_lose_and_double_nothing(
-    tiny_folder: Path, tmp_path: Path, expected: Answers
+def test_killed_drivers_actors_workers_and_nodes_lose_and_double_nothing(
+    machines: Machines, job: Job, expected: Answers, tmp_path: Path
 ) -> None:
-    job = make_job(tmp_path, tiny_folder)
-    rng = random.Random(11)
-    num_driver_kills = num_worker_kills = 0
-    for round_ in range(-(-NUM_KILLS // 3)):
+    rng = random.Random(SEED)
+    num_drivers = num_beneath = round_ = num_again = num_in_flight = 0
+    while not round_ or num_drivers < NUM_KILLS or num_beneath < NUM_KILLS:
         job.spec["output"]["path"] = str(tmp_path / f"out-{round_}")
-        for _ in range(min(3, NUM_KILLS)):
-            run_killed(job, rng)
-            num_driver_kills += 1
+        (job.folder / "trace").unlink(missing_ok=True)
+        disturbed = Disturbed(job, machines, rng)
+        for _ in range(4 if NUM_KILLS else 1):
+            disturbed.kill_driver()
+            num_drivers += 1
         code, text = call("status", str(job.out))
         assert (code, "not running; finish it with --mode resume" in text) == (0, True), text
         assert call("verify", str(job.out))[0] == 4
         driver = job.start("--mode", "resume")
-        num_worker_kills += kill_workers(driver, job, rng, num_kills=min(3, NUM_KILLS))
+        for kind in ("actor", "task", "actor", "node" if not NUM_KILLS or round_ % 4 == 3 else "task"):
+            num_beneath += disturbed.kill_beneath(driver, kind)
         code, text = driver.wait()
         assert code == 0, text
         assert job.answers() == expected
         code, text = call("verify", str(job.out))
         assert code == 0, text
-    print(f"{num_driver_kills} drivers and {num_worker_kills} actors or workers killed")
-    assert num_worker_kills > 0
+        again = job.num_computed() - sum(status == "ok" for status, _, _ in expected.values())
+        assert 0 <= again <= disturbed.num_in_flight, "only what was in flight is computed again"
+        num_again, num_in_flight = num_again + again, num_in_flight + disturbed.num_in_flight
+        round_ += 1
+        print(
+            f"{num_drivers} drivers and {num_beneath} actors, workers and nodes killed in {round_} jobs of {NUM_ROWS} "
+            f"rows: {num_again} rows computed again, {num_in_flight} were in flight"
+        )
+    assert num_beneath > 1
 
 
-def test_a_finished_run_is_left_alone_and_a_damaged_one_is_mended(
-    tiny_folder: Path, tmp_path: Path, expected: Answers
-) -> None:
-    job = make_job(tmp_path, tiny_folder)
+def test_a_finished_run_is_left_alone_and_a_damaged_one_is_mended(job: Job, expected: Answers) -> None:
     assert job.run()[0] == 0
     names = {path: path.stat().st_mtime_ns for path in job.out.rglob("*") if path.is_file()}
     code, text = job.run("--mode", "resume")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ray_job.engine import continuous
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Vocabulary, run
 from ray_job.engine.packed_model import PackedModel
@@ -26,6 +29,8 @@ from ray_job.rows import Picture, Result, Sample
 from ray_job.spec import GenerationParams
 from tests.conftest import GOLDEN
 from tests.engine.tiny import VOCABULARY, alone, essence, picture, prompt, samples, tiny_model
+
+NEVER_STOPS = dataclasses.replace(VOCABULARY, stop_ids=frozenset())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,6 +65,24 @@ def feed(engine: ContinuousEngine, rows: Sequence[Sample], rng: random.Random) -
                 engine.add(waiting.pop())
         results += engine.step()
     return results
+
+
+def test_a_row_that_runs_too_long_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes one second forward with each step's first look at it."""
+    rows = [Sample(key, [1, 5 + key], (), GenerationParams(max_new_tokens=count)) for key, count in enumerate([3, 90])]
+    model = tiny_model()
+    quiet = by_key(list(run(ContinuousEngine(PackedPhi3Vision(model), NEVER_STOPS, max_tokens=200), rows)))
+    assert [quiet[key][3] for key in quiet] == [3, 90]
+    clock = itertools.count()
+    monkeypatch.setattr(continuous, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    engine = ContinuousEngine(PackedPhi3Vision(model), NEVER_STOPS, max_tokens=200, max_slots=2, row_deadline_s=20)
+    later = Sample(7, [1, 9], (), GenerationParams(max_new_tokens=3))
+    results = {result.key: result for result in run(engine, [*rows, later])}
+    assert essence(results[0]) == quiet[0]
+    assert results[1].error is not None
+    assert results[1].error.code == ErrorCode.DEADLINE
+    assert "limits.row_deadline_s, 20 s" in results[1].error.message
+    assert results[7].error is None, "a row that waited is not overdue"
 
 
 def by_key(results: Sequence[Result]) -> dict[int, tuple[object, ...]]:

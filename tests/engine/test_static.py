@@ -196,3 +196,14 @@ def test_batches_keep_to_their_budget(sizes: list[SampleSize], max_rows: int, ma
     assert 1 <= num_rows <= max_rows
     assert num_rows == 1 or num_rows * width <= max_tokens
     assert -(-len(sizes) // max_rows) <= num_batches(sizes, max_rows, max_tokens) <= len(sizes)
+
+
+def test_what_is_not_finished_when_a_batch_is_overdue_fails(
+    model: Phi3VisionModel, processor: Phi3VisionProcessor
+) -> None:
+    vocabulary = Vocabulary(processor.pad_id, frozenset(), processor.decode)
+    rows = [Sample(key, [1, 5 + key], (), GenerationParams(max_new_tokens=count)) for key, count in enumerate([1, 90])]
+    done = {result.key: result for result in run(StaticEngine(model, vocabulary, row_deadline_s=1e-9), rows)}
+    assert done[0].error is None
+    assert done[1].error is not None
+    assert done[1].error.code == ErrorCode.DEADLINE

@@ -1,0 +1,85 @@
+"""Rows that kill, hang or break their worker: each is one error row with its cause, and the others are answered."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from ray_job import JobSpec, run_job
+from ray_job.output.verify import verify
+from ray_job.storage import locate
+
+from . import poison
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+BLOCK_ROWS = 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def deadly_ray() -> Iterator[None]:
+    """One Ray for this module, in whose workers rows can be deadly."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 * 2**20,
+        runtime_env={"worker_process_setup_hook": poison.install},
+    )
+    yield
+    ray.shutdown()
+
+
+def run(folder: Path, rows: int, deadly: dict[int, Any], **limits: Any) -> dict[int, dict[str, Any]]:
+    """Runs a job of text rows, some of them deadly; its records by row id, after verifying that they are all there."""
+    questions = [deadly[row] if isinstance(deadly.get(row), str) else f"what is {row}?" for row in range(rows)]
+    seeds = [deadly[row] if isinstance(deadly.get(row), int) else 0 for row in range(rows)]
+    table = {"id": range(rows), "question": questions, "params": [json.dumps({"seed": seed}) for seed in seeds]}
+    pq.write_table(pa.table(table), folder / "rows.parquet")
+    spec = {
+        "input": {"path": str(folder / "rows.parquet"), "id_column": "id", "image_columns": []},
+        "generation": {"overrides_column": "params"},
+        "model": {"path": "builtin:noop"},
+        "batching": {"block_rows": BLOCK_ROWS},
+        "limits": limits,
+        "output": {"path": str(folder / "out"), "part_rows": 32, "mode": "overwrite"},
+    }
+    run_job(JobSpec.from_dict(spec), stream=io.StringIO())
+    found = verify(locate(str(folder / "out")))
+    assert found.is_good, found.table()
+    records = [row for part in folder.glob("out/*/part-*") for row in pq.read_table(part).to_pylist()]
+    assert len(records) == rows
+    return {record["row_id"]: record for record in records}
+
+
+def test_each_deadly_row_is_one_error_and_the_others_are_answered(tmp_path: Path) -> None:
+    num_rows = 160
+    deadly = {
+        3: poison.CRASH,
+        20: poison.KILL,
+        21: poison.KILL,
+        60: poison.HANG,
+        90: poison.RAISE,
+        127: poison.HANG_NATIVE,
+        130: poison.PREPARE_CRASH,
+        150: poison.PREPARE_HANG,
+    }
+    records = run(tmp_path, num_rows, deadly, row_deadline_s=1.0)
+    failed = {row: record["error"]["code"] for row, record in records.items() if record["status"] == "error"}
+    assert failed == {row: poison.CODES[how] for row, how in deadly.items()}
+    quiet = run(tmp_path, num_rows, {})
+    assert all(records[row]["generated_text"] == quiet[row]["generated_text"] for row in quiet if row not in deadly)
+    for row in deadly:
+        error = records[row]["error"]
+        assert (error["retryable"], error["stage"]) == (False, "prepare" if row >= 130 else "generate")
+        assert 2 <= records[row]["attempts"] <= 4, records[row]
+        assert "with no other row in flight" in error["message"]
+    assert {record["attempts"] for row, record in records.items() if row < 128 and row not in deadly} > {1, 2}

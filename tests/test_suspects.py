@@ -1,0 +1,149 @@
+"""Finding deadly rows without Ray: processes are function calls that end with an exception, marks are a dict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.suspects import BLOCKS, Block, Suspects, Turns, describe_marks
+
+
+class Kept:
+    """Marks in this process."""
+
+    worker = "one"
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.num_calls = 0
+
+    def put(self, key: str, value: bytes, overwrite: bool = True) -> bool:
+        self.num_calls += 1
+        was_there = key in self.values
+        if overwrite or not was_there:
+            self.values[key] = value
+        return was_there
+
+    def get(self, key: str) -> bytes | None:
+        self.num_calls += 1
+        return self.values.get(key)
+
+    def delete(self, key: str) -> None:
+        self.num_calls += 1
+        self.values.pop(key, None)
+
+
+class DeathError(Exception):
+    pass
+
+
+def life(marks: Kept, size: int, deadly: set[int], ran: list[int]) -> Block:
+    """A process that works on one block and may die of it."""
+    block = Block(marks, "block", [f"row {place}" for place in range(size)])
+    for piece in block.pieces():
+        places = range(piece.start, piece.stop)
+        if deadly.intersection(places):
+            raise DeathError
+        ran += places
+    block.leave()
+    return block
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), max_size=6))))
+def test_deadly_rows_are_found_and_no_others_within_the_stated_deaths(case: tuple[int, set[int]]) -> None:
+    size, deadly = case
+    marks, num_deaths = Kept(), 0
+    while True:
+        ran: list[int] = []
+        try:
+            block = life(marks, size, deadly, ran)
+            break
+        except DeathError:
+            num_deaths += 1
+    assert {blame.place for blame in block.blamed} == deadly
+    assert sorted(ran) == sorted(set(range(size)) - deadly), "each other row runs once in the life that ends well"
+    levels = max(2, 1 + math.ceil(math.log(size, 8) - 1e-9))
+    assert num_deaths <= len(deadly) * levels
+    assert all(2 <= blame.tries <= levels for blame in block.blamed)
+    assert not marks.values
+
+
+def test_a_block_costs_one_mark_set_and_one_taken_away() -> None:
+    marks = Kept()
+    suspects = Suspects(marks, Stage.GENERATE)
+    block = suspects.enter(np.arange(5), list("abcde"))
+    assert [(piece.start, piece.stop) for piece in block.pieces()] == [(0, 5)]
+    assert next(iter(marks.values)).startswith(BLOCKS)
+    suspects.leave(block)
+    assert marks.num_calls == 2
+    assert not block.is_suspect
+
+
+def test_rows_merely_beside_a_deadly_one_pass() -> None:
+    marks = Kept()
+    Suspects(marks, Stage.GENERATE).enter(np.arange(32), range(32))  # and the process died
+    again = Suspects(marks, Stage.GENERATE)
+    block = again.enter(np.arange(32), range(32))
+    assert block.is_suspect
+    assert [(piece.start, piece.stop, piece.tries) for piece in block.pieces()] == [
+        (start, start + 4, 2) for start in range(0, 32, 4)
+    ]
+    again.leave(block)
+    assert not block.blamed
+    assert not marks.values
+
+
+def test_the_cause_is_what_the_process_said_before_it_ended_alone() -> None:
+    marks = Kept()
+    suspects = Suspects(marks, Stage.PREPARE)
+    suspects.enter(np.arange(1), ["only"]).note(RowError(ErrorCode.GENERATION_FAILED, "beside others"))
+    block = suspects.enter(np.arange(1), ["only"])
+    next(block.pieces())
+    block.note(RowError.overdue(3, Stage.PREPARE))
+    (blame,) = suspects.enter(np.arange(1), ["only"]).blamed
+    error = suspects.error(blame)
+    assert (error.code, error.stage, error.is_retryable) == (ErrorCode.DEADLINE, Stage.PREPARE, False)
+    assert "limits.row_deadline_s, 3 s. This was seen 2 times" in error.message
+    assert describe_marks(marks.values.values()) == "Rows in flight: 'only'."
+    Block(marks, "other", ["a", "b", "c"])
+    assert describe_marks(marks.values.values()) == "Rows in flight: 'only', 'a' to 'c'."
+
+
+def test_marks_hold_ids_and_nothing_else_of_a_row() -> None:
+    marks = Kept()
+    Block(marks, "b", ["first", "x" * 500])
+    assert set(json.loads(marks.values["b"])) == {"pieces", "blamed", "rows", "code", "message"}
+    assert len(marks.values["b"]) < 500
+
+
+def test_one_call_alone_waits_for_the_others_and_holds_back_new_ones() -> None:
+    inside: set[str] = set()
+    seen: list[set[str]] = []
+
+    async def call(turns: Turns, name: str, is_alone: bool) -> None:
+        async with turns.alone() if is_alone else turns.beside():
+            inside.add(name)
+            for _ in range(3):
+                await asyncio.sleep(0)
+                seen.append(set(inside))
+            inside.remove(name)
+
+    async def calls() -> None:
+        turns = Turns()
+        await asyncio.gather(*(call(turns, name, name.isupper()) for name in "abCdeFGh"))
+
+    asyncio.run(calls())
+    assert {frozenset(names) for names in seen if any(name.isupper() for name in names)} == {
+        frozenset("C"),
+        frozenset("F"),
+        frozenset("G"),
+    }
+    assert {"a", "b"} in seen
+    assert {"d", "e"} in seen
