@@ -11,7 +11,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -65,11 +65,12 @@ class Board:
         from ray.exceptions import RayError
         from ray.experimental import internal_kv
 
-        if isinstance(error, RayError):
-            keys = internal_kv._internal_kv_list(self._prefix + BLOCKS)
-            marks = [mark for key in keys if (mark := internal_kv._internal_kv_get(key)) is not None]
-            error.add_note(describe_marks(marks))
-        internal_kv._internal_kv_del(self._prefix, del_by_prefix=True)
+        with suppress(RayError):  # the head may be what died
+            if isinstance(error, RayError):
+                keys = internal_kv._internal_kv_list(self._prefix + BLOCKS)
+                marks = [mark for key in keys if (mark := internal_kv._internal_kv_get(key)) is not None]
+                error.add_note(describe_marks(marks))
+            internal_kv._internal_kv_del(self._prefix, del_by_prefix=True)
 
     @property
     def worker(self) -> str:

@@ -7,10 +7,15 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job import actor
+from ray_job.actor import GenerateActor
+from ray_job.errors import ErrorCode, ModelError, RowError, Stage
+from ray_job.spec import JobSpec
 from ray_job.suspects import BLOCKS, Block, Suspects, Turns, describe_marks
 
 
@@ -147,3 +152,19 @@ def test_one_call_alone_waits_for_the_others_and_holds_back_new_ones() -> None:
     }
     assert {"a", "b"} in seen
     assert {"d", "e"} in seen
+
+
+def test_a_model_that_kills_its_process_twice_is_not_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(spec: JobSpec) -> None:
+        raise DeathError
+
+    marks = Kept()
+    spec = JobSpec.from_dict({"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "builtin:noop"}})
+    monkeypatch.setattr(actor, "load_engine", die)
+    for _ in range(2):
+        with pytest.raises(DeathError):
+            GenerateActor(spec, pa.schema([]), marks=marks)
+    with pytest.raises(ModelError, match="died while loading it, 2 times"):
+        GenerateActor(spec, pa.schema([]), marks=marks)
+    monkeypatch.undo()
+    GenerateActor(spec, pa.schema([]), marks=Kept())

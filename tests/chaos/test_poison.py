@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from ray_job import JobSpec, run_job
+from ray_job.errors import RayJobError
 from ray_job.output.verify import verify
 from ray_job.storage import locate
 
@@ -83,3 +84,15 @@ def test_each_deadly_row_is_one_error_and_the_others_are_answered(tmp_path: Path
         assert 2 <= records[row]["attempts"] <= 4, records[row]
         assert "with no other row in flight" in error["message"]
     assert {record["attempts"] for row, record in records.items() if row < 128 and row not in deadly} > {1, 2}
+
+
+@pytest.mark.parametrize(("how", "who"), [(poison.KILL, "an actor's"), (poison.PREPARE_CRASH, "a preparing task's")])
+def test_more_deaths_than_allowed_end_the_job_and_name_the_rows(tmp_path: Path, how: Any, who: str) -> None:
+    with pytest.raises(RayJobError) as caught:
+        run(tmp_path, 48, {20: how}, max_restarts=1)
+    text = str(caught.value)
+    assert text.startswith(f"{who} process died more often than limits.max_restarts allows"), text
+    assert "Rows in flight: 20 to 21" in text
+    assert "--mode resume" in text
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
+    assert manifest["state"] == "failed"
