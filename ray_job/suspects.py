@@ -218,22 +218,27 @@ class Suspects:
         is_closed = threading.Event()
 
         def check() -> None:
-            with open(os.devnull, "w") as nowhere:
-                while not is_closed.wait(limit_s / 8):
-                    # Should this thread not come by again because native code never lets go of the interpreter.
-                    faulthandler.dump_traceback_later(limit_s, exit=True, file=nowhere)
-                    since_s = busy_since()
-                    if since_s is not None and time.monotonic() - since_s > limit_s:
-                        self.end_process(RowError.overdue(limit_s / 2, self._stage))
-                faulthandler.cancel_dump_traceback_later()
+            while not is_closed.wait(limit_s / 8):
+                since_s = busy_since()
+                if since_s is not None and time.monotonic() - since_s > limit_s:
+                    self.end_process(RowError.overdue(limit_s / 2, self._stage))
+                hold_off()
 
-        thread = threading.Thread(target=check, name="watchdog", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            is_closed.set()
-            thread.join()
+        with open(os.devnull, "w") as nowhere:
+
+            def hold_off() -> None:
+                # Ends the process unless called again in time: native code may never let go of the interpreter.
+                faulthandler.dump_traceback_later(1.5 * limit_s, exit=True, file=nowhere)
+
+            hold_off()
+            thread = threading.Thread(target=check, name="watchdog", daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                is_closed.set()
+                thread.join()
+                faulthandler.cancel_dump_traceback_later()
 
 
 class Turns:
