@@ -1,9 +1,10 @@
-"""Rows that kill, hang or break their worker: each is one error row with its cause, and the others are answered."""
+"""Rows that kill, hang or break Ray's workers, one of each kind; `test_lives.py` has them all and compares answers."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,28 +63,17 @@ def run(folder: Path, rows: int, deadly: dict[int, Any], **limits: Any) -> dict[
 
 
 def test_each_deadly_row_is_one_error_and_the_others_are_answered(tmp_path: Path) -> None:
-    num_rows = 160
-    deadly = {
-        3: poison.CRASH,
-        20: poison.KILL,
-        21: poison.KILL,
-        60: poison.HANG,
-        90: poison.RAISE,
-        127: poison.HANG_NATIVE,
-        130: poison.PREPARE_CRASH,
-        150: poison.PREPARE_HANG,
-    }
-    records = run(tmp_path, num_rows, deadly, row_deadline_s=1.0)
+    deadly = {3: poison.CRASH, 20: poison.HANG, 33: poison.RAISE, 50: poison.PREPARE_CRASH}
+    records = run(tmp_path, 96, deadly, row_deadline_s=1.0)
     failed = {row: record["error"]["code"] for row, record in records.items() if record["status"] == "error"}
     assert failed == {row: poison.CODES[how] for row, how in deadly.items()}
-    quiet = run(tmp_path, num_rows, {})
-    assert all(records[row]["generated_text"] == quiet[row]["generated_text"] for row in quiet if row not in deadly)
+    answers = [record["generated_text"] for row, record in records.items() if row not in deadly]
+    assert all(re.fullmatch(r"\d+ tokens that sum to \d+", text) for text in answers)
     for row in deadly:
         error = records[row]["error"]
-        assert (error["retryable"], error["stage"]) == (False, "prepare" if row >= 130 else "generate")
+        assert (error["retryable"], error["stage"]) == (False, "prepare" if row == 50 else "generate")
         assert 2 <= records[row]["attempts"] <= 4, records[row]
         assert "with no other row in flight" in error["message"]
-    assert {record["attempts"] for row, record in records.items() if row < 128 and row not in deadly} > {1, 2}
 
 
 @pytest.mark.parametrize(("how", "who"), [(poison.KILL, "an actor's"), (poison.PREPARE_CRASH, "a preparing task's")])
