@@ -3,8 +3,10 @@
     python -m ray_job bench engine
     python -m ray_job bench engine --rows 128 --only long-tailed
     python -m ray_job bench engine --full-size --device cuda
+    python -m ray_job bench engine --only long-tailed --peer vllm=/path/to/its/environment/bin/python
 
 Weights are random, so no answer ends early. Loading and a short warm-up are not counted. Runs without Ray.
+With `--peer` the model has the official tower's width, which vLLM requires.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +26,7 @@ from typing import Any
 import torch
 
 from ray_job.bench import baselines
+from ray_job.bench.peers import PEERS, Peer, PeerError
 from ray_job.bench.workloads import MAKERS, Workload
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Vocabulary, run
@@ -31,7 +35,7 @@ from ray_job.engine.stats import EngineStats
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig, VisionConfig
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
-from ray_job.models.phi3_vision.weights import init_weights
+from ray_job.models.phi3_vision.weights import init_weights, load, save
 from ray_job.rows import Sample
 
 VOCABULARY = Vocabulary(pad_id=0, stop_ids=frozenset(), detokenize=lambda ids: "")
@@ -41,12 +45,14 @@ _WORKLOADS_OF = {
     "uniform": ("library", "engine"),
     "long": ("single", "engine"),
 }
+_RUNNERS = ("single", "recipe", "library", "no-reuse", "engine")
 _DESCRIPTIONS = {
     "single": "one row at a time",
     "recipe": "published recipe, batches of 8 in file order",
     "library": "transformers generate, batches of 8 by length",
     "no-reuse": "this engine, nothing reused",
     "engine": "this engine",
+    **{name: f"{title}, in its own environment" for name, title in PEERS.items()},
 }
 # The long workload computes an order of magnitude more tokens a row.
 _ROWS_DIVISOR = {"long": 8}
@@ -62,7 +68,7 @@ class Measured:
     seconds: float
     cpu_s: float  # of all threads; with --threads 1 it hardly depends on what else the machine does
     new_tokens: int
-    stats: dict[str, Any] | None  # of our engine
+    stats: dict[str, Any] | None  # of our engine; of a peer its version and start-up
 
     @property
     def rows_per_s(self) -> float:
@@ -76,30 +82,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    model = build_model(arguments.full_size, dtype, device)
+    if arguments.model:
+        model = load(arguments.model, dtype=dtype, device=device)
+    else:
+        model = build_model(arguments.full_size, dtype, device, official_tower=bool(arguments.peer))
     bench = _Bench(model, arguments.num_crops, arguments.seed)
     bench.warm_up()
     measured: list[Measured] = []
     alike: dict[str, dict[str, int]] = {}
-    for workload in arguments.only or list(MAKERS):
-        rows = max(4, arguments.rows // _ROWS_DIVISOR.get(workload, 1))
-        answers: dict[str, baselines.Answers] = {}
-        for runner in arguments.runners or _WORKLOADS_OF[workload]:
-            row, answers[runner] = bench.measure(workload, runner, rows)
-            measured.append(row)
-            _print_row(row, measured)
-        alike[workload] = _alike(answers)
-        _print_workload(workload, measured, alike[workload])
-    print(json.dumps({**_report(model, measured, arguments), "rows_alike": alike}))
+    failed: list[dict[str, str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        peers = _peers(arguments, model, Path(folder))
+        for workload in arguments.only or list(MAKERS):
+            rows = max(4, arguments.rows // _ROWS_DIVISOR.get(workload, 1))
+            answers: dict[str, baselines.Answers] = {}
+            for runner in [*(arguments.runners or _WORKLOADS_OF[workload]), *peers]:
+                name = runner.name if isinstance(runner, Peer) else runner
+                try:
+                    row, answers[name] = bench.measure(workload, runner, rows)
+                except PeerError as error:
+                    failed.append({"workload": workload, "runner": name, "reason": str(error)})
+                    print(f"{workload:16}{_DESCRIPTIONS[name]:50}  failed: {error}", flush=True)
+                else:
+                    measured.append(row)
+                    _print_row(row, measured)
+            alike[workload] = _alike(answers)
+            _print_workload(workload, measured, alike[workload])
+    print(json.dumps({**_report(model, measured, arguments), "rows_alike": alike, "failed": failed}))
     return 0
+
+
+def _peers(arguments: argparse.Namespace, model: Phi3VisionModel, folder: Path) -> list[Peer]:
+    if not arguments.peer:
+        return []
+    checkpoint = Path(arguments.model or folder / "checkpoint")
+    if not arguments.model:
+        save(model, checkpoint)
+    dtype = str(model.dtype).removeprefix("torch.")
+    threads = torch.get_num_threads()
+    return [
+        Peer(name, python, checkpoint, dtype, arguments.num_crops, threads, folder / name)
+        for name, python in arguments.peer
+    ]
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ray_job bench engine", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=int, default=64, help="of each workload; an eighth of it for `long`")
     parser.add_argument("--only", nargs="+", choices=list(MAKERS), metavar="WORKLOAD", help=", ".join(MAKERS))
-    parser.add_argument("--runners", nargs="+", choices=list(_DESCRIPTIONS), help="default: by workload")
+    parser.add_argument("--runners", nargs="+", choices=list(_RUNNERS), help="default: by workload")
     parser.add_argument("--full-size", action="store_true", help="Phi-3-Vision's own size, 4.1 billion parameters")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a Phi-3-Vision checkpoint instead of random weights")
+    parser.add_argument(
+        "--peer",
+        type=_peer,
+        action="append",
+        default=[],
+        metavar="NAME=PYTHON",
+        help=f"another engine ({', '.join(PEERS)}) and the Python of an environment that has it",
+    )
     parser.add_argument("--num-crops", type=int, default=4, help="most crops of a picture")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: by device")
@@ -108,15 +149,27 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def build_model(full_size: bool, dtype: torch.dtype, device: torch.device) -> Phi3VisionModel:
-    """Random weights. The small one keeps the crops' geometry, head width and the tower's share of the work."""
+def _peer(text: str) -> tuple[str, Path]:
+    name, _, python = text.partition("=")
+    if name not in PEERS or not python:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: NAME=PYTHON, NAME one of {', '.join(PEERS)}")
+    return name, Path(python).absolute()
+
+
+def build_model(
+    full_size: bool, dtype: torch.dtype, device: torch.device, official_tower: bool = False
+) -> Phi3VisionModel:
+    """Random weights. The small one keeps the crops' geometry, head width and the tower's share of the work.
+
+    With `official_tower` it has two of the official tower's layers instead, of which the model uses one.
+    """
     half = 48
     factors: dict[str, Any] = {
         "short_factor": (1.1,) * half,
         "long_factor": (4.0,) * half,
         "max_position_embeddings": 131072,
     }
-    config = Phi3VisionConfig(**factors) if full_size else _small_config(**factors)
+    config = Phi3VisionConfig(**factors) if full_size else _small_config(official_tower, **factors)
     with torch.device("meta"):
         model = Phi3VisionModel(config)
     model = model.to_empty(device=device).to(dtype)
@@ -130,12 +183,14 @@ def build_model(full_size: bool, dtype: torch.dtype, device: torch.device) -> Ph
     return model.eval()
 
 
-def _small_config(**factors: Any) -> Phi3VisionConfig:
+def _small_config(official_tower: bool, **factors: Any) -> Phi3VisionConfig:
     tower = VisionConfig(hidden_size=320, intermediate_size=1280, num_hidden_layers=6, num_attention_heads=5)
+    if official_tower:
+        tower = VisionConfig(num_hidden_layers=2)
     return Phi3VisionConfig(
         hidden_size=768,
         intermediate_size=2048,
-        num_hidden_layers=12,
+        num_hidden_layers=10 if official_tower else 12,
         num_attention_heads=8,
         num_key_value_heads=8,
         vision=tower,
@@ -154,21 +209,31 @@ class _Bench:
 
     def warm_up(self) -> None:
         """Lets every runner make what is made once."""
-        for runner in _DESCRIPTIONS:
+        for runner in _RUNNERS:
             self._run(runner, self._samples("long-tailed", 2, runner)[:2])
 
-    def measure(self, workload: str, runner: str, rows: int) -> tuple[Measured, baselines.Answers]:
-        """Every row answered, its tokens counted."""
+    def measure(self, workload: str, runner: str | Peer, rows: int) -> tuple[Measured, baselines.Answers]:
+        """Every row answered, its tokens counted. Raises PeerError."""
+        if isinstance(runner, Peer):
+            return self._measure_peer(workload, runner, rows)
         samples = self._samples(workload, rows, runner)
         started_s, cpu_started_s = time.perf_counter(), time.process_time()
         answers, stats = self._run(runner, samples)
         seconds, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_started_s
-        expected = {sample.key: sample.params.max_new_tokens for sample in samples}
-        assert {key: len(tokens) for key, tokens in answers.items()} == expected
+        new_tokens = _count_tokens(answers, samples)
         summary = None
         if stats is not None:
             summary = {**asdict(stats), "slot_occupancy": stats.slot_occupancy, "padding_share": stats.padding_share}
-        return Measured(workload, runner, rows, seconds, cpu_s, sum(expected.values()), summary), answers
+        return Measured(workload, runner, rows, seconds, cpu_s, new_tokens, summary), answers
+
+    def _measure_peer(self, workload: str, peer: Peer, rows: int) -> tuple[Measured, baselines.Answers]:
+        samples = self._samples(workload, rows, peer.name)
+        others = Workload(self._seed + 1, self._model.config.vocab_size, self._num_crops)
+        result = peer.run(samples, warm_up=MAKERS["long-tailed"](others, 4))
+        new_tokens = _count_tokens(result.answers, samples)
+        summary = {"version": result.version, "start_up_s": result.start_up_s}
+        row = Measured(workload, peer.name, rows, result.seconds, result.cpu_s, new_tokens, summary)
+        return row, result.answers
 
     def _samples(self, workload: str, rows: int, runner: str) -> list[Sample]:
         share = runner != "no-reuse"
@@ -190,6 +255,13 @@ class _Bench:
         return answers, engine.stats()
 
 
+def _count_tokens(answers: baselines.Answers, samples: Sequence[Sample]) -> int:
+    """Tokens in all. Every row must have been answered in full."""
+    expected = {sample.key: sample.params.max_new_tokens for sample in samples}
+    assert {key: len(tokens) for key, tokens in answers.items()} == expected
+    return sum(expected.values())
+
+
 def _print_row(last: Measured, measured: Sequence[Measured]) -> None:
     if len(measured) == 1:
         print(f"{'workload':16}{'runner':50}{'rows':>6}{'seconds':>10}{'CPU s':>9}{'rows/s':>9}{'tokens/s':>10}")
@@ -199,6 +271,8 @@ def _print_row(last: Measured, measured: Sequence[Measured]) -> None:
         keys = ("vision_s", "prefill_s", "decode_s", "schedule_s", "slot_occupancy", "prefix_tokens_reused")
         shown = ", ".join(f"{key} {last.stats[key]:.4g}" for key in keys)
         print(f"{'':16}{shown}")
+    if last.stats and last.runner in PEERS:
+        print(f"{'':16}{PEERS[last.runner]} {last.stats['version']}, start_up_s {last.stats['start_up_s']:.4g}")
 
 
 def _print_workload(workload: str, measured: Sequence[Measured], alike: dict[str, int]) -> None:
