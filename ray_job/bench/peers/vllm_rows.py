@@ -99,7 +99,10 @@ class Processor(phi3v.Phi3VMultiModalProcessor):
         return None
 
     def _get_prompt_updates(
-        self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, Any], out: MultiModalKwargsItems
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, Any],
+        out_mm_kwargs: MultiModalKwargsItems,
     ) -> list[PromptReplacement]:
         def placeholders(index: int) -> list[int]:
             size = mm_items.get_items("image", ImageProcessorItems).get_image_size(index)
