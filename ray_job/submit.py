@@ -61,10 +61,14 @@ class Submission:
         """
         stream = stream or sys.stdout
         try:
-            print(f"{self.id}: {'submitted' if self.is_new else 'running already'} at {self.address}", file=stream)
+            print(
+                f"{self.id}: {'submitted' if self.is_new else 'running already'} at {self.address}",
+                file=stream,
+                flush=True,
+            )
             return self._follow(stream)
         except KeyboardInterrupt:
-            print(f"\ndetached: {self.id} goes on. {self._what_next()}", file=stream)
+            print(f"\ndetached: {self.id} goes on. {self._what_next()}", file=stream, flush=True)
             return DETACHED
 
     def _follow(self, stream: TextIO) -> int:
@@ -75,7 +79,7 @@ class Submission:
             info = self._ask()
         self._show_log(stream)
         code = _exit_code(info)
-        print(f"{self.id}: {_ending(info, code, self.is_retriable)}", file=stream)
+        print(f"{self.id}: {_ending(info, code, self.is_retriable)}", file=stream, flush=True)
         return code
 
     def _ask(self) -> Any:
