@@ -5,11 +5,18 @@
 
 With the no-op engine reading, preparing, moving, writing and counting are all there is. A larger size against the one
 before it shows what each further row costs once everything has started, and whether that grows.
+
+Driver memory, measured on two cores with other work beside it, Ray 2.60, blocks of 32 rows: 2,000 rows peaked at 261
+MiB and held 257 at the end; 8,000 rows 273 and 259; 20,000 rows 300 and 265. What a further row leaves behind, about
+0.4 kB, is Ray's: of Python objects only Ray Data's statistics of tasks grow, by 57 bytes a row.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import io
 import itertools
 import json
@@ -45,6 +52,7 @@ class Measured:
     bare_s: float  # preparing and answering in one process, without Ray
     job_s: float  # the whole job, Ray already running
     peak_driver_mib: float
+    held_driver_mib: float  # after the job, free memory given back
 
     @property
     def bare_ms(self) -> float:
@@ -68,11 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         measured = list(
             processes.map(_measure, itertools.repeat(arguments.model), arguments.rows, itertools.repeat(arguments.seed))
         )
-    print(f"{'rows':>8}{'bare ms/row':>14}{'job ms/row':>12}{'further row ms':>16}{'job s':>9}{'driver peak MiB':>17}")
+    print(
+        f"{'rows':>8}{'bare ms/row':>14}{'job ms/row':>12}{'further row ms':>16}{'job s':>9}{'driver peak MiB':>17}{'held MiB':>10}"
+    )
     for before, row in zip([None, *measured], measured, strict=False):
         further = "" if before is None else f"{_further_ms(before, row):.2f}"
         line = f"{row.rows:>8}{row.bare_ms:>14.2f}{row.job_ms:>12.2f}{further:>16}{row.job_s:>9.1f}"
-        print(f"{line}{row.peak_driver_mib:>17.0f}")
+        print(f"{line}{row.peak_driver_mib:>17.0f}{row.held_driver_mib:>10.0f}")
     for before, row in itertools.pairwise(measured):
         print(
             f"{row.rows / before.rows:.3g} times the rows took {row.job_s / before.job_s:.3g} times as long; "
@@ -108,7 +118,8 @@ def _measure(model: str, rows: int, seed: int) -> Measured:
             started_s = time.monotonic()
             run_job(spec, stream=io.StringIO())
             job_s = time.monotonic() - started_s
-        return Measured(rows, _bare_loop(spec), job_s, memory.peak_mib)
+            held_mib = _held_mib()
+        return Measured(rows, _bare_loop(spec), job_s, memory.peak_mib, held_mib)
 
 
 def _bare_loop(spec: JobSpec) -> float:
@@ -162,10 +173,20 @@ class _PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        page_mib = os.sysconf("SC_PAGE_SIZE") / 2**20
         while not self._done.wait(_SAMPLE_INTERVAL_S):
-            resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
-            self.peak_mib = max(self.peak_mib, resident_pages * page_mib)
+            self.peak_mib = max(self.peak_mib, _resident_mib())
+
+
+def _resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _held_mib() -> float:
+    """Resident memory without what the allocator merely keeps."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+    return _resident_mib()
 
 
 def _machine() -> dict[str, Any]:
