@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             processes.map(_measure, itertools.repeat(arguments.model), arguments.rows, itertools.repeat(arguments.seed))
         )
     print(
-        f"{'rows':>8}{'bare ms/row':>14}{'job ms/row':>12}{'further row ms':>16}{'job s':>9}{'driver peak MiB':>17}{'held MiB':>10}"
+        f"{'rows':>8}{'bare ms/row':>14}{'job ms/row':>12}{'further row ms':>16}{'job s':>9}"
+        f"{'driver peak MiB':>17}{'held MiB':>10}"
     )
     for before, row in zip([None, *measured], measured, strict=False):
         further = "" if before is None else f"{_further_ms(before, row):.2f}"

@@ -93,7 +93,7 @@ def test_previews_share_one_actor_whose_metrics_count_their_rows(metrics_port: i
 
 
 def test_an_actor_that_died_between_previews_is_replaced(metrics_port: int, tmp_path: Path) -> None:
-    make_inputs(tmp_path / "demo", 4, seed=4)
+    make_inputs(tmp_path / "demo", 12, seed=4)
     spec = JobSpec.from_yaml(tmp_path / "demo" / "job.yaml", ["model.path=builtin:noop"])
     preview(spec, 2)
     before = warm_actor().actor
