@@ -11,8 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from ray_job.actor import GenerateActor
 from ray_job.demo.pictures import encode
 from ray_job.demo.questions import make_split
+from ray_job.inputs import iter_tables
+from ray_job.job import open_job
+from ray_job.rows import POSITION, ROW_ID, output_schema
+from ray_job.spec import JobSpec
 from tests.chaos.harness import Job
 
 Answers = dict[Any, tuple[str, str | None, str | None]]
@@ -57,4 +62,11 @@ def make_job(table: Path) -> Callable[[Path], Job]:
 @pytest.fixture(scope="session")
 def expected(make_job: Callable[[Path], Job], tmp_path_factory: pytest.TempPathFactory) -> Answers:
     """What the actor answers in this process, without Ray."""
-    return make_job(tmp_path_factory.mktemp("bare")).expected()
+    spec, source, preparer = open_job(JobSpec.from_dict(make_job(tmp_path_factory.mktemp("bare")).spec))
+    actor = GenerateActor(spec, output_schema(source.id_field.type, source.kept, spec.has_questions))
+    found: Answers = {}
+    for rows in iter_tables(source, 64):
+        numbered = rows.add_column(0, POSITION, pa.array(range(rows.num_rows)))
+        for row in actor.generate(preparer(numbered)).to_pylist():
+            found[row[ROW_ID]] = (row["status"], row["generated_text"], row["error"] and row["error"]["code"])
+    return found
