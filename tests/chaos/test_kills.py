@@ -21,7 +21,7 @@ from .harness import BLOCK_ROWS, BLOCKS_PER_ACTOR, NUM_ROWS, Answers, Driver, Jo
 
 NUM_KILLS = int(os.environ.get("RAY_JOB_CHAOS", "0"))
 SEED = int(os.environ.get("RAY_JOB_CHAOS_SEED", "11"))
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300 + 60 * NUM_KILLS)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(300 + 60 * NUM_KILLS)]
 
 
 @dataclass

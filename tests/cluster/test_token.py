@@ -13,7 +13,7 @@ from tests.chaos.harness import Job
 from .conftest import Answers
 from .nodes import Nodes, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
