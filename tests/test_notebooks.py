@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("default")  # of Jupyter's own packages

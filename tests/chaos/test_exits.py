@@ -53,6 +53,7 @@ def store() -> Iterator[Store]:
     store.down()
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_and_comes_back_then_sigterm_75_then_resume(
     job: Job, tmp_path: Path, store: Store, expected: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +133,7 @@ def mend_questions(job: Job) -> None:
     pq.write_table(table.set_column(1, "question", [questions]), file, row_group_size=70)
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_load_are_named_1(job: Job, tiny_folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_folder, model)
@@ -151,6 +153,7 @@ def test_output_that_cannot_be_written_is_named(job: Job, tmp_path: Path) -> Non
     assert (code, "cannot be written: Not a directory" in text) == (2, True), text
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_room_lets_it_finish(job: Job, tmp_path: Path, expected: Answers) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -21,7 +21,7 @@ from ray_job.storage import locate
 
 from . import poison
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(300)]
 BLOCK_ROWS = 16
 
 

@@ -66,7 +66,9 @@ def local_ray() -> Iterator[Any]:
 
     is_ours = not ray.is_initialized()
     if is_ours:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20
+        )
     yield ray
     if is_ours:
         ray.shutdown()

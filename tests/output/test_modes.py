@@ -35,12 +35,11 @@ def local_ray() -> Iterator[None]:
 
 
 class Workplace:
-    """An input folder, an output folder and the tiny model."""
+    """An input folder and an output folder. Modes are the same for every model; the no-op one starts quickly."""
 
-    def __init__(self, folder: Path, model: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.input, self.out = folder / "in", folder / "out"
         self.input.mkdir()
-        self._model = model
 
     def rows(self, name: str, ids: Sequence[Any], questions: Sequence[Any] | None = None) -> None:
         questions = [f"what is {row_id}?" for row_id in ids] if questions is None else questions
@@ -49,7 +48,7 @@ class Workplace:
     def run(self, mode: str = "error", **sections: Any) -> Report:
         spec: dict[str, Any] = {
             "input": {"path": str(self.input), "id_column": "id", "image_columns": []},
-            "model": {"path": str(self._model), "num_crops": 1},
+            "model": {"path": "builtin:noop", "num_crops": 1},
             "generation": {"max_new_tokens": 3},
             "output": {"path": str(self.out), "part_rows": 8, "mode": mode},
         }
@@ -75,8 +74,8 @@ class Workplace:
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_folder: Path) -> Workplace:
-    return Workplace(tmp_path, tiny_folder)
+def place(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)
 
 
 def test_append_does_the_new_rows_of_a_grown_folder_and_of_a_file_of_its_own(place: Workplace) -> None:
