@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+
+# As a local Ray that a job starts: threads that spin for each other starve the processes beside them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 GOLDEN = Path(__file__).parent / "phi3_vision" / "golden"
 

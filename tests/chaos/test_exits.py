@@ -96,6 +96,7 @@ def test_a_store_that_fails_and_comes_back_then_sigterm_75_then_resume(
     assert call("verify", str(tmp_path / "copy"))[0] == 0
 
 
+@pytest.mark.slow
 def test_too_many_errors_3_another_job_5_and_retrying_them_0(job: Job, expected: Answers) -> None:
     job.spec["limits"] = {"max_errors": 1}
     code, text = job.run()

@@ -90,7 +90,7 @@ def by_key(results: Sequence[Result]) -> dict[int, tuple[object, ...]]:
     return {result.key: essence(result) for result in results}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     options=ENGINES,
@@ -148,7 +148,7 @@ SHORTAGES = st.sampled_from(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     options=ENGINES,
