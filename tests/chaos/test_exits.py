@@ -147,6 +147,7 @@ def test_weights_that_do_not_load_are_named_1(job: Job, tiny_folder: Path, tmp_p
     assert "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_output_that_cannot_be_written_is_named(job: Job, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     job.spec["output"]["path"] = str(tmp_path / "file" / "out")
