@@ -32,8 +32,8 @@ PATIENCE_S = 240.0
 NUM_ROWS, BAD_EVERY = 600, 40
 BLOCK_ROWS, BLOCKS_PER_ACTOR = 8, 2
 Answers = dict[Any, tuple[str, str | None, str | None]]
-_ROOT = str(Path(__file__).parents[2])
-_RAY_ENV = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": _ROOT}
+ROOT = str(Path(__file__).parents[2])
+_RAY_ENV = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": ROOT}
 
 
 class Machines:

@@ -20,6 +20,7 @@ from ray_job.output.verify import verify
 from ray_job.storage import locate
 
 from . import poison
+from .harness import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(300)]
 BLOCK_ROWS = 16
@@ -28,14 +29,16 @@ BLOCK_ROWS = 16
 @pytest.fixture(scope="module", autouse=True)
 def deadly_ray() -> Iterator[None]:
     """One Ray for this module, in whose workers rows can be deadly."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=200 * 2**20,
-        runtime_env={"worker_process_setup_hook": poison.install},
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", ROOT)  # workers import the hook's module
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=200 * 2**20,
+            runtime_env={"worker_process_setup_hook": poison.install},
+        )
     yield
     ray.shutdown()
 
