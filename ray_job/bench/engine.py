@@ -7,6 +7,13 @@
 
 Weights are random, so no answer ends early. Loading and a short warm-up are not counted. Runs without Ray.
 With `--peer` the model has the official tower's width, which vLLM requires.
+
+What bounds it on a CPU, counted for 64 long-tailed rows: the engine computes 37,132 prompt tokens, 989 answer tokens
+and 216 crops; generate by length 56,824, 1,400 and 274; the recipe 56,352, 2,976 and 320. Prompts are nearly all of
+it, and products of matrices ran at 72 GFLOP/s a core, which is what AVX2 in float32 reaches here: 64 % of the time of
+one profiled run, attention 14 %. So reuse and the recipe's waste decide, not scheduling. Measured with 16 rows
+(`--rows 16 --only long-tailed --threads 1`, seconds of CPU, other work beside it): engine 38.1, generate 79.3, recipe
+96.5, that is 2.1 and 2.5 times.
 """
 
 from __future__ import annotations
