@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
@@ -13,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ray_job.errors import InputError, SpecError
@@ -219,12 +220,16 @@ class _Dribble(io.BytesIO):
 
 
 @given(st.lists(st.binary(max_size=12)), st.booleans(), st.integers(1, 15))
+@example([codecs.BOM_UTF8], False, 3)
+@example([codecs.BOM_UTF8 + b"{}", codecs.BOM_UTF8], True, 9)
 def test_lines_are_those_between_newlines(pieces: list[bytes], ends: bool, cap: int) -> None:
     content = b"\n".join(pieces) + (b"\n" if ends else b"")
-    expected = [(n, line.removesuffix(b"\r")) for n, line in enumerate(content.split(b"\n"), 1)]
+    without_mark = content.removeprefix(codecs.BOM_UTF8)  # at the file's start it is no text
+    expected = [(n, line.removesuffix(b"\r")) for n, line in enumerate(without_mark.split(b"\n"), 1)]
     found = list(iter_lines(_Dribble(content), cap))
     for line in found:
-        assert content[line.start : line.end].rstrip(b"\n").removesuffix(b"\r") == dict(expected)[line.number]
+        shown = content[line.start : line.end].rstrip(b"\n").removesuffix(b"\r")
+        assert (shown.removeprefix(codecs.BOM_UTF8) if line.number == 1 else shown) == dict(expected)[line.number]
         assert (line.content is None) == (len(content.split(b"\n")[line.number - 1]) > cap)
     short = [(n, line) for n, line in expected if line.strip() and len(content.split(b"\n")[n - 1]) <= cap]
     assert [(line.number, line.content) for line in found if line.content is not None] == short
