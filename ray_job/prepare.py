@@ -158,8 +158,7 @@ class Preparer:
 
     def _picture(self, value: Any, headers_only: bool) -> tuple[dict[str, Any], tuple[int, int]]:
         """One picture as a value of PICTURE_TYPE, and its own width and height."""
-        limits, allow_hosts = self._spec.limits, self._spec.input.allow_hosts
-        data = fetch(value, root=self._source.image_root, limits=limits, allow_hosts=allow_hosts)
+        data = fetch_picture(value, self._spec, self._source)
         picture: dict[str, Any] = {"digest": hashlib.blake2b(data, digest_size=16).digest()}
         if headers_only:
             return picture, picture_size(data, self._spec.limits)
@@ -231,8 +230,13 @@ def row_values(table: pa.Table, source: Source) -> list[dict[str, Any]]:
     return pa.table(columns).to_pylist()  # type: ignore[no-any-return]
 
 
+def fetch_picture(value: Any, spec: JobSpec, source: Source) -> bytes:
+    """The encoded bytes of one of a row's pictures, from where the job may read. Raises RowError as `fetch`."""
+    return fetch(value, root=source.image_root, limits=spec.limits, allow_hosts=spec.input.allow_hosts)
+
+
 def picture_values(row: Mapping[str, Any], source: Source) -> list[Any]:
-    """A row's pictures in order, as the row has them; each is for `inputs.pictures.fetch`."""
+    """A row's pictures in order, as the row has them; each is for `fetch_picture`."""
     messages_column = source.prompt.messages_column
     if messages_column is not None and not source.image_columns:
         return image_parts(row.get(messages_column))

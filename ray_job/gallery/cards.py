@@ -14,9 +14,9 @@ from PIL import Image
 
 from ray_job.conversation import Conversations
 from ray_job.errors import RowError
-from ray_job.inputs.pictures import decode, fetch
+from ray_job.inputs.pictures import decode
 from ray_job.inputs.source import Source
-from ray_job.prepare import picture_values
+from ray_job.prepare import fetch_picture, picture_values
 from ray_job.prompt import ImageTag, Message, Special, Text
 from ray_job.rows import QUESTION_INDEX, READ_ERROR, ROW_ID, Status
 from ray_job.spec import JobSpec
@@ -102,7 +102,7 @@ class CardMaker:
 
     def _thumbnail(self, value: Any) -> Thumbnail | None:
         try:
-            data = fetch(value, root=self.source.image_root, limits=self._spec.limits)
+            data = fetch_picture(value, self._spec, self.source)
             return Thumbnail.of(decode(data, self._spec.limits), self._side)
         except RowError:
             return None  # the row's own error says why
