@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -100,7 +101,6 @@ class VarlenAttention:
         for rows_Q, call in plan.shared:
             part_QND, part_lse_QN = self._kernel(query_SND[rows_Q], keys_PHD, values_PHD, call, False)
             joined_QND, joined_lse_QN = _joined(output_SND[rows_Q], lse_SN[rows_Q], part_QND, part_lse_QN)
-            output_SND, lse_SN = output_SND.clone(), lse_SN.clone()
             output_SND[rows_Q], lse_SN[rows_Q] = joined_QND, joined_lse_QN
         return output_SND.flatten(1)
 
@@ -132,11 +132,9 @@ def can_use_flash(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this torch, GPU and dtype have the kernel."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return False
-    return varlen_attn is not None and torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
+    return find_spec("torch.nn.attention.varlen") is not None and (
+        torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
+    )
 
 
 def flash(
