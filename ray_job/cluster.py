@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ray_job import errors
-from ray_job.errors import RayJobError, SpecError
+from ray_job.errors import RayJobError, SpecError, first_line
 from ray_job.spec import JobSpec, LimitsSpec
 from ray_job.suspects import BLOCKS, describe_marks
 
@@ -187,8 +187,8 @@ def _check_address(address: str) -> None:
 
 def _refusal(error: BaseException) -> str:
     if isinstance(error, ConnectionError):
-        return f"no Ray answers there ({_first_line(error)}); start one, or leave RAY_ADDRESS unset for a local one"
-    return f"this Ray wants a token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH ({_first_line(error)})"
+        return f"no Ray answers there ({first_line(error)}); start one, or leave RAY_ADDRESS unset for a local one"
+    return f"this Ray wants a token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH ({first_line(error)})"
 
 
 def settle_workers(spec: JobSpec) -> Workers:
@@ -293,7 +293,7 @@ def _true_causes() -> Iterator[None]:
         from ray.data.exceptions import ExecutionTimeoutError
 
         if isinstance(error, ExecutionTimeoutError):
-            raise RayJobError(f"no progress for limits.no_progress_s: {_first_line(error)}") from error
+            raise RayJobError(f"no progress for limits.no_progress_s: {first_line(error)}") from error
         raise
 
 
@@ -317,10 +317,6 @@ def _cause(error: BaseException) -> RayJobError:
         )
     lines = [line for line in text.splitlines() if line.strip()]
     return RayJobError(f"a worker failed: {lines[-1].strip() if lines else type(error).__name__}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _configure(limits: LimitsSpec) -> None:

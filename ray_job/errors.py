@@ -133,3 +133,8 @@ class RowError(Exception):
 
     def __reduce__(self) -> tuple[type[RowError], tuple[ErrorCode, str, Stage]]:
         return type(self), (self.code, self.message, self.stage)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from ray_job.errors import Interrupted, RayJobError, SpecError
+from ray_job.errors import Interrupted, RayJobError, SpecError, first_line
 from ray_job.spec import JobSpec
 from ray_job.storage import parse_uri, without_secrets
 
@@ -141,7 +141,7 @@ def submit_job(spec: JobSpec, address: str | None = None, job_id: str | None = N
     try:
         submission_id, is_new = _submit(client, spec, job_id)
     except (RuntimeError, OSError, RayError) as error:
-        raise RayJobError(f"{found} did not take the job: {_first_line(error)}") from None
+        raise RayJobError(f"{found} did not take the job: {first_line(error)}") from None
     return Submission(submission_id, found, is_new, job_id is not None, client)
 
 
@@ -237,11 +237,11 @@ def _connect(address: str) -> Any:
     except AuthenticationError as error:
         raise RayJobError(
             f"{address} wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the "
-            f"cluster's ({_first_line(error)})"
+            f"cluster's ({first_line(error)})"
         ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RayJobError(
-            f"{address}: no Ray dashboard answers there ({_first_line(error)}). It listens on the head only; bring it "
+            f"{address}: no Ray dashboard answers there ({first_line(error)}). It listens on the head only; bring it "
             "here with `ray dashboard cluster.yaml` or `kubectl port-forward`"
         ) from None
     finally:
@@ -284,7 +284,3 @@ def _digest(spec: JobSpec) -> str:
     """Tells one job's spec from another's."""
     content = spec.model_dump(mode="json")
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

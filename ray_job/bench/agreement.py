@@ -79,6 +79,8 @@ def samples(processor: Phi3VisionProcessor, count: int) -> list[Sample]:
         for question in example.questions:
             ids = processor.encode(prompt_parts(processor, question.question, len(tokens)), tokens)
             rows.append(Sample(len(rows), ids, pictures, GenerationParams(max_new_tokens=_MAX_NEW_TOKENS)))
+        if len(rows) >= count:
+            break
     return rows[:count]
 
 
