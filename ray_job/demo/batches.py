@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset
 
 from ray_job.demo.parallel import ALONE, Processes
 from ray_job.demo.pictures import encode
-from ray_job.demo.questions import QA, Example, make_example, split_seed
+from ray_job.demo.questions import QA, Example, make_example, split_seed, training_theme
 from ray_job.demo.targets import patch_targets
 from ray_job.models.phi3_vision.crops import pixels_to_crops
 from ray_job.models.phi3_vision.image_processing import hd_size
@@ -161,7 +161,7 @@ class TrainBatches(IterableDataset[Batch]):
             seeds = [split_seed("train", step * self.num_examples + i, self.seed) for i in range(self.num_examples)]
             # Half of the first stage's examples are sheets; later one is, so that the tower forgets nothing.
             num_sheets = self.num_examples // 2 if step < self.num_vision_steps else 1
-            themes = ["sheet"] * num_sheets + [None] * (self.num_examples - num_sheets)
+            themes = ["sheet"] * num_sheets + [training_theme(seed) for seed in seeds[num_sheets:]]
             own = self.processes.share(list(zip(seeds, themes, strict=True)))
             yield self.collator([make_example(seed, theme) for seed, theme in own])
 

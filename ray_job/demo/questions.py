@@ -49,6 +49,7 @@ SEEDS_PER_RUN = 10_000_000  # of a split that one `seed` argument owns
 
 _ORDINALS = ("first", "second")
 _THEMES = {"shapes": 50, "text": 22, "places": 10, "pictures": 15, "sum": 3}
+_TRAINED_THEMES = {"shapes": 57, "text": 13, "places": 6, "pictures": 21, "sum": 3}  # more of what is hard
 _MAX_PER_KIND = 2
 
 
@@ -81,6 +82,11 @@ def make_example(seed: int, theme: str | None = None) -> Example:
     drawn = rng.choices(tuple(_THEMES), tuple(_THEMES.values()))[0]
     scenes, questions = _MAKERS[drawn if theme is None else theme](rng)
     return Example(seed, tuple(scenes), tuple(_thin(rng, questions)))
+
+
+def training_theme(seed: int) -> str:
+    """What the training example of a seed is about."""
+    return random.Random(f"theme {seed}").choices(tuple(_TRAINED_THEMES), tuple(_TRAINED_THEMES.values()))[0]
 
 
 def split_seed(split: str, index: int, seed: int = 0) -> int:

@@ -35,7 +35,7 @@ class Recipe:
     """All that decides the trained weights, beside the code."""
 
     seed: int = 0
-    steps: int = 5000
+    steps: int = 6800
     vision_steps: int = 1000  # the first ones train the tower alone
     num_examples: int = 16  # per step, each with all its questions
     warmup_steps: int = 40  # of each of the two stages
