@@ -111,6 +111,7 @@ class Block:
     def __init__(self, marks: Marks, key: str, row_ids: Sequence[Any]) -> None:
         self.blamed: list[Blame] = []  # not to be run again
         self.key = key
+        self.is_running = False  # or waits for its turn; its mark is then of an earlier process
         self._marks = marks
         self._row_ids = row_ids
         self._pieces = [Piece(0, len(row_ids))]
@@ -124,6 +125,7 @@ class Block:
             if self.is_suspect:
                 piece = self._pieces[index] = replace(piece, tries=piece.tries + 1)
                 self._marks.put(self.key, self._mark(self._pieces[index:] + self._pieces[:index]))
+            self.is_running = True
             yield piece
 
     def note(self, error: RowError) -> None:
@@ -201,7 +203,8 @@ class Suspects:
         if self._marks is None:
             return
         for block in list(self._blocks.values()):
-            block.note(error)
+            if block.is_running:
+                block.note(error)
         os._exit(_EXIT_CODE)
 
     @contextmanager

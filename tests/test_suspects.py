@@ -121,6 +121,30 @@ def test_the_cause_is_what_the_process_said_before_it_ended_alone() -> None:
     assert describe_marks(marks.values.values()) == "Rows in flight: 'only', 'a' to 'c'."
 
 
+def test_a_suspect_that_waits_for_its_turn_keeps_its_own_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = Kept()
+
+    def new_process() -> tuple[Suspects, Block, Block]:
+        suspects = Suspects(marks, Stage.GENERATE)
+        return suspects, suspects.enter(np.arange(1), ["crashes"]), suspects.enter(np.arange(1, 2), ["hangs"])
+
+    def death(_code: int) -> None:
+        raise DeathError
+
+    monkeypatch.setattr("os._exit", death)
+    _, crashes, hangs = new_process()
+    next(crashes.pieces()), next(hangs.pieces())  # and the process died
+    _, crashes, _ = new_process()
+    next(crashes.pieces())  # and the process died, with no word why
+    suspects, _, hangs = new_process()
+    next(hangs.pieces())
+    with pytest.raises(DeathError):
+        suspects.end_process(RowError.overdue(3, Stage.GENERATE))
+    _, crashes, hangs = new_process()
+    assert [blame.code for blame in crashes.blamed] == [ErrorCode.WORKER_KILLED]
+    assert [blame.code for blame in hangs.blamed] == [ErrorCode.DEADLINE]
+
+
 def test_marks_hold_ids_and_nothing_else_of_a_row() -> None:
     marks = Kept()
     Block(marks, "b", ["first", "x" * 500])
