@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +28,36 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["img_processor"]["vision_config"] = json.loads((folder / "oracle_clip_config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other are many times slower than one on a machine with other work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """One Ray for a module; every job in it finds it running and leaves it so."""
+    with small_ray():
+        yield
+
+
+@contextmanager
+def small_ray(**options: Any) -> Iterator[None]:
+    """A Ray of this process's own on two cores; `options` are `ray.init`'s."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    memory = {"object_store_memory": 200 * 2**20}
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, **memory | options)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -9,14 +9,12 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 from PIL import Image
 
 from ray_job import JobSpec, run_job
@@ -26,21 +24,7 @@ from ray_job.demo.run import score_answers
 from ray_job.errors import SpecError, TooManyRowErrors
 from ray_job.rows import RESULT_FIELDS
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Ray for this module; every job in it finds it running and leaves it so."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=200 * 2**20,
-    )
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.cluster, pytest.mark.timeout(180)]
 
 
 def make_pictures(folder: Path, count: int, num_broken: int, seed: int) -> dict[str, dict[str, Any]]:

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from ray_job import JobSpec, run_job
 from ray_job.errors import RayJobError
 from ray_job.output.verify import verify
 from ray_job.storage import locate
+from tests.conftest import small_ray
 
 from . import poison
 from .harness import ROOT
@@ -31,16 +31,8 @@ def deadly_ray() -> Iterator[None]:
     """One Ray for this module, in whose workers rows can be deadly."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", ROOT)  # workers import the hook's module
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=200 * 2**20,
-            runtime_env={"worker_process_setup_hook": poison.install},
-        )
-    yield
-    ray.shutdown()
+        with small_ray(runtime_env={"worker_process_setup_hook": poison.install}):
+            yield
 
 
 def run(folder: Path, rows: int, deadly: dict[int, Any], **limits: Any) -> dict[int, dict[str, Any]]:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,12 +33,7 @@ from tests.engine.tiny import VOCABULARY, alone, essence, picture, prompt, sampl
 NEVER_STOPS = dataclasses.replace(VOCABULARY, stop_ids=frozenset())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 ENGINES = st.fixed_dictionaries(

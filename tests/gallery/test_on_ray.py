@@ -19,6 +19,7 @@ from ray_job import JobSpec, preview
 from ray_job.demo.run import make_inputs
 from ray_job.gallery.warm import warm_actor
 from ray_job.metrics.catalog import METRICS
+from tests.conftest import small_ray
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 _PATIENCE_S = 60
@@ -31,19 +32,10 @@ def metrics_port() -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     folder = tempfile.mkdtemp(prefix="rj-")  # short: sockets lie in it
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=100 * 2**20,
-        _temp_dir=folder,
-        _metrics_export_port=port,
-        _system_config={"metrics_report_interval_ms": 500},
-    )
-    yield port
-    warm_actor().release()
-    ray.shutdown()
+    options = {"_temp_dir": folder, "_metrics_export_port": port, "object_store_memory": 100 * 2**20}
+    with small_ray(**options, _system_config={"metrics_report_interval_ms": 500}):
+        yield port
+        warm_actor().release()
     shutil.rmtree(folder, ignore_errors=True)
 
 

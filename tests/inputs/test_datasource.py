@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray.data
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,26 +56,10 @@ def test_tasks_are_few_small_and_complete(source: Source) -> None:
     assert whole.column("n").to_pylist() == list(range(3000))
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[Any]:
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20
-        )
-    yield ray
-    if is_ours:
-        ray.shutdown()
-
-
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
-def test_every_row_arrives_once_in_small_blocks(source: Source, local_ray: Any) -> None:
-    dataset = local_ray.data.read_datasource(RowDatasource(source), override_num_blocks=5)
+def test_every_row_arrives_once_in_small_blocks(source: Source, local_ray: None) -> None:
+    dataset = ray.data.read_datasource(RowDatasource(source), override_num_blocks=5)
     dataset = dataset.repartition(target_num_rows_per_block=32)
     blocks = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     assert max(block.num_rows for block in blocks) <= 32
