@@ -1,4 +1,4 @@
-"""Fixtures for all tests: the golden tiny model, and samples for it."""
+"""Fixtures for all tests: the golden tiny model, a small Ray, an S3 server."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import fs
 
 # As a local Ray that a job starts: threads that spin for each other starve the processes beside them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -61,3 +62,35 @@ def small_ray(**options: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """The address of an S3 server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def moto_env(moto: str) -> dict[str, str]:
+    """The environment that leads to it."""
+    return {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": moto,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+@pytest.fixture
+def s3_store(moto: str, moto_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> fs.S3FileSystem:
+    """That server, where buckets can be made; this process's environment leads to it."""
+    for name, value in moto_env.items():
+        monkeypatch.setenv(name, value)
+    patience = {"request_timeout": 60, "connect_timeout": 60}  # the server's first answer takes seconds
+    return fs.S3FileSystem(endpoint_override=moto, region="us-east-1", allow_bucket_creation=True, **patience)

@@ -19,6 +19,7 @@ from ray_job.spec import JobSpec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+SCHEDULERS = dict(re.findall(r"<summary>(\w+)</summary>\n\n```python\n(.*?)```", README, re.DOTALL))
 
 
 def commands() -> list[str]:
@@ -60,6 +61,17 @@ def test_the_readmes_own_job_is_a_valid_spec() -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     spec = JobSpec.from_dict(yaml.safe_load(block))
     assert spec.generation.max_new_tokens == 64
+
+
+def test_each_scheduled_job_submits_a_dated_run() -> None:
+    assert set(SCHEDULERS) == {"Airflow", "Dagster", "Prefect"}
+    for name, block in SCHEDULERS.items():
+        compile(block, name, "exec")
+        dated = re.sub(r"\{\{ ds }}|\{day}", "2026-11-22", block)
+        said = " ".join(re.findall(r'"([^"]*)"', dated[dated.index("python -m ray_job") - 1 :]))
+        arguments = _parser().parse_args(said.removeprefix("python -m ray_job ").split())
+        assert (arguments.spec, arguments.job_id) == ("/jobs/job.yaml", "captions-2026-11-22"), name
+        assert arguments.set == ["output.path=s3://answers/2026-11-22"], name
 
 
 def test_the_two_commands_are_one_line_each() -> None:

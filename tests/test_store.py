@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,25 +21,10 @@ _ASK = "import logging, sys; logging.basicConfig(level='INFO'); from ray_job.mod
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[fs.S3FileSystem]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_ENDPOINT_URL": endpoint,
-        "RAY_JOB_CACHE": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    filesystem = fs.S3FileSystem(endpoint_override=endpoint, region="us-east-1", allow_bucket_creation=True)
-    filesystem.create_dir("models")
-    yield filesystem
-    server.stop()
+def store(s3_store: fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> fs.S3FileSystem:
+    monkeypatch.setenv("RAY_JOB_CACHE", str(tmp_path / "cache"))
+    s3_store.create_dir("models")
+    return s3_store
 
 
 @pytest.fixture

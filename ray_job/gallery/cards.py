@@ -50,7 +50,7 @@ class Card:
     row_id: Any
     question_index: int | None  # where rows have several
     question: str | None  # with `[picture k]` where the prompt places one; None: the input does not tell
-    pictures: tuple[Thumbnail | None, ...]  # None: no picture could be read there
+    pictures: tuple[Thumbnail | str, ...]  # a text: why none could be read there
     num_more_pictures: int  # the row has beyond these
     answer: str | None
     error: Mapping[str, Any] | None
@@ -93,25 +93,25 @@ class CardMaker:
             return None
         return _text(conversations[index]) if index < len(conversations) else None
 
-    def _pictures(self, row: Mapping[str, Any]) -> tuple[tuple[Thumbnail | None, ...], int]:
+    def _pictures(self, row: Mapping[str, Any]) -> tuple[tuple[Thumbnail | str, ...], int]:
         if row.get(READ_ERROR) is not None:
             return (), 0
         values = picture_values(row, self.source)
         shown = tuple(self._thumbnail(value) for value in values[:_MAX_PICTURES])
         return shown, len(values) - len(shown)
 
-    def _thumbnail(self, value: Any) -> Thumbnail | None:
+    def _thumbnail(self, value: Any) -> Thumbnail | str:
         try:
             data = fetch_picture(value, self._spec, self.source)
             return Thumbnail.of(decode(data, self._spec.limits), self._side)
-        except RowError:
-            return None  # the row's own error says why
+        except RowError as error:
+            return error.message
 
 
 def make_card(
     record: Mapping[str, Any],
     question: str | None,
-    pictures: tuple[Thumbnail | None, ...] = (),
+    pictures: tuple[Thumbnail | str, ...] = (),
     num_more_pictures: int = 0,
 ) -> Card:
     """An output row as a card."""

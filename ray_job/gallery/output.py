@@ -22,9 +22,13 @@ from ray_job.output.parts import DATA, ERRORS
 from ray_job.prepare import row_values
 from ray_job.rows import ROW_ID
 from ray_job.spec import JobSpec
-from ray_job.storage import Location, locate
+from ray_job.storage import Location, locate, parse_uri
 
 _MAX_PARTS = 12
+_NO_SECRETS = (
+    "questions and pictures are missing: the input cannot be read from here. A manifest keeps no credentials and no "
+    "options of URIs; give them by the environment, as AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, and make it again"
+)
 _T = TypeVar("_T")
 
 
@@ -150,6 +154,8 @@ class OutputGallery:
             return open_source(self._spec)
         except RayJobError as error:
             self.problems.append(str(error))
+            if any(parse_uri(path) is not None for path in self._spec.input.path):
+                self.problems.append(_NO_SECRETS)
             return None
 
     @cached_property

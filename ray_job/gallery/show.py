@@ -85,6 +85,12 @@ def card_facts(card: Card) -> str:
     return " · ".join([*facts, *([f"{card.attempts} attempts"] if card.attempts > 1 else [])])
 
 
+def unreadable(card: Card, why: str) -> str:
+    """What stands in a picture's place; what the row's own error says is not said twice."""
+    is_said = card.error is not None and why in str(card.error["message"])
+    return "not readable" if is_said else f"not readable: {why}"
+
+
 def data_uri(thumbnail: Thumbnail) -> str:
     """The thumbnail inside its own address."""
     return "data:image/webp;base64," + base64.b64encode(thumbnail.data).decode()
@@ -96,7 +102,7 @@ def shortened(text: str, max_chars: int = _MAX_CHARS) -> str:
 
 
 def _card_html(card: Card) -> str:
-    pictures = "".join(_picture_html(thumbnail) for thumbnail in card.pictures)
+    pictures = "".join(_picture_html(card, picture) for picture in card.pictures)
     if card.num_more_pictures:
         pictures += f'<span style="{_QUIET}">and {card.num_more_pictures} more</span>'
     question = "" if card.question is None else f"<div>{_text_html(card.question)}</div>"
@@ -109,11 +115,11 @@ def _card_html(card: Card) -> str:
     return f'<div dir="auto" style="{_CARD}">{pictures}{question}{answer}{foot}</div>'
 
 
-def _picture_html(thumbnail: Thumbnail | None) -> str:
-    if thumbnail is None:
-        return f'<div style="{_QUIET};margin-bottom:.5em">no picture could be read</div>'
-    size = f"{thumbnail.width} × {thumbnail.height}"
-    return f'<img src="{data_uri(thumbnail)}" alt="picture, {size}" title="{size}" style="{_PICTURE}">'
+def _picture_html(card: Card, picture: Thumbnail | str) -> str:
+    if isinstance(picture, str):
+        return f'<div style="{_QUIET};margin-bottom:.5em">{_text_html(unreadable(card, picture))}</div>'
+    size = f"{picture.width} × {picture.height}"
+    return f'<img src="{data_uri(picture)}" alt="picture, {size}" title="{size}" style="{_PICTURE}">'
 
 
 def _text_html(text: str) -> str:
@@ -121,7 +127,7 @@ def _text_html(text: str) -> str:
 
 
 def _card_text(card: Card) -> str:
-    sizes = [f"{t.width} × {t.height}" if t is not None else "not readable" for t in card.pictures]
+    sizes = [unreadable(card, p) if isinstance(p, str) else f"{p.width} × {p.height}" for p in card.pictures]
     sizes += [f"{card.num_more_pictures} more"] if card.num_more_pictures else []
     lines = [
         ("pictures" if len(sizes) > 1 else "picture", ", ".join(sizes)),

@@ -197,7 +197,7 @@ def _within(cards: list[Card], max_bytes: int) -> tuple[list[Card], int]:
     """Cards with pictures as far as a page of bounded size can hold them, and how many pictures it cannot."""
     kept, num_bytes, num_left_out = [], 0, 0
     for card in cards:
-        size = sum(len(thumbnail.data) for thumbnail in card.pictures if thumbnail is not None)
+        size = sum(len(thumbnail.data) for thumbnail in card.pictures if not isinstance(thumbnail, str))
         if num_bytes + size > max_bytes:
             num_left_out += len(card.pictures)
             card = replace(card, pictures=(), num_more_pictures=card.num_more_pictures + len(card.pictures))

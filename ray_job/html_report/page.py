@@ -18,7 +18,7 @@ import yaml
 
 from ray_job.errors import SpecError
 from ray_job.gallery.cards import Card, Thumbnail
-from ray_job.gallery.show import card_facts, card_name, data_uri, shortened
+from ray_job.gallery.show import card_facts, card_name, data_uri, shortened, unreadable
 from ray_job.html_report import plots
 from ray_job.html_report.facts import ErrorClass, Facts, Timeline
 from ray_job.html_report.plots import Series
@@ -335,7 +335,7 @@ def _card(card: Card) -> str:
 
 
 def _pictures(card: Card) -> str:
-    shown = "".join(_picture(thumbnail) for thumbnail in card.pictures)
+    shown = "".join(_picture(card, picture) for picture in card.pictures)
     if card.num_more_pictures:
         shown += f'<span class="quiet">{"and " if shown else ""}{card.num_more_pictures} more</span>'
     if not shown:
@@ -344,11 +344,11 @@ def _pictures(card: Card) -> str:
     return f'<div class="pictures{size}">{shown}</div>'
 
 
-def _picture(thumbnail: Thumbnail | None) -> str:
-    if thumbnail is None:
-        return '<span class="quiet">not readable</span>'
-    size = f"{thumbnail.width} × {thumbnail.height}"
-    return f'<img src="{data_uri(thumbnail)}" alt="picture, {size} pixels" title="{size} pixels" loading="lazy">'
+def _picture(card: Card, picture: Thumbnail | str) -> str:
+    if isinstance(picture, str):
+        return f'<bdi class="quiet">{escape(shortened(unreadable(card, picture), _MESSAGE_CHARS))}</bdi>'
+    size = f"{picture.width} × {picture.height}"
+    return f'<img src="{data_uri(picture)}" alt="picture, {size} pixels" title="{size} pixels" loading="lazy">'
 
 
 def _spec(facts: Facts) -> str:

@@ -7,6 +7,7 @@ is complete, and has no rename, so there it is written under its own name.
 from __future__ import annotations
 
 import json
+import mimetypes
 import os
 import posixpath
 import uuid
@@ -125,7 +126,8 @@ def _list(root: Location, folder: str) -> list[fs.FileInfo]:
 
 
 def _upload(root: Location, path: str, data: pa.Buffer | bytes) -> None:
-    with root.filesystem.open_output_stream(path) as stream:
+    kind = mimetypes.guess_type(path)[0]  # else a browser would download a page and not show it
+    with root.filesystem.open_output_stream(path, metadata={"Content-Type": kind} if kind else None) as stream:
         stream.write(data)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +68,37 @@ class Output:
     """An input file, and a run over it that this process does without Ray or a model."""
 
     folder: Path
+    bucket: str | None = None  # a URI where all lies instead of the folder
+    more_input: Mapping[str, Any] = field(default_factory=dict)  # of the spec
 
     @property
     def out(self) -> Path:
         return self.folder / "answers"
 
-    def write_input(self, ids: Sequence[str], questions: Sequence[str], pictures: Sequence[bytes | None]) -> None:
-        table = pa.table({"id": list(ids), "question": list(questions), "image": pa.array(pictures, pa.binary())})
-        pq.write_table(table, self.folder / "rows.parquet", row_group_size=2000)
+    def at(self, name: str) -> str:
+        return f"{self.bucket or self.folder}/{name}"
+
+    def write_input(
+        self, ids: Sequence[str], questions: Sequence[str], pictures: Sequence[bytes | None] | Sequence[str]
+    ) -> None:
+        kind = pa.string() if isinstance(pictures[0], str) else pa.binary()
+        table = pa.table({"id": list(ids), "question": list(questions), "image": pa.array(pictures, kind)})
+        place = locate(self.at("rows.parquet"))
+        pq.write_table(table, place.path, filesystem=place.filesystem, row_group_size=2000)
 
     def spec(self, mode: str = "error") -> JobSpec:
         return JobSpec.from_dict(
             {
-                "input": {"path": str(self.folder / "rows.parquet"), "id_column": "id", "keep_columns": []},
+                "input": {
+                    "path": self.at("rows.parquet"),
+                    "id_column": "id",
+                    "image_columns": "image",
+                    "keep_columns": [],
+                    **self.more_input,
+                },
                 "prompt": {"template": "{question}"},
                 "model": {"path": "builtin:noop"},
-                "output": {"path": str(self.out), "mode": mode},
+                "output": {"path": self.at("answers"), "mode": mode},
             }
         )
 
@@ -114,7 +129,7 @@ class Output:
         self, run: Run, schema: pa.Schema, ids: Sequence[str], change: Change, part_rows: int, stop_after: int | None
     ) -> None:
         run.begin()
-        writer = PartWriter(locate(str(self.out)), schema, run.number)
+        writer = PartWriter(locate(self.at("answers")), schema, run.number)
         numbers = [row for row, is_left in enumerate(run.remaining.is_left) if is_left][:stop_after]
         for start in range(0, len(numbers), part_rows):
             rows = [result(n, ids[n], **change(n)) for n in numbers[start : start + part_rows]]

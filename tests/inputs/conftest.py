@@ -1,9 +1,9 @@
-"""Pictures, specs and an S3 server for the tests of reading."""
+"""Pictures, specs and a bucket for the tests of reading."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from pyarrow import fs
 
@@ -67,30 +66,13 @@ def png() -> bytes:
     return encoded(noise(8, 6))
 
 
-@pytest.fixture(scope="session")
-def _moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
 @pytest.fixture
-def s3(_moto: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], str]:
-    """Puts an object (key, content) into the bucket and returns its URI; the environment leads to the server."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": _moto,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = fs.S3FileSystem(endpoint_override=_moto, region="us-east-1", allow_bucket_creation=True)
-    bucket.create_dir(BUCKET)
+def s3(s3_store: fs.S3FileSystem) -> Callable[[str, bytes], str]:
+    """Puts an object (key, content) into the bucket and returns its URI."""
+    s3_store.create_dir(BUCKET)
 
     def put(key: str, content: bytes) -> str:
-        with bucket.open_output_stream(f"{BUCKET}/{key}", compression=None) as stream:
+        with s3_store.open_output_stream(f"{BUCKET}/{key}", compression=None) as stream:
             stream.write(content)
         return f"s3://{BUCKET}/{key}"
 
