@@ -141,6 +141,7 @@ def test_manifest_report_and_success_say_the_same(tmp_path: Path) -> None:
     assert manifest["totals"] == saved["totals"] == json.loads(json.dumps(report.to_dict()["totals"]))
     assert manifest["totals"]["error_codes"] == codes
     assert manifest["input_rows"] == len(expected)
+    assert 0 < saved["activity"]["first_rows_s"] <= saved["activity"]["last_actor_s"] < saved["elapsed_s"]
     assert manifest["spec"]["prompt"]["template"] == "What is it?"
 
 

@@ -15,11 +15,13 @@ class Activity:
 
     write_s: float = 0.0
     actors: dict[str, dict[str, float]] = field(default_factory=dict)
+    first_rows_s: dict[str, float] = field(default_factory=dict)  # by actor: when its first rows were committed
 
-    def add(self, receipt: Receipt) -> None:
-        """Takes one part's news."""
+    def add(self, receipt: Receipt, at_s: float) -> None:
+        """Takes one part's news, so many seconds after the run began."""
         self.write_s += receipt.write_s
         for name, done in receipt.actors.items():
+            self.first_rows_s.setdefault(name, at_s)
             known = self.actors.get(name)
             if known is None or done["prepare_s"] >= known["prepare_s"]:  # it only grows
                 self.actors[name] = done
@@ -31,15 +33,26 @@ class Activity:
             counts.update(done)
         sums = {name: round(value, 3) for name, value in counts.items()}
         least = {name: min((done.get(name, 0) for done in self.actors.values()), default=0) for name in LIMITS}
-        return {"actors": len(self.actors), **sums, **least, "write_s": self.write_s}
+        times_s = self.first_rows_s.values()
+        ramp = {
+            "first_rows_s": round(min(times_s, default=0.0), 3),
+            "last_actor_s": round(max(times_s, default=0.0), 3),
+        }
+        return {"actors": len(self.actors), **sums, **least, "write_s": self.write_s, **ramp}
 
     def lines(self) -> list[tuple[str, str]]:
         """The totals for people: where the time went, and what was not computed twice."""
         done = self.totals()
         if not self.actors:
             return []
+        ramp = f"after {done['first_rows_s']:.1f} s"
+        if len(self.actors) > 1:
+            ramp += f", the last of {len(self.actors)} actors' after {done['last_actor_s']:.1f} s"
         stages = [(name, done.get(f"{name}_s", 0.0)) for name in ("prepare", "vision", "prefill", "decode", "write")]
-        lines = [("busy, by stage", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages))]
+        lines = [
+            ("first rows", ramp),
+            ("busy, by stage", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages)),
+        ]
         lines.append(("engine waited", f"{done['idle_s']:.1f} s for rows, after {done['load_s']:.1f} s to load"))
         if done.get("waiting_slots"):
             lines.append(

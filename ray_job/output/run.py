@@ -98,7 +98,7 @@ class Run:
             TooManyRowErrors: more rows failed than the limits allow.
         """
         self.totals.add(receipt)
-        self.activity.add(receipt)
+        self.activity.add(receipt, self._elapsed_s)
         self.totals.check(self._spec.limits, self.expected_rows)
 
     @property
