@@ -85,7 +85,7 @@ def make_inputs(folder: Path, num_examples: int, seed: int) -> tuple[int, int]:
         + [(name, pa.string()) for name in ("question", "truth", "kind", "broken")]
     )
     pq.write_table(pa.Table.from_pylist(rows, schema), folder / "questions.parquet")
-    (folder / "job.yaml").write_text(yaml.safe_dump(_job(folder), sort_keys=False))
+    (folder / "job.yaml").write_text(yaml.safe_dump(_job(folder.absolute()), sort_keys=False))
     return len(rows), broken
 
 

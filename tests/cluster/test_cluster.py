@@ -1,17 +1,21 @@
-"""One spec on one process, a local Ray, three nodes and by submission; stopped and resumed through Ray's job API."""
+"""One spec on one process, a local Ray, three nodes and by submission; stopped and resumed through Ray's job API; a
+notebook on the same nodes."""
 
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from tests.chaos.harness import Job
 
 from .conftest import Answers
-from .nodes import Nodes, wait_until
+from .nodes import ROOT, Nodes, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -76,3 +80,24 @@ def test_a_submitted_job_is_followed_stopped_and_finished_under_one_id(
     assert job.answers() == expected
     assert "\r" not in text
     assert f"\n{len(expected)}/{len(expected)} rows" in text, "a plain line tells how far it is"
+
+
+@pytest.mark.filterwarnings("default")  # of Jupyter's own packages
+def test_a_notebook_joins_the_cluster_that_ray_address_names(nodes: Nodes, tmp_path: Path) -> None:
+    before = classes_of_actors(nodes)
+    own = {"RAY_ADDRESS": nodes.address, "RAY_JOB_FOLDER": str(tmp_path), "RAY_TMPDIR": str(tmp_path / "own")}
+    notebook = nbformat.read(ROOT / "notebooks" / "first_look.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=400, kernel_name="python3").execute(env={**nodes.env, **own})
+    classes = classes_of_actors(nodes) - before
+    assert classes["GenerateActor"] == 1, "previews share one actor"
+    assert any(name.startswith("MapWorker(MapBatches(Generate") for name in classes), "the job runs there"
+    assert not (tmp_path / "own").exists(), "no Ray of its own was started"
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum(output.get("data", {}).get("text/html", "").count("<img") for output in outputs) > 8
+    assert (tmp_path / "first-look" / "answers" / "_SUCCESS").exists()
+
+
+def classes_of_actors(nodes: Nodes) -> Counter[str]:
+    """Of all actors there have been."""
+    actors = nodes.api("GET", "v0/actors?limit=1000")["data"]["result"]["result"]
+    return Counter(actor["class_name"] for actor in actors)
