@@ -125,8 +125,8 @@ def ray_session(limits: LimitsSpec | None = None) -> Iterator[None]:
 
     Raises:
         SpecError: RAY_ADDRESS is not one a driver can join.
-        RayJobError: no Ray answers there; or what ended the job on a worker, as it was raised there and without Ray's
-            layers.
+        RayJobError: no Ray answers there, or none starts in time; or what ended the job on a worker, as it was raised
+            there and without Ray's layers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray Data's own actor pool makes the core log a scare line for every pool; real failures reach us as exceptions.
@@ -154,6 +154,13 @@ def ray_session(limits: LimitsSpec | None = None) -> Iterator[None]:
             ray.init(**options)
     except (ConnectionError, AuthenticationError) as error:
         raise RayJobError(f"RAY_ADDRESS={address}: {_refusal(error)}") from None
+    except Exception as error:  # Ray has no class of its own for it
+        if "timed out during startup" not in str(error):
+            raise
+        raise RayJobError(
+            "Ray's processes did not start within its 30 s: the machine is too busy, or short of memory. Run the same "
+            "command again once it is not"
+        ) from None
     _configure(limits or LimitsSpec())
     try:
         with _true_causes():

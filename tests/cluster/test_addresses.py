@@ -34,6 +34,18 @@ def test_a_driver_that_finds_nobody_says_so_at_once(
         run_job(JobSpec.from_dict(make_job(tmp_path).spec), stream=io.StringIO())
 
 
+def test_a_ray_that_does_not_start_in_time_says_so(
+    make_job: Callable[[Path], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because …")  # Ray's own words
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", late)
+    with pytest.raises(RayJobError, match="the machine is too busy"):
+        run_job(JobSpec.from_dict(make_job(tmp_path).spec), stream=io.StringIO())
+
+
 def test_submitting_nowhere_says_what_can_be_used(
     make_job: Callable[[Path], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
