@@ -39,6 +39,7 @@ _TALKATIVE = (
 )
 _ASK_INTERVAL_S = 1.0
 _LOST_S = 120.0  # how long a head may be silent
+_STARTING = "No available agent"  # what a head says that has just been started
 _ENDING_S = 15  # beyond the grace: from the last commit to the driver's end
 
 
@@ -148,6 +149,7 @@ def submit_job(spec: JobSpec, address: str | None = None, job_id: str | None = N
 def _submit(client: Any, spec: JobSpec, job_id: str | None) -> tuple[str, bool]:
     """The submission's id, and whether it was made now."""
     digest, output = _digest(spec), without_secrets(spec.output.path)
+    started_s = time.monotonic()
     while True:
         attempts = _attempts(client, job_id)
         for attempt in attempts:
@@ -165,6 +167,9 @@ def _submit(client: Any, spec: JobSpec, job_id: str | None) -> tuple[str, bool]:
         try:
             return _send(client, spec, submission_id, {_ID: job_id or "", _SPEC: digest, _OUTPUT: output}), True
         except RuntimeError as error:
+            if _STARTING in str(error) and time.monotonic() - started_s < _LOST_S:
+                time.sleep(_ASK_INTERVAL_S)
+                continue
             if "already exists" not in str(error):
                 raise
             if len(_attempts(client, job_id)) == len(attempts):

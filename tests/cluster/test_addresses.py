@@ -60,3 +60,36 @@ def test_submitting_nowhere_says_what_can_be_used(
         submit_job(spec, f"http://127.0.0.1:{free_ports(1)[0]}")
     with pytest.raises(SpecError, match="overwrite begins anew"):
         submit_job(JobSpec.from_dict({**spec.model_dump(), "output": {"path": "x", "mode": "overwrite"}}), "auto", "id")
+
+
+class StartingHead:
+    """Ray's client of a head whose agent comes a moment after it, as `ray start` leaves one on a busy machine."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def submit_job(self, submission_id: str, **_: object) -> str:
+        self.num_asked += 1
+        if self.num_asked < 3:
+            raise RuntimeError(
+                "Request failed with status code 500: No available agent to submit job, please try again later.."
+            )
+        return submission_id
+
+    def list_jobs(self) -> list[object]:
+        return []
+
+
+def test_a_head_that_has_just_been_started_is_waited_for(
+    make_job: Callable[[Path], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = StartingHead()
+    monkeypatch.setattr("ray_job.submit._connect", lambda address: head)
+    monkeypatch.setattr("ray_job.submit._ASK_INTERVAL_S", 0.01)
+    spec = JobSpec.from_dict(make_job(tmp_path).spec)
+    assert submit_job(spec, "http://head:8265", "nightly").id == "nightly"
+    assert head.num_asked == 3
+    monkeypatch.setattr("ray_job.submit._LOST_S", 0.0)
+    head.num_asked = 0
+    with pytest.raises(RayJobError, match=r"did not take the job: .*No available agent"):
+        submit_job(spec, "http://head:8265", "nightly")
