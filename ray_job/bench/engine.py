@@ -4,9 +4,10 @@
     python -m ray_job bench engine --rows 128 --only long-tailed
     python -m ray_job bench engine --full-size --device cuda
     python -m ray_job bench engine --only long-tailed --peer vllm=/path/to/its/environment/bin/python
+    python -m ray_job bench engine --only long-tailed --peer openvino=/path/to/another/bin/python
 
 Weights are random, so no answer ends early. Loading and a short warm-up are not counted. Runs without Ray.
-With `--peer` the model has the official tower's width, which vLLM requires.
+With `--peer` the model has the official tower's width, which the peers require.
 
 What bounds it on a CPU, counted for 64 long-tailed rows: the engine computes 37,132 prompt tokens, 989 answer tokens
 and 216 crops; generate by length 56,824, 1,400 and 274; the recipe 56,352, 2,976 and 320. Prompts are nearly all of

@@ -19,7 +19,7 @@ import numpy as np
 
 from ray_job.rows import Sample
 
-PEERS = {"vllm": "vLLM"}
+PEERS = {"vllm": "vLLM", "openvino": "OpenVINO GenAI"}
 _TIMEOUT_S = 600
 _PACKAGE_ROOT = Path(__file__).parents[3]
 
@@ -94,6 +94,7 @@ class Peer:
         request = {
             "dtype": self.dtype,
             "num_crops": self.num_crops,
+            "threads": self.threads,
             # vLLM rotates every row by the long factors where it may become longer than 4096.
             "max_model_len": longest if longest > 4096 else 4096,
             "max_num_seqs": 32,
@@ -104,17 +105,18 @@ class Peer:
         (self.folder / "request.json").write_text(json.dumps(request))
 
     def _environment(self) -> dict[str, str]:
+        common = {"PYTHONPATH": str(_PACKAGE_ROOT), "HF_HUB_OFFLINE": "1"}
+        return os.environ | common | (self._vllm_environment() if self.name == "vllm" else {})
+
+    def _vllm_environment(self) -> dict[str, str]:
         cores = sorted(os.sched_getaffinity(0))[: self.threads]
         preloaded = [*self.python.parents[1].glob("lib/libiomp5.so"), *_TCMALLOC]
-        settings = {
-            "PYTHONPATH": str(_PACKAGE_ROOT),
-            "HF_HUB_OFFLINE": "1",
+        return {
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "VLLM_NO_USAGE_STATS": "1",
             "LD_PRELOAD": ":".join(map(str, preloaded)),
         }
-        return os.environ | settings
 
 
 _TCMALLOC = sorted(Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4"))
