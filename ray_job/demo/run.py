@@ -23,12 +23,12 @@ from ray_job.demo.pictures import encode
 from ray_job.demo.questions import Example, make_split
 from ray_job.errors import SpecError
 from ray_job.job import run_job
-from ray_job.output.manifest import MANIFEST
 from ray_job.spec import JobSpec
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ENOUGH = 0.95  # of the answerable rows
 _SHOWN = 10
+_MARK = ".demo"  # only a folder with it is deleted
 _BROKEN = ("cut short", "empty", "not a picture", "missing")
 
 
@@ -72,10 +72,11 @@ def make_inputs(folder: Path, num_examples: int, seed: int) -> tuple[int, int]:
     Raises:
         SpecError: the folder holds something that no demo made.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "answers" / MANIFEST).exists():
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
         raise SpecError([f"{folder} is not empty and no demo made it; choose another with --out"], "demo")
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "pictures").mkdir(parents=True)
+    (folder / _MARK).touch()
     rows: list[dict[str, Any]] = []
     for index, example in enumerate(make_split("demo", num_examples, seed)):
         rows += _write_example(folder, index, example)
