@@ -40,6 +40,10 @@ _TALKATIVE = (
 _ASK_INTERVAL_S = 1.0
 _LOST_S = 120.0  # how long a head may be silent
 _STARTING = "No available agent"  # what a head says that has just been started
+_NO_AGENT_HINT = (
+    " Where another Ray runs on that machine it holds the agent's port: `ray start --dashboard-agent-listen-port=…` "
+    "takes another; dashboard_agent.log there says more"
+)
 _ENDING_S = 15  # beyond the grace: from the last commit to the driver's end
 
 
@@ -142,7 +146,8 @@ def submit_job(spec: JobSpec, address: str | None = None, job_id: str | None = N
     try:
         submission_id, is_new = _submit(client, spec, job_id)
     except (RuntimeError, OSError, RayError) as error:
-        raise RayJobError(f"{found} did not take the job: {first_line(error)}") from None
+        hint = _NO_AGENT_HINT if _STARTING in str(error) else ""
+        raise RayJobError(f"{found} did not take the job: {first_line(error)}{hint}") from None
     return Submission(submission_id, found, is_new, job_id is not None, client)
 
 

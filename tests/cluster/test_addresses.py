@@ -91,5 +91,5 @@ def test_a_head_that_has_just_been_started_is_waited_for(
     assert head.num_asked == 3
     monkeypatch.setattr("ray_job.submit._LOST_S", 0.0)
     head.num_asked = 0
-    with pytest.raises(RayJobError, match=r"did not take the job: .*No available agent"):
+    with pytest.raises(RayJobError, match=r"did not take the job: .*No available agent.*--dashboard-agent-listen-port"):
         submit_job(spec, "http://head:8265", "nightly")
