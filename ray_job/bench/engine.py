@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from ray_job.bench import baselines
-from ray_job.bench.peers import PEERS, Peer, PeerError
+from ray_job.bench.peers import PEERS, Peer, PeerError, named_python
 from ray_job.bench.workloads import MAKERS, Workload
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Vocabulary, run
@@ -143,7 +143,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, metavar="DIR", help="a Phi-3-Vision checkpoint instead of random weights")
     parser.add_argument(
         "--peer",
-        type=_peer,
+        type=named_python(PEERS),
         action="append",
         default=[],
         metavar="NAME=PYTHON",
@@ -155,13 +155,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of a CPU; default: torch's")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
-
-
-def _peer(text: str) -> tuple[str, Path]:
-    name, _, python = text.partition("=")
-    if name not in PEERS or not python:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: NAME=PYTHON, NAME one of {', '.join(PEERS)}")
-    return name, Path(python).absolute()
 
 
 def build_model(
@@ -302,7 +295,7 @@ def _report(model: Phi3VisionModel, measured: Sequence[Measured], arguments: arg
     is_gpu = device.type == "cuda"
     return {
         "benchmark": "engine",
-        "machine": torch.cuda.get_device_name(device) if is_gpu else _cpu_name(),
+        "machine": torch.cuda.get_device_name(device) if is_gpu else cpu_name(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -310,7 +303,7 @@ def _report(model: Phi3VisionModel, measured: Sequence[Measured], arguments: arg
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_crops": arguments.num_crops,
         "seed": arguments.seed,
-        "commit": _commit(),
+        "commit": commit(),
         "results": [{**asdict(each), "rows_per_s": each.rows_per_s} for each in measured],
         "times_as_fast": _ratios(measured),
     }
@@ -326,7 +319,8 @@ def _ratios(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
     return ratios
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -334,7 +328,8 @@ def _cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """Of the repository this runs in, if it is one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
