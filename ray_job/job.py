@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
+import pyarrow as pa
+
 from ray_job.cluster import Board, Gate, Workers, bounded_restarts, ray_session, settle_workers
 from ray_job.gallery.warm import warm_actor
 from ray_job.inputs import open_source
@@ -24,6 +26,10 @@ from ray_job.report import Report
 from ray_job.rows import output_schema
 from ray_job.signals import interruptible
 from ray_job.spec import JobSpec
+
+# Ray gives the first stages their CPUs first. With whole ones for preparing, two CPUs would write nothing until all is
+# read.
+_WRITE_CPUS = 0.1
 
 
 def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
@@ -71,7 +77,9 @@ def stream_receipts(
 
     schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
     reader = RowDatasource(source, remaining=run.remaining, is_open=gate.is_open)
-    rows = ray.data.read_datasource(reader)
+    rows = ray.data.read_datasource(reader, override_num_blocks=reader.num_tasks)
+    # Behind a map Ray cuts blocks where it reads them; straight behind reading that is a stage of its own.
+    rows = rows.map_batches(_unchanged, batch_size=None, batch_format="pyarrow")
     rows = rows.repartition(target_num_rows_per_block=spec.batching.block_rows)
     with bounded_restarts(spec.limits) as (task_restarts, actor_restarts):
         prepared = rows.map_batches(
@@ -79,6 +87,7 @@ def stream_receipts(
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.TaskPoolStrategy(spec.workers.prepare_tasks),
+            num_cpus=1 - _WRITE_CPUS,
             **task_restarts,
         )
         results = prepared.map_batches(
@@ -100,9 +109,14 @@ def stream_receipts(
         PartWriter(run.root, schema, run.number),
         batch_size=spec.output.part_rows,
         batch_format="pyarrow",
+        num_cpus=_WRITE_CPUS,
     )
     for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from Receipt.of_table(table)
+
+
+def _unchanged(table: pa.Table) -> pa.Table:
+    return table
 
 
 def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:

@@ -9,6 +9,8 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from ray_job.demo.pictures import encode
 from ray_job.demo.questions import make_split
 from ray_job.demo.run import score_answers
 from ray_job.errors import SpecError, TooManyRowErrors
+from ray_job.inputs import open_source
+from ray_job.inputs.parquet import ParquetSource
+from ray_job.inputs.source import Split
 from ray_job.rows import RESULT_FIELDS
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -128,6 +133,35 @@ def test_a_folder_and_a_table_of_mixed_pictures_come_back_whole(tmp_path: Path) 
     (schema,) = schemas
     assert schema.names == ["row_id", "label", *(field.name for field in RESULT_FIELDS)]
     assert schema.field("row_id").type == pa.int64()
+
+
+@dataclass(frozen=True)
+class HalfReadSource(ParquetSource):
+    """Gives the second half of the rows once something of the first is in a committed part."""
+
+    out: str = ""
+
+    def read(self, split: Split, max_rows: int) -> Iterator[pa.Table]:
+        deadline_s = time.monotonic() + 30
+        for table in super().read(split, max_rows):
+            while table.column("row_id")[0].as_py() >= 1000 and not list(Path(self.out).glob("data/part-*")):
+                assert time.monotonic() < deadline_s, "nothing is written before all is read"
+                time.sleep(0.05)
+            yield table
+
+
+def test_first_parts_are_committed_while_rows_are_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_half(spec: JobSpec) -> HalfReadSource:
+        source = open_source(spec)
+        return HalfReadSource(**{field.name: getattr(source, field.name) for field in fields(source)}, out=str(out))
+
+    out = tmp_path / "out"
+    table = pa.table({"id": range(2000), "question": ["what?"] * 2000})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=500)
+    monkeypatch.setattr("ray_job.inputs.parquet.SPLIT_ROWS", 500)
+    monkeypatch.setattr("ray_job.job.open_source", open_half)
+    spec = job(tmp_path / "rows.parquet", out, input={"id_column": "id", "image_columns": []})
+    assert run_job(spec, stream=io.StringIO()).totals.answered == 2000
 
 
 def test_manifest_report_and_success_say_the_same(tmp_path: Path) -> None:

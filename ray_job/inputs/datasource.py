@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -45,6 +46,18 @@ class RowDatasource(ray.data.Datasource):
         self._max_rows = max_rows
         self._remaining = Remaining.all(source.num_rows) if remaining is None else remaining
         self._is_open = is_open
+        stops = itertools.accumulate(split.num_rows for split in source.splits)
+        placed = [
+            (stop - split.num_rows, split)
+            for split, stop in zip(source.splits, stops, strict=True)
+            if self._remaining.stretch(stop - split.num_rows, stop).num_rows
+        ]
+        self._starts, self._splits = [start for start, _ in placed], [split for _, split in placed]
+
+    @property
+    def num_tasks(self) -> int:
+        """How many to ask Ray for, one at least. If there were fewer it would cut their blocks in a stage of its own."""
+        return min(max(1, len(self._splits)), MAX_TASKS)
 
     def get_name(self) -> str:
         """What Ray calls the reading stage."""
@@ -60,20 +73,22 @@ class RowDatasource(ray.data.Datasource):
         """At most `parallelism` tasks (and MAX_TASKS), of neighbouring splits with about as many rows each."""
         source = self._source.without_splits()
         schema = with_account(source.schema)
-        tasks, start = [], 0
-        for group in group_splits(self._source.splits, min(parallelism, MAX_TASKS)):
-            stop = start + sum(split.num_rows for split in group)
-            remaining = self._remaining.stretch(start, stop)
-            if remaining.num_rows:
-                metadata = BlockMetadata(
-                    num_rows=remaining.num_rows,
-                    size_bytes=sum(split.num_bytes for split in group) * remaining.num_rows // (stop - start),
-                    exec_stats=None,
-                    input_files=None,
-                )
-                read_rows = _reader(source, group, remaining, self._max_rows, self._is_open)
-                tasks.append(ReadTask(read_rows, metadata, schema=schema, per_task_row_limit=per_task_row_limit))
-            start = stop
+        tasks = []
+        starts = iter(self._starts)
+        for group in group_splits(self._splits, min(parallelism, MAX_TASKS)):
+            placed = [(next(starts), split) for split in group]
+            first, (last, split) = placed[0][0], placed[-1]
+            remaining = self._remaining.stretch(first, last + split.num_rows)
+            metadata = BlockMetadata(
+                num_rows=remaining.num_rows,
+                size_bytes=sum(split.num_bytes for split in group)
+                * remaining.num_rows
+                // (last + split.num_rows - first),
+                exec_stats=None,
+                input_files=None,
+            )
+            read_rows = _reader(source, placed, remaining, self._max_rows, self._is_open)
+            tasks.append(ReadTask(read_rows, metadata, schema=schema, per_task_row_limit=per_task_row_limit))
         return tasks
 
 
@@ -95,14 +110,16 @@ def group_splits(splits: Sequence[Split], num_groups: int) -> list[tuple[Split, 
 
 
 def _reader(
-    source: Source, splits: Sequence[Split], remaining: Remaining, max_rows: int, is_open: Callable[[], bool]
+    source: Source,
+    placed: Sequence[tuple[int, Split]],
+    remaining: Remaining,
+    max_rows: int,
+    is_open: Callable[[], bool],
 ) -> Callable[[], Iterator[pa.Table]]:
+    """Reads splits, each given with the place of its first row in the whole input."""
+
     def read_rows() -> Iterator[pa.Table]:
-        stop = remaining.first_row
-        for split in splits:
-            start, stop = stop, stop + split.num_rows
-            if not remaining.stretch(start, stop).num_rows:
-                continue
+        for start, split in placed:
             tables = []
             for table in source.read(split, max_rows):
                 if not is_open():
