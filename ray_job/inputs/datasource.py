@@ -56,7 +56,7 @@ class RowDatasource(ray.data.Datasource):
 
     @property
     def num_tasks(self) -> int:
-        """How many to ask Ray for, one at least. If there were fewer it would cut their blocks in a stage of its own."""
+        """How many to ask Ray for, one at least. With fewer it would cut their blocks in a stage of its own."""
         return min(max(1, len(self._splits)), MAX_TASKS)
 
     def get_name(self) -> str:
