@@ -62,7 +62,12 @@ def make_job(table: Path) -> Callable[[Path], Job]:
 @pytest.fixture(scope="session")
 def expected(make_job: Callable[[Path], Job], tmp_path_factory: pytest.TempPathFactory) -> Answers:
     """What the actor answers in this process, without Ray."""
-    spec, source, preparer = open_job(JobSpec.from_dict(make_job(tmp_path_factory.mktemp("bare")).spec))
+    return answers_here(make_job(tmp_path_factory.mktemp("bare")))
+
+
+def answers_here(job: Job) -> Answers:
+    """What a job's actor answers in this process, without Ray."""
+    spec, source, preparer = open_job(JobSpec.from_dict(job.spec))
     actor = GenerateActor(spec, output_schema(source.id_field.type, source.kept, spec.has_questions))
     found: Answers = {}
     for rows in iter_tables(source, 64):

@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from nbclient import NotebookClient
 
 from tests.chaos.harness import Job
 
-from .conftest import Answers
+from .conftest import Answers, answers_here
 from .nodes import ROOT, Nodes, wait_until
 
+NUM_ROWS = 2500  # of blocks of 8: long enough to be stopped in the middle
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
@@ -50,9 +54,15 @@ def test_one_process_local_ray_and_three_nodes_answer_alike(
 
 
 def test_a_submitted_job_is_followed_stopped_and_finished_under_one_id(
-    nodes: Nodes, make_job: Callable[[Path], Job], expected: Answers, tmp_path: Path
+    nodes: Nodes, make_job: Callable[[Path], Job], tmp_path: Path
 ) -> None:
     job = make_job(tmp_path)
+    table = pa.table({"id": range(NUM_ROWS), "question": ["what?"] * NUM_ROWS})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=500)
+    job.spec["input"] = {"path": str(tmp_path / "rows.parquet"), "id_column": "id", "image_columns": []}
+    job.spec["model"] = {"path": "builtin:noop"}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.spec))
+    expected = answers_here(job)
     submit = ("submit", str(job.folder / "job.yaml"), "--address", nodes.url, "--job-id", "nightly")
     logs = [tmp_path / "first.log", tmp_path / "second.log"]
     first = nodes.start(logs[0], *submit)
