@@ -9,7 +9,7 @@ A step's tokens come in three kinds, and packing keeps this order:
 Built once a step and called once a layer, so everything that does not depend on the layer is made in the constructor.
 
 Shapes: T packed tokens, H key/value heads, Q query heads for each of them, D head_dim, R rows of a group,
-L tokens of a chunk, K keys.
+L tokens of a chunk, B of a block of it, K keys.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from ray_job.engine.scheduler import Chunk, Row
 
 # Fewer shared tokens are not worth a group's extra steps.
 _MIN_GROUP_KEYS = 64
+# A fused kernel also computes the scores that its mask hides. So a prompt's queries take only the keys up to the last
+# of their block: on two AVX2 cores 11 ms instead of 16 for 700 tokens after 100. Blocks of 64 to 384 are much alike.
+_BLOCK_QUERIES = 192
 
 
 class PackedAttention:
@@ -220,31 +223,38 @@ class _Prompt:
     num_tokens: int
     place: int  # of its first token in the pool
     stretches: list[Stretch]
-    mask_LK: Tensor | None  # None: causal from the first key
+    masks_BK: list[Tensor]  # for each block of queries, which of the keys up to its last query's each one sees
 
     @classmethod
     def of(cls, chunk: Chunk[Row], sliding_window: int | None, device: torch.device) -> _Prompt:
         first = _first_key(chunk.start, sliding_window)
-        mask_LK = None
-        if chunk.start > 0 or (sliding_window is not None and chunk.end > sliding_window + 1):
-            query_L1 = torch.arange(chunk.start, chunk.end, device=device)[:, None]
-            key_K = torch.arange(first, chunk.end, device=device)
-            mask_LK = key_K <= query_L1
+        masks_BK = []
+        for start in range(chunk.start, chunk.end, _BLOCK_QUERIES):
+            end = min(start + _BLOCK_QUERIES, chunk.end)
+            query_B1 = torch.arange(start, end, device=device)[:, None]
+            key_K = torch.arange(first, end, device=device)
+            mask_BK = key_K <= query_B1
             if sliding_window is not None:
-                mask_LK &= query_L1 - key_K <= sliding_window
-        return cls(chunk.end - chunk.start, place(chunk), stretches(chunk.row, first, chunk.end), mask_LK)
+                mask_BK &= query_B1 - key_K <= sliding_window
+            masks_BK.append(mask_BK)
+        return cls(chunk.end - chunk.start, place(chunk), stretches(chunk.row, first, chunk.end), masks_BK)
 
     def attend(self, query_LHQD: Tensor, keys_HPD: Tensor, values_HPD: Tensor) -> Tensor:
         """(L, H, Q, D) → (L, H · Q, D)."""
         num_queries = query_LHQD.shape[2]
-        output_1NLD = F.scaled_dot_product_attention(
-            query_LHQD.flatten(1, 2).transpose(0, 1)[None],
-            self._joined(keys_HPD, num_queries),
-            self._joined(values_HPD, num_queries),
-            attn_mask=self.mask_LK,
-            is_causal=self.mask_LK is None,
-        )
-        return output_1NLD[0].transpose(0, 1)
+        query_1NLD = query_LHQD.flatten(1, 2).transpose(0, 1)[None]
+        keys_1NKD, values_1NKD = self._joined(keys_HPD, num_queries), self._joined(values_HPD, num_queries)
+        blocks = zip(torch.split(query_1NLD, _BLOCK_QUERIES, dim=2), self.masks_BK, strict=True)
+        outputs = [
+            F.scaled_dot_product_attention(
+                query_1NBD,
+                keys_1NKD[:, :, : mask_BK.shape[1]],
+                values_1NKD[:, :, : mask_BK.shape[1]],
+                attn_mask=mask_BK,
+            )
+            for query_1NBD, mask_BK in blocks
+        ]
+        return torch.cat([output_1NBD[0].transpose(0, 1) for output_1NBD in outputs])
 
     def _joined(self, pool_HPD: Tensor, num_queries: int) -> Tensor:
         """The chunk's keys (or values) side by side, (1, H · Q, K, D)."""

@@ -45,7 +45,8 @@ class ContinuousEngine:
         max_tokens: KV pool in tokens, taken from memory at the first step; the longest row that can be run.
             None: what fits in a quarter of a CPU's free memory, or 80 % of a GPU's.
         step_tokens: most tokens a step computes; a longer prompt takes several steps.
-        max_crops: most crops of pictures that a step encodes; one picture is always allowed.
+        max_crops: most crops of pictures that a step encodes; one picture is always allowed. None: 8, or 2 on a CPU,
+            whose cache then holds what a layer passes to the next.
         vision_cache_bytes: of pictures' features kept after their rows are done.
         prefix_sharing: read the keys of a prompt's beginning where another row computed them.
         min_shared_tokens: shorter common beginnings are computed again.
@@ -62,7 +63,7 @@ class ContinuousEngine:
         max_slots: int = 32,
         max_tokens: int | None = None,
         step_tokens: int = 1024,
-        max_crops: int = 8,
+        max_crops: int | None = None,
         vision_cache_bytes: int = 256 * 2**20,
         prefix_sharing: bool = True,
         min_shared_tokens: int = 64,
@@ -82,6 +83,7 @@ class ContinuousEngine:
         )
         self._pool: KVPool | None = None
         self._has_flash = can_use_flash(model.device, model.dtype)
+        max_crops = max_crops or (8 if model.device.type == "cuda" else 2)
         self._encoder = PictureEncoder(model, VisionCache(vision_cache_bytes), max_crops, self._meter)
         self._duplicates = Duplicates(max_remembered_answers if answer_duplicates else None)
         self._done: list[Result] = []  # what finished since `step` last returned

@@ -63,4 +63,4 @@ def test_one_command_runs_the_jobs_and_counts_equal_answers(tmp_path: Path) -> N
         assert row["new_tokens"] == found["results"][0]["new_tokens"] > 4 * 4
         assert row["seconds"] > 0
         assert row["cpu_s"] > 0
-        assert row["peak_memory_gib"] > 0.4  # the weights alone
+        assert row["peak_memory_gib"] > 0.1  # several Pythons; the weights are a mapped file and not counted
