@@ -147,6 +147,8 @@ def ray_session(limits: LimitsSpec | None = None) -> Iterator[None]:
         _check_address(address)
     else:
         options |= {"include_dashboard": False, "address": "local"}
+        # Nobody can ask for the tasks' events without a dashboard; the driver would gather 0.3 kB of them for each row.
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
         # An actor's threads share the cores with preparing tasks; spinning for each other they would starve both.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

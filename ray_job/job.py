@@ -27,9 +27,9 @@ from ray_job.rows import output_schema
 from ray_job.signals import interruptible
 from ray_job.spec import JobSpec
 
-# Ray gives the first stages their CPUs first. With whole ones for preparing, two CPUs would write nothing until all is
-# read.
-_WRITE_CPUS = 0.1
+# Ray gives the first stages their CPUs first: with whole ones for preparing, two CPUs would write nothing until all is
+# read. Together they stay under 1: Ray's sums of fractions are not exact, and a hair too much is too much.
+_PREPARE_CPUS, _WRITE_CPUS = 0.8, 0.1
 
 
 def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
@@ -73,8 +73,10 @@ def stream_receipts(
     import ray.data
 
     from ray_job.actor import GenerateActor
+    from ray_job.backpressure import bound_waiting_blocks
     from ray_job.inputs.datasource import RowDatasource
 
+    bound_waiting_blocks(spec.batching.block_rows)
     schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
     reader = RowDatasource(source, remaining=run.remaining, is_open=gate.is_open)
     rows = ray.data.read_datasource(reader, override_num_blocks=reader.num_tasks)
@@ -87,7 +89,7 @@ def stream_receipts(
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.TaskPoolStrategy(spec.workers.prepare_tasks),
-            num_cpus=1 - _WRITE_CPUS,
+            num_cpus=_PREPARE_CPUS,
             **task_restarts,
         )
         results = prepared.map_batches(

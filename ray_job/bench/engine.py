@@ -12,22 +12,23 @@ With `--peer` the model has the official tower's width, which the peers require.
 Measured on two quiet cores (AMD EPYC, AVX2, float32, 2 threads), 64 rows, in one run each:
 
     --only long-tailed with vLLM 0.32.0 and OpenVINO GenAI 2026.4.1 as peers
-        this engine                     77.5 s     rows with its tokens
-        OpenVINO GenAI                  85.5 s     1.10 times     19 (its global view is another one)
-        vLLM                            91.0 s     1.17 times     64
-        this engine, nothing reused    101.4 s     1.31 times     64
-        transformers generate          135.9 s     1.75 times     63
-        the published recipe           193.1 s     2.49 times     63
+        this engine                     68.1 s     rows with its tokens
+        this engine, nothing reused     83.7 s     1.23 times     63
+        OpenVINO GenAI                  85.1 s     1.25 times     19 (its global view is another one)
+        vLLM                            90.4 s     1.33 times     63
+        transformers generate          124.6 s     1.83 times     64
+        the published recipe           164.8 s     2.42 times     64
     --only many-questions
         this engine                     15.2 s
         this engine, nothing reused     81.0 s     5.33 times     64
 
-Every slot was used while rows waited. Of the 77.5 s vision took 30.5, prompts 44.4 and decoding 2.1.
+Every slot was used while rows waited. Of the 68.1 s vision took 24.9, prompts 41.7 and decoding 1.1.
 
 What bounds it on a CPU, counted for 64 long-tailed rows: the engine computes 37,132 prompt tokens, 989 answer tokens
-and 216 crops; generate by length 56,824, 1,400 and 274; the recipe 56,352, 2,976 and 320. Prompts are nearly all of
-it, and products of matrices ran at 72 GFLOP/s a core, which is what AVX2 in float32 reaches here: 64 % of the time of
-one profiled run, attention 14 %. So reuse and the recipe's waste decide, not scheduling.
+and 216 crops; generate by length 56,824, 1,400 and 274; the recipe 56,352, 2,976 and 320. Prompts and pictures are
+nearly all of it. In a profiled run of 16 rows products of matrices took 75 % of the time, at 178 GFLOP/s; the fastest
+of such products reach 185 here, with MKL as with OpenBLAS. Attention took 10 %. So an engine that wasted nothing
+besides those products would be 1.3 times as fast as this one, and 3.2 times as the recipe.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ray_job.engine.attention import PackedAttention
+from ray_job.engine.decode_graph import DecodeGraphs
 from ray_job.engine.duplicates import Duplicates
 from ray_job.engine.encoder import PictureEncoder
 from ray_job.engine.interface import Slots, Vocabulary
@@ -27,7 +28,7 @@ from ray_job.engine.running import RunningRow
 from ray_job.engine.sampler import next_tokens
 from ray_job.engine.scheduler import Chunk, Limits, Scheduler
 from ray_job.engine.stats import EngineStats, Meter
-from ray_job.engine.varlen import VarlenAttention, can_use_flash
+from ray_job.engine.varlen import Kernel, VarlenAttention, can_use_flash, flash
 from ray_job.engine.vision_cache import VisionCache
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.rows import Result, Sample
@@ -53,6 +54,7 @@ class ContinuousEngine:
         answer_duplicates: run equal samples once.
         max_remembered_answers: finished answers kept for duplicates that come later.
         row_deadline_s: a row that has run for longer fails.
+        kernel: attention over ragged rows. None: torch's flash kernel where the GPU has one, else none.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class ContinuousEngine:
         answer_duplicates: bool = True,
         max_remembered_answers: int = 1024,
         row_deadline_s: float | None = None,
+        kernel: Kernel | None = None,
     ) -> None:
         self._model = model
         self._row_deadline_s = row_deadline_s
@@ -82,7 +85,8 @@ class ContinuousEngine:
             min_shared=min_shared_tokens if prefix_sharing else None,
         )
         self._pool: KVPool | None = None
-        self._has_flash = can_use_flash(model.device, model.dtype)
+        self._graphs: DecodeGraphs | None = None
+        self._kernel = kernel or (flash if can_use_flash(model.device, model.dtype) else None)
         max_crops = max_crops or (8 if model.device.type == "cuda" else 2)
         self._encoder = PictureEncoder(model, VisionCache(vision_cache_bytes), max_crops, self._meter)
         self._duplicates = Duplicates(max_remembered_answers if answer_duplicates else None)
@@ -180,16 +184,36 @@ class ContinuousEngine:
     def _compute(self, chunks: Sequence[Chunk[RunningRow]]) -> list[_Computed]:
         """1 embed, 2 run the decoder, 3 logits of rows with no token left to compute, 4 their next tokens."""
         num_decodes = sum(chunk.is_decode for chunk in chunks)
+        if num_decodes == len(chunks) and self._is_ragged(chunks):
+            computed = self._decode(chunks)
+            if computed is not None:
+                return computed
         with self._meter.time("decode_s" if num_decodes == len(chunks) else "prefill_s"):
             attention = self._attention(chunks)
             packed = [chunks[index] for index in attention.order]
             embeds_TD = self._embed(packed)
             hidden_SD = self._model.forward(embeds_TD, *self._positions(packed), attention.wanted_S, attention)
             asked = [chunk.row for chunk in packed if chunk.needs_logits]
-            tokens = dict(zip(asked, self._next_tokens(hidden_SD, asked), strict=True))
+            logits_SV = self._model.logits(hidden_SD) if asked else None
+            tokens = dict(zip(asked, self._next_tokens(logits_SV, asked), strict=True))
         self._meter.add(decode_tokens=num_decodes, prefill_tokens=len(embeds_TD) - num_decodes)
         self._meter.add(keys_read=attention.num_keys_read, keys_padded=attention.num_keys_padded)
         return [_Computed(chunk, tokens.get(chunk.row)) for chunk in packed]
+
+    def _decode(self, chunks: Sequence[Chunk[RunningRow]]) -> list[_Computed] | None:
+        """A step that only decodes, in one launch; None where there is no graph for it."""
+        with self._meter.time("decode_s"):
+            pool = self._current_pool()
+            if self._graphs is None:
+                assert self._kernel is not None
+                self._graphs = DecodeGraphs(self._model, pool, self._kernel)
+            rows = [chunk.row for chunk in chunks]
+            logits_RV = self._graphs.logits(chunks, [row.answer.token_ids[-1] for row in rows])
+            if logits_RV is None:
+                return None
+            tokens = self._next_tokens(logits_RV, rows)
+        self._meter.add(decode_tokens=len(chunks), keys_read=sum(chunk.end for chunk in chunks))
+        return [_Computed(chunk, token) for chunk, token in zip(chunks, tokens, strict=True)]
 
     def _embed(self, packed: Sequence[Chunk[RunningRow]]) -> Tensor:
         """(T, D). Answers' tokens, which come first, are embedded together."""
@@ -205,29 +229,33 @@ class ContinuousEngine:
         device = self._model.device
         return torch.tensor(positions, device=device), torch.tensor(is_long, device=device)
 
-    def _next_tokens(self, hidden_SD: Tensor, rows: Sequence[RunningRow]) -> list[int]:
-        if not rows:
+    def _next_tokens(self, logits_SV: Tensor | None, rows: Sequence[RunningRow]) -> list[int]:
+        if logits_SV is None:
             return []
         return next_tokens(
-            self._model.logits(hidden_SD),
+            logits_SV,
             [row.sample.params for row in rows],
             [row.answer.num_generated for row in rows],
             [row.answer.text_ids if row.answer.needs_seen_ids else () for row in rows],
         )
 
     def _attention(self, chunks: Sequence[Chunk[RunningRow]]) -> PackedAttention | VarlenAttention:
+        if self._is_ragged(chunks):
+            return VarlenAttention(self._current_pool(), chunks, self._model.sliding_window, self._kernel)
+        return PackedAttention(self._current_pool(), chunks, self._model.sliding_window)
+
+    def _is_ragged(self, chunks: Sequence[Chunk[RunningRow]]) -> bool:
+        """Whether the ragged kernel can run them; it knows no sliding window."""
         window = self._model.sliding_window
-        if self._has_flash and (window is None or all(chunk.end <= window for chunk in chunks)):
-            return VarlenAttention(self._current_pool(), chunks, window)
-        return PackedAttention(self._current_pool(), chunks, window)
+        return self._kernel is not None and (window is None or all(chunk.end <= window for chunk in chunks))
 
     def _current_pool(self) -> KVPool:
         """Memory for the scheduler's pool, which is empty whenever its size changes."""
         num_tokens = self._scheduler.pool.capacity
         if self._pool is None or self._pool.num_tokens != num_tokens:
-            self._pool = None
+            self._pool, self._graphs = None, None
             release_memory(self._model.device)
-            self._pool = KVPool.of(self._model, num_tokens, tokens_first=self._has_flash)
+            self._pool = KVPool.of(self._model, num_tokens, tokens_first=self._kernel is not None)
         return self._pool
 
     def _retire(self, computed: Sequence[_Computed]) -> None:
@@ -295,7 +323,7 @@ class ContinuousEngine:
         scheduler.restart(limits)
         encoder.max_crops = max_crops
         encoder.clear()
-        self._pool = None
+        self._pool, self._graphs = None, None
         release_memory(self._model.device)
 
 

@@ -26,7 +26,7 @@ class Stretch:
 
 
 class KVPool:
-    """Memory for `num_tokens` tokens, taken at once.
+    """Memory for `num_tokens` tokens, taken at once, and a spare place that belongs to no row.
 
     `keys` and `values` of a layer are (H, P, D). In memory heads come first, so that a row's keys of one head are one
     block, or tokens do, as flash kernels want it.
@@ -45,10 +45,11 @@ class KVPool:
     ) -> None:
         def memory() -> Tensor:
             if tokens_first:
-                return torch.empty((num_tokens, num_heads, head_dim), dtype=dtype, device=device).transpose(0, 1)
-            return torch.empty((num_heads, num_tokens, head_dim), dtype=dtype, device=device)
+                return torch.empty((num_tokens + 1, num_heads, head_dim), dtype=dtype, device=device).transpose(0, 1)
+            return torch.empty((num_heads, num_tokens + 1, head_dim), dtype=dtype, device=device)
 
         self.num_tokens = num_tokens
+        self.spare = num_tokens
         self.keys = [memory() for _ in range(num_layers)]
         self.values = [memory() for _ in range(num_layers)]
 

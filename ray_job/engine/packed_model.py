@@ -51,6 +51,10 @@ class PackedModel(Protocol):
         """int64 (L,) on the CPU, −k standing for the rows of `features[k - 1]` in order → (L, D)."""
         ...
 
+    def embed_tokens(self, ids_T: Tensor) -> Tensor:
+        """Ids of the vocabulary, int64 (T,) on the model's device and not looked at → (T, D)."""
+        ...
+
     def forward(
         self, embeds_TD: Tensor, positions_T: Tensor, is_long_T: Tensor, wanted_S: Tensor, attend: Attend
     ) -> Tensor:

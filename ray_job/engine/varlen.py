@@ -100,8 +100,8 @@ class VarlenAttention:
         output_SND, lse_SN = self._kernel(query_SND, keys_PHD, values_PHD, plan.own, True)
         for rows_Q, call in plan.shared:
             part_QND, part_lse_QN = self._kernel(query_SND[rows_Q], keys_PHD, values_PHD, call, False)
-            joined_QND, joined_lse_QN = _joined(output_SND[rows_Q], lse_SN[rows_Q], part_QND, part_lse_QN)
-            output_SND[rows_Q], lse_SN[rows_Q] = joined_QND, joined_lse_QN
+            both_QND, both_lse_QN = joined(output_SND[rows_Q], lse_SN[rows_Q], part_QND, part_lse_QN)
+            output_SND[rows_Q], lse_SN[rows_Q] = both_QND, both_lse_QN
         return output_SND.flatten(1)
 
 
@@ -162,10 +162,8 @@ def flash(
     return output_SND, lse_NS.T
 
 
-def _joined(
-    first_SND: Tensor, first_lse_SN: Tensor, second_SND: Tensor, second_lse_SN: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Attention over two sets of keys from attention over each."""
+def joined(first_SND: Tensor, first_lse_SN: Tensor, second_SND: Tensor, second_lse_SN: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two sets of keys, and its log-sum-exp, from those over each."""
     lse_SN = torch.logaddexp(first_lse_SN, second_lse_SN)
     first_share_SN1 = (first_lse_SN - lse_SN).exp()[..., None]
     second_share_SN1 = (second_lse_SN - lse_SN).exp()[..., None]

@@ -143,6 +143,10 @@ class Job:
     def manifest(self) -> dict[str, Any]:
         return dict(json.loads((self.out / "_manifest.json").read_text()))
 
+    def activity(self) -> dict[str, float]:
+        """What the last run's workers did."""
+        return dict(json.loads((self.out / "_report.json").read_text())["activity"])
+
 
 class Driver:
     """A running `python -m ray_job run`, in a process group of its own."""

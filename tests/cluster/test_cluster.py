@@ -15,6 +15,9 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 
+from ray_job.inputs import open_source
+from ray_job.inputs.datasource import RowDatasource
+from ray_job.spec import JobSpec
 from tests.chaos.harness import Job
 
 from .conftest import Answers, answers_here
@@ -51,6 +54,9 @@ def test_one_process_local_ray_and_three_nodes_answer_alike(
     ours = [actor for actor in actors if actor["class_name"].startswith("MapWorker(MapBatches(Generate")]
     assert len({actor["actor_id"] for actor in ours}) >= 2
     assert {actor["node_id"] for actor in ours} - {None}, "where is Ray's choice: it spreads them if all nodes answer"
+    once, by_blocks = pictures_to_encode(job)
+    assert once <= job.activity()["pictures_encoded"] <= by_blocks
+    assert once <= by_blocks < 1.2 * once < job.activity()["pictures_wanted"]
 
 
 def test_a_submitted_job_is_followed_stopped_and_finished_under_one_id(
@@ -106,6 +112,16 @@ def test_a_notebook_joins_the_cluster_that_ray_address_names(nodes: Nodes, tmp_p
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum(output.get("data", {}).get("text/html", "").count("<img") for output in outputs) > 8
     assert (tmp_path / "first-look" / "answers" / "_SUCCESS").exists()
+
+
+def pictures_to_encode(job: Job) -> tuple[int, int]:
+    """How many different good pictures the rows show, and as how many they count where no two blocks share any."""
+    source = open_source(JobSpec.from_dict(job.spec))
+    rows = [row for read in RowDatasource(source).get_read_tasks(1) for table in read() for row in table.to_pylist()]
+    shown = [{image["bytes"] for image in row["image"]} - {b"not a picture"} for row in rows]
+    size = job.spec["batching"]["block_rows"]
+    blocks = [set().union(*shown[first : first + size]) for first in range(0, len(shown), size)]
+    return len(set().union(*shown)), sum(map(len, blocks))
 
 
 def classes_of_actors(nodes: Nodes) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -19,8 +20,10 @@ from PIL import Image
 
 from ray_job.engine import continuous
 from ray_job.engine.continuous import ContinuousEngine
+from ray_job.engine.decode_graph import DecodeGraphs
 from ray_job.engine.interface import Vocabulary, run
 from ray_job.engine.packed_model import PackedModel
+from ray_job.engine.varlen import can_use_flash
 from ray_job.errors import ErrorCode
 from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
@@ -28,7 +31,7 @@ from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.rows import Picture, Result, Sample
 from ray_job.spec import GenerationParams
 from tests.conftest import GOLDEN
-from tests.engine.tiny import VOCABULARY, alone, essence, picture, prompt, samples, tiny_model
+from tests.engine.tiny import VOCABULARY, alone, essence, picture, plain_kernel, prompt, samples, tiny_model
 
 NEVER_STOPS = dataclasses.replace(VOCABULARY, stop_ids=frozenset())
 
@@ -47,6 +50,7 @@ ENGINES = st.fixed_dictionaries(
         "min_shared_tokens": st.sampled_from([1, 8, 16]),
         "answer_duplicates": st.booleans(),
         "max_remembered_answers": st.sampled_from([0, 1, 100]),
+        "kernel": st.sampled_from([None, plain_kernel]),  # with one the engine goes the way it goes on a GPU
     }
 )
 
@@ -103,6 +107,25 @@ def test_an_answer_does_not_depend_on_batching(
     rng.shuffle(rows)
     engine = ContinuousEngine(PackedPhi3Vision(model), VOCABULARY, **options)
     assert by_key(feed(engine, rows, rng)) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or not can_use_flash(torch.device("cuda"), torch.bfloat16),
+    reason="needs a CUDA device with flash attention",
+)
+def test_recorded_steps_answer_as_plain_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = copy.deepcopy(tiny_model()).to("cuda", torch.bfloat16)
+    rows = samples(5, 40)
+    engine = ContinuousEngine(PackedPhi3Vision(model), VOCABULARY, max_tokens=2000)
+    recorded = by_key(list(run(engine, rows)))
+    graphs = engine._graphs
+    assert graphs is not None
+    assert graphs._plays
+    assert not graphs._is_broken
+    monkeypatch.setattr(DecodeGraphs, "logits", lambda *_: None)
+    plain = by_key(list(run(ContinuousEngine(PackedPhi3Vision(model), VOCABULARY, max_tokens=2000), rows)))
+    assert recorded == plain
 
 
 class Faulty:

@@ -16,7 +16,7 @@ from ray_job.engine.spans import Piece, Span
 from ray_job.engine.varlen import Call, VarlenAttention, can_use_flash, flash
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
 from ray_job.models.projection import Projection
-from tests.engine.tiny import VOCAB, tiny_model
+from tests.engine.tiny import VOCAB, plain_kernel, tiny_model
 
 PREFIX = 70  # long enough that decoding rows read it as a group
 LENGTHS = [PREFIX + 3, PREFIX + 9, PREFIX + 30, 5]
@@ -41,7 +41,7 @@ def test_prompts_in_chunks_and_decodes_together(kv_heads: int, window: int | Non
     def step(chunks: list[Chunk[Row]]) -> None:
         attention: PackedAttention | VarlenAttention
         if is_ragged:
-            attention = VarlenAttention(pool, chunks, None, _plain_kernel)
+            attention = VarlenAttention(pool, chunks, None, plain_kernel)
         else:
             attention = PackedAttention(pool, chunks, packed.sliding_window)
         ordered = [chunks[index] for index in attention.order]
@@ -85,28 +85,6 @@ def _plain(model: nn.Module, ids: list[int]) -> torch.Tensor:
     return logits_1V[0, 0]
 
 
-def _plain_kernel(
-    query_SND: Tensor, keys_PHD: Tensor, values_PHD: Tensor, call: Call, is_causal: bool
-) -> tuple[Tensor, Tensor]:
-    """What the flash kernel is documented to compute, row by row in float32."""
-    outputs, sums = [], []
-    starts, firsts = call.query_starts.tolist(), call.key_starts.tolist()
-    for row, num_keys in enumerate(call.num_keys.tolist()):
-        query_NLD = query_SND[starts[row] : starts[row + 1]].transpose(0, 1).float()
-        keys = slice(firsts[row], firsts[row] + num_keys)
-        repeats = query_SND.shape[1] // keys_PHD.shape[1]
-        key_NKD = keys_PHD[keys].transpose(0, 1).repeat_interleave(repeats, 0).float()
-        value_NKD = values_PHD[keys].transpose(0, 1).repeat_interleave(repeats, 0).float()
-        scores_NLK = query_NLD @ key_NKD.transpose(1, 2) / query_SND.shape[-1] ** 0.5
-        if is_causal:
-            length = query_NLD.shape[1]
-            is_later_LK = torch.ones(length, num_keys, dtype=torch.bool).triu(num_keys - length + 1)
-            scores_NLK = scores_NLK.masked_fill(is_later_LK.to(scores_NLK.device), -torch.inf)
-        outputs.append((scores_NLK.softmax(-1) @ value_NKD).transpose(0, 1))
-        sums.append(scores_NLK.logsumexp(-1).T)
-    return torch.cat(outputs).to(query_SND.dtype), torch.cat(sums)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available() or not can_use_flash(torch.device("cuda"), torch.bfloat16),
@@ -125,7 +103,7 @@ def test_the_flash_kernel_computes_what_it_is_documented_to(kv_heads: int) -> No
     call = Call.of(counts, keys, query_SND.device)
     for is_causal in (True, False):
         found = flash(query_SND, *pool_PHD, call, is_causal)
-        expected = _plain_kernel(query_SND, *pool_PHD, call, is_causal)
+        expected = plain_kernel(query_SND, *pool_PHD, call, is_causal)
         torch.testing.assert_close(found[0], expected[0], atol=2e-2, rtol=2e-2)
         torch.testing.assert_close(found[1], expected[1], atol=2e-3, rtol=2e-3)
 

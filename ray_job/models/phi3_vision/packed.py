@@ -78,6 +78,11 @@ class PackedPhi3Vision:
         """int64 (L,) on the CPU, −k for picture k → (L, D). Raises ValueError as `Phi3VisionModel.embed_row`."""
         return self._model.embed_row(input_ids_L, features)
 
+    def embed_tokens(self, ids_T: Tensor) -> Tensor:
+        """Ids of the vocabulary, int64 (T,) on the model's device and not looked at → (T, D)."""
+        embeds_TD: Tensor = self._model.model.embed_tokens(ids_T)
+        return embeds_TD
+
     def forward(
         self, embeds_TD: Tensor, positions_T: Tensor, is_long_T: Tensor, wanted_S: Tensor, attend: Attend
     ) -> Tensor:

@@ -1,0 +1,56 @@
+"""How far reading and preparing may run ahead of the engine, in blocks.
+
+Ray Data bounds a stage's lead by bytes: until half of its share of the object store is full, it may go on. But Ray
+keeps an object under 100 kB in the driver's own memory, and rows of text, or of pictures that are only named, make
+blocks of a few kilobytes: a table of ten million of them would be read into the driver before the engine had answered
+a thousandth. So no more than so many blocks wait in front of a stage.
+
+On two CPUs a job of 20,000 rows of small pictures, in 625 blocks of 64 kB, peaked at 299 MiB of driver memory before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ray.data import DataContext
+from ray.data._internal.execution.backpressure_policy import (
+    ENABLED_BACKPRESSURE_POLICIES,
+    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+)
+from ray.data._internal.execution.backpressure_policy.backpressure_policy import BackpressurePolicy
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
+
+if TYPE_CHECKING:
+    from ray.data._internal.execution.interfaces.physical_operator import PhysicalOperator
+
+_MAX_WAITING = 128
+_BLOCK_ROWS = "ray_job.block_rows"
+
+
+class WaitingBlocks(BackpressurePolicy):
+    """Stops a stage while as many of its blocks wait for the next one as `bound_waiting_blocks` allows.
+
+    A stage that gathers rows for its own batches takes up to a block for each of them, and must get those.
+    """
+
+    def can_add_input(self, op: PhysicalOperator) -> bool:
+        """Whether it may start another task."""
+        return not self._is_ahead(op)
+
+    def max_task_output_bytes_to_read(self, op: PhysicalOperator) -> int | None:
+        """How much of what its tasks have ready may be taken; None: all."""
+        return 0 if self._is_ahead(op) else None
+
+    def _is_ahead(self, op: PhysicalOperator) -> bool:
+        if isinstance(op, ActorPoolMapOperator):  # it gives text, which is gathered and written at once
+            return False
+        limit = _MAX_WAITING + self._data_context.get_config(_BLOCK_ROWS)
+        return any(self._topology[after].total_enqueued_input_blocks() >= limit for after in op.output_dependencies)
+
+
+def bound_waiting_blocks(block_rows: int) -> None:
+    """Bounds the queues of the datasets made from here on, whose stages gather at most `block_rows` rows."""
+    context = DataContext.get_current()
+    context.set_config(_BLOCK_ROWS, block_rows)
+    policies = [*ENABLED_BACKPRESSURE_POLICIES, WaitingBlocks]
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
