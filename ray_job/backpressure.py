@@ -23,14 +23,14 @@ from ray.data._internal.execution.operators.actor_pool_map_operator import Actor
 if TYPE_CHECKING:
     from ray.data._internal.execution.interfaces.physical_operator import PhysicalOperator
 
-_MAX_WAITING = 128
+_LEAST_WAITING = 32
 _BLOCK_ROWS = "ray_job.block_rows"
 
 
 class WaitingBlocks(BackpressurePolicy):
-    """Stops a stage while as many of its blocks wait for the next one as `bound_waiting_blocks` allows.
+    """Stops a stage while enough of its blocks wait for the next one: two for each task of that, and 32 at least.
 
-    A stage that gathers rows for its own batches takes up to a block for each of them, and must get those.
+    A stage that gathers rows for its own batches may need a block for each of them, so it gets as many on top.
     """
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
@@ -44,8 +44,12 @@ class WaitingBlocks(BackpressurePolicy):
     def _is_ahead(self, op: PhysicalOperator) -> bool:
         if isinstance(op, ActorPoolMapOperator):  # it gives text, which is gathered and written at once
             return False
-        limit = _MAX_WAITING + self._data_context.get_config(_BLOCK_ROWS)
-        return any(self._topology[after].total_enqueued_input_blocks() >= limit for after in op.output_dependencies)
+        block_rows = self._data_context.get_config(_BLOCK_ROWS)
+        return any(
+            self._topology[after].total_enqueued_input_blocks()
+            >= block_rows + max(_LEAST_WAITING, 2 * after.num_active_tasks())
+            for after in op.output_dependencies
+        )
 
 
 def bound_waiting_blocks(block_rows: int) -> None:

@@ -49,6 +49,7 @@ import torch
 
 from ray_job.bench import baselines
 from ray_job.bench.peers import PEERS, Peer, PeerError, named_python
+from ray_job.bench.roofline import measure_machine, shares
 from ray_job.bench.workloads import MAKERS, Workload
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Vocabulary, run
@@ -109,6 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         model = build_model(arguments.full_size, dtype, device, official_tower=bool(arguments.peer))
     bench = _Bench(model, arguments.num_crops, arguments.seed)
+    print(
+        f"this machine: {bench.machine.flops_per_s / 1e9:.0f} GFLOP/s in products of matrices, "
+        f"{bench.machine.copied_bytes_per_s / 1e9:.0f} GB/s in copying",
+        flush=True,
+    )
     bench.warm_up()
     measured: list[Measured] = []
     alike: dict[str, dict[str, int]] = {}
@@ -130,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     _print_row(row, measured)
             alike[workload] = _alike(answers)
             _print_workload(workload, measured, alike[workload])
-    print(json.dumps({**_report(model, measured, arguments), "rows_alike": alike, "failed": failed}))
+    found = {**_report(model, measured, arguments), "rows_alike": alike, "failed": failed}
+    print(json.dumps({**found, "roofline": asdict(bench.machine)}))
     return 0
 
 
@@ -221,6 +228,7 @@ class _Bench:
         self._num_crops = num_crops
         self._seed = seed
         self._library = baselines.library(model)
+        self.machine = measure_machine(model.config, model.dtype, model.device)
 
     def warm_up(self) -> None:
         """Lets every runner make what is made once."""
@@ -239,6 +247,8 @@ class _Bench:
         summary = None
         if stats is not None:
             summary = {**asdict(stats), "slot_occupancy": stats.slot_occupancy, "padding_share": stats.padding_share}
+            model = self._model
+            summary["shares"] = shares(model.config, summary, model.dtype.itemsize, self.machine)
         return Measured(workload, runner, rows, seconds, cpu_s, new_tokens, summary), answers
 
     def _measure_peer(self, workload: str, peer: Peer, rows: int) -> tuple[Measured, baselines.Answers]:
@@ -286,6 +296,8 @@ def _print_row(last: Measured, measured: Sequence[Measured]) -> None:
         keys = ("vision_s", "prefill_s", "decode_s", "schedule_s", "slot_occupancy", "prefix_tokens_reused")
         shown = ", ".join(f"{key} {last.stats[key]:.4g}" for key in keys)
         print(f"{'':16}{shown}")
+        reached = ", ".join(f"{name} {share:.0%}" for name, share in last.stats["shares"].items())
+        print(f"{'':16}of what this machine can do: {reached}", flush=True)
     if last.stats and last.runner in PEERS:
         print(f"{'':16}{PEERS[last.runner]} {last.stats['version']}, start_up_s {last.stats['start_up_s']:.4g}")
 

@@ -183,12 +183,12 @@ class ContinuousEngine:
 
     def _compute(self, chunks: Sequence[Chunk[RunningRow]]) -> list[_Computed]:
         """1 embed, 2 run the decoder, 3 logits of rows with no token left to compute, 4 their next tokens."""
-        num_decodes = sum(chunk.is_decode for chunk in chunks)
-        if num_decodes == len(chunks) and self._is_ragged(chunks):
+        only_decodes = all(chunk.is_decode for chunk in chunks)
+        if only_decodes and self._is_ragged(chunks):
             computed = self._decode(chunks)
             if computed is not None:
                 return computed
-        with self._meter.time("decode_s" if num_decodes == len(chunks) else "prefill_s"):
+        with self._meter.time("decode_s" if only_decodes else "prefill_s"):
             attention = self._attention(chunks)
             packed = [chunks[index] for index in attention.order]
             embeds_TD = self._embed(packed)
@@ -196,7 +196,7 @@ class ContinuousEngine:
             asked = [chunk.row for chunk in packed if chunk.needs_logits]
             logits_SV = self._model.logits(hidden_SD) if asked else None
             tokens = dict(zip(asked, self._next_tokens(logits_SV, asked), strict=True))
-        self._meter.add(decode_tokens=num_decodes, prefill_tokens=len(embeds_TD) - num_decodes)
+        self._count(chunks)
         self._meter.add(keys_read=attention.num_keys_read, keys_padded=attention.num_keys_padded)
         return [_Computed(chunk, tokens.get(chunk.row)) for chunk in packed]
 
@@ -212,8 +212,21 @@ class ContinuousEngine:
             if logits_RV is None:
                 return None
             tokens = self._next_tokens(logits_RV, rows)
-        self._meter.add(decode_tokens=len(chunks), keys_read=sum(chunk.end for chunk in chunks))
+        self._count(chunks)
+        self._meter.add(keys_read=sum(chunk.end for chunk in chunks))
         return [_Computed(chunk, token) for chunk, token in zip(chunks, tokens, strict=True)]
+
+    def _count(self, chunks: Sequence[Chunk[RunningRow]]) -> None:
+        """Notes what a step computed."""
+        decodes = [chunk for chunk in chunks if chunk.is_decode]
+        prompts = [chunk for chunk in chunks if not chunk.is_decode]
+        self._meter.add(
+            decode_tokens=len(decodes),
+            prefill_tokens=sum(chunk.end - chunk.start for chunk in prompts),
+            prefill_pairs=sum((chunk.end - chunk.start) * (chunk.start + chunk.end + 1) // 2 for chunk in prompts),
+        )
+        if not prompts:
+            self._meter.add(decode_steps=1, decode_keys=sum(chunk.end for chunk in decodes))
 
     def _embed(self, packed: Sequence[Chunk[RunningRow]]) -> Tensor:
         """(T, D). Answers' tokens, which come first, are embedded together."""

@@ -29,7 +29,10 @@ class EngineStats:
     prompt_tokens: int = 0  # of all rows admitted
     prefix_tokens_reused: int = 0  # of those, not computed because another row's keys were there
     prefill_tokens: int = 0
+    prefill_pairs: int = 0  # of a prompt's token and a key it sees
     decode_tokens: int = 0
+    decode_steps: int = 0  # that compute nothing else …
+    decode_keys: int = 0  # … and the keys of their rows
     pictures_wanted: int = 0  # by rows; those whose prefix was reused want none
     pictures_encoded: int = 0
     crops: int = 0
