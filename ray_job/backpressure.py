@@ -5,7 +5,10 @@ keeps an object under 100 kB in the driver's own memory, and rows of text, or of
 blocks of a few kilobytes: a table of ten million of them would be read into the driver before the engine had answered
 a thousandth. So no more than so many blocks wait in front of a stage.
 
-On two CPUs a job of 20,000 rows of small pictures, in 625 blocks of 64 kB, peaked at 299 MiB of driver memory before.
+`python -m ray_job bench job --rows 2000 20000 60000`, two CPUs, blocks of 64 kB: the driver's memory peaked at 260, 272
+and 292 MiB, and without the bound at 262, 299 and 381. After a job it holds 255, 263 and 276; the third of a kilobyte
+that a further row leaves there is Ray's, until its end: neither references to objects nor, but for a sixth of it,
+Python's.
 """
 
 from __future__ import annotations

@@ -55,8 +55,7 @@ def test_one_process_local_ray_and_three_nodes_answer_alike(
     assert len({actor["actor_id"] for actor in ours}) >= 2
     assert {actor["node_id"] for actor in ours} - {None}, "where is Ray's choice: it spreads them if all nodes answer"
     once, by_blocks = pictures_to_encode(job)
-    assert once <= job.activity()["pictures_encoded"] <= by_blocks
-    assert once <= by_blocks < 1.2 * once < job.activity()["pictures_wanted"]
+    assert once <= job.activity()["pictures_encoded"] <= by_blocks < job.activity()["pictures_wanted"]
 
 
 def test_a_submitted_job_is_followed_stopped_and_finished_under_one_id(
