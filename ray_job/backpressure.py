@@ -7,8 +7,8 @@ a thousandth. So no more than so many blocks wait in front of a stage.
 
 `python -m ray_job bench job --rows 2000 20000 60000`, two CPUs, blocks of 64 kB: the driver's memory peaked at 260, 272
 and 292 MiB, and without the bound at 262, 299 and 381. After a job it holds 255, 263 and 276; the third of a kilobyte
-that a further row leaves there is Ray's, until its end: neither references to objects nor, but for a sixth of it,
-Python's.
+that a further row leaves there is Ray's: four stages of Ray Data that do nothing, over as many blocks, left 7.5 MiB
+where 20,000 rows leave 8.
 """
 
 from __future__ import annotations
