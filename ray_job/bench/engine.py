@@ -136,8 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     _print_row(row, measured)
             alike[workload] = _alike(answers)
             _print_workload(workload, measured, alike[workload])
-    found = {**_report(model, measured, arguments), "rows_alike": alike, "failed": failed}
-    print(json.dumps({**found, "roofline": asdict(bench.machine)}))
+    report = _report(model, measured, arguments)
+    print(json.dumps({**report, "roofline": asdict(bench.machine), "rows_alike": alike, "failed": failed}))
     return 0
 
 

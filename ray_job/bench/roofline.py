@@ -7,16 +7,16 @@ keys each token sees. So what an engine computes besides, such as hidden scores 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
 
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 
-_TRIES = 5
+_MIN_RUN_S = 1.0
 _COPIED_BYTES = 512 * 2**20
 
 
@@ -29,32 +29,20 @@ class Machine:
 
 
 def measure_machine(config: Phi3VisionConfig, dtype: torch.dtype, device: torch.device) -> Machine:
-    """The best of a few tries each. Takes some seconds on a CPU."""
+    """The best that a second of tries shows, for each."""
     size = 2048 if device.type == "cpu" else 8192
     a = torch.randn(size, config.hidden_size, device=device).to(dtype)
     b = torch.randn(config.hidden_size, size, device=device).to(dtype)
-    product_s = _best_s(lambda: a @ b, device)
+    product_s = _best_s(lambda: a @ b)
     source = torch.empty(_COPIED_BYTES // dtype.itemsize, dtype=dtype, device=device).zero_()
     target = torch.empty_like(source).zero_()
-    copy_s = _best_s(lambda: target.copy_(source), device)
+    copy_s = _best_s(lambda: target.copy_(source))
     return Machine(2 * size * size * config.hidden_size / product_s, 2 * _COPIED_BYTES / copy_s)
 
 
-def _best_s(work: Callable[[], Any], device: torch.device) -> float:
-    work()
-    best_s = float("inf")
-    for _ in range(_TRIES):
-        _wait(device)
-        started_s = time.perf_counter()
-        work()
-        _wait(device)
-        best_s = min(best_s, time.perf_counter() - started_s)
-    return best_s
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _best_s(work: Callable[[], Any]) -> float:
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())  # it waits for a GPU
+    return min(timer.blocked_autorange(min_run_time=_MIN_RUN_S).times)
 
 
 def shares(config: Phi3VisionConfig, stats: Mapping[str, Any], itemsize: int, machine: Machine) -> dict[str, float]:

@@ -55,7 +55,6 @@ class PackedAttention:
         index_of = {chunk: index for index, chunk in enumerate(chunks)}
         self.order = [index_of[chunk] for chunk in packed]
         self.num_keys_padded = sum(int(group.is_pad_RK.sum()) for group in self._groups)
-        self.num_keys_read = self.num_keys_padded + sum(chunk.end for chunk in packed[: len(decodes)])
         lengths = [chunk.end - chunk.start for chunk in packed]
         ends = torch.tensor(lengths).cumsum(0).tolist()
         wanted = [end - 1 for end, chunk in zip(ends, packed, strict=True) if chunk.needs_logits]

@@ -184,49 +184,50 @@ class ContinuousEngine:
     def _compute(self, chunks: Sequence[Chunk[RunningRow]]) -> list[_Computed]:
         """1 embed, 2 run the decoder, 3 logits of rows with no token left to compute, 4 their next tokens."""
         only_decodes = all(chunk.is_decode for chunk in chunks)
-        if only_decodes and self._is_ragged(chunks):
-            computed = self._decode(chunks)
+        kernel = self._kernel_for(chunks)
+        if only_decodes and kernel is not None:
+            computed = self._decode(chunks, kernel)
             if computed is not None:
                 return computed
         with self._meter.time("decode_s" if only_decodes else "prefill_s"):
-            attention = self._attention(chunks)
+            attention = self._attention(chunks, kernel)
             packed = [chunks[index] for index in attention.order]
             embeds_TD = self._embed(packed)
             hidden_SD = self._model.forward(embeds_TD, *self._positions(packed), attention.wanted_S, attention)
             asked = [chunk.row for chunk in packed if chunk.needs_logits]
-            logits_SV = self._model.logits(hidden_SD) if asked else None
-            tokens = dict(zip(asked, self._next_tokens(logits_SV, asked), strict=True))
-        self._count(chunks)
-        self._meter.add(keys_read=attention.num_keys_read, keys_padded=attention.num_keys_padded)
+            newest = self._next_tokens(self._model.logits(hidden_SD), asked) if asked else []
+            tokens = dict(zip(asked, newest, strict=True))
+        self._count(chunks, attention.num_keys_padded)
         return [_Computed(chunk, tokens.get(chunk.row)) for chunk in packed]
 
-    def _decode(self, chunks: Sequence[Chunk[RunningRow]]) -> list[_Computed] | None:
+    def _decode(self, chunks: Sequence[Chunk[RunningRow]], kernel: Kernel) -> list[_Computed] | None:
         """A step that only decodes, in one launch; None where there is no graph for it."""
         with self._meter.time("decode_s"):
             pool = self._current_pool()
             if self._graphs is None:
-                assert self._kernel is not None
-                self._graphs = DecodeGraphs(self._model, pool, self._kernel)
+                self._graphs = DecodeGraphs(self._model, pool, kernel)
             rows = [chunk.row for chunk in chunks]
             logits_RV = self._graphs.logits(chunks, [row.answer.token_ids[-1] for row in rows])
             if logits_RV is None:
                 return None
             tokens = self._next_tokens(logits_RV, rows)
         self._count(chunks)
-        self._meter.add(keys_read=sum(chunk.end for chunk in chunks))
         return [_Computed(chunk, token) for chunk, token in zip(chunks, tokens, strict=True)]
 
-    def _count(self, chunks: Sequence[Chunk[RunningRow]]) -> None:
+    def _count(self, chunks: Sequence[Chunk[RunningRow]], num_keys_padded: int = 0) -> None:
         """Notes what a step computed."""
         decodes = [chunk for chunk in chunks if chunk.is_decode]
         prompts = [chunk for chunk in chunks if not chunk.is_decode]
+        num_keys = sum(chunk.end for chunk in decodes)
         self._meter.add(
             decode_tokens=len(decodes),
+            keys_read=num_keys + num_keys_padded,
+            keys_padded=num_keys_padded,
             prefill_tokens=sum(chunk.end - chunk.start for chunk in prompts),
             prefill_pairs=sum((chunk.end - chunk.start) * (chunk.start + chunk.end + 1) // 2 for chunk in prompts),
         )
         if not prompts:
-            self._meter.add(decode_steps=1, decode_keys=sum(chunk.end for chunk in decodes))
+            self._meter.add(decode_steps=1, decode_keys=num_keys)
 
     def _embed(self, packed: Sequence[Chunk[RunningRow]]) -> Tensor:
         """(T, D). Answers' tokens, which come first, are embedded together."""
@@ -242,9 +243,7 @@ class ContinuousEngine:
         device = self._model.device
         return torch.tensor(positions, device=device), torch.tensor(is_long, device=device)
 
-    def _next_tokens(self, logits_SV: Tensor | None, rows: Sequence[RunningRow]) -> list[int]:
-        if logits_SV is None:
-            return []
+    def _next_tokens(self, logits_SV: Tensor, rows: Sequence[RunningRow]) -> list[int]:
         return next_tokens(
             logits_SV,
             [row.sample.params for row in rows],
@@ -252,15 +251,17 @@ class ContinuousEngine:
             [row.answer.text_ids if row.answer.needs_seen_ids else () for row in rows],
         )
 
-    def _attention(self, chunks: Sequence[Chunk[RunningRow]]) -> PackedAttention | VarlenAttention:
-        if self._is_ragged(chunks):
-            return VarlenAttention(self._current_pool(), chunks, self._model.sliding_window, self._kernel)
+    def _attention(
+        self, chunks: Sequence[Chunk[RunningRow]], kernel: Kernel | None
+    ) -> PackedAttention | VarlenAttention:
+        if kernel is not None:
+            return VarlenAttention(self._current_pool(), chunks, self._model.sliding_window, kernel)
         return PackedAttention(self._current_pool(), chunks, self._model.sliding_window)
 
-    def _is_ragged(self, chunks: Sequence[Chunk[RunningRow]]) -> bool:
-        """Whether the ragged kernel can run them; it knows no sliding window."""
+    def _kernel_for(self, chunks: Sequence[Chunk[RunningRow]]) -> Kernel | None:
+        """The ragged kernel where it can run them: it knows no sliding window."""
         window = self._model.sliding_window
-        return self._kernel is not None and (window is None or all(chunk.end <= window for chunk in chunks))
+        return self._kernel if window is None or all(chunk.end <= window for chunk in chunks) else None
 
     def _current_pool(self) -> KVPool:
         """Memory for the scheduler's pool, which is empty whenever its size changes."""

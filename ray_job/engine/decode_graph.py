@@ -25,7 +25,7 @@ from ray_job.engine.kv_cache import KVPool, place, stretches
 from ray_job.engine.memory import is_out_of_memory
 from ray_job.engine.packed_model import PackedModel
 from ray_job.engine.scheduler import Chunk, Row
-from ray_job.engine.varlen import Call, Kernel, flash, joined
+from ray_job.engine.varlen import Call, Kernel, joined
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class DecodeGraphs:
         kernel: attention; a recorded one must not wait for the device either.
     """
 
-    def __init__(self, model: PackedModel, pool: KVPool, kernel: Kernel = flash) -> None:
+    def __init__(self, model: PackedModel, pool: KVPool, kernel: Kernel) -> None:
         self._model = model
         self._pool = pool
         self._kernel = kernel
@@ -71,23 +71,23 @@ class DecodeGraphs:
             for stretch in (each[-1], *each[:-1]):
                 numbers += [stretch.start, len(stretch)]
             rows.append(numbers + [self._pool.spare, 0] * (num_shared - len(each) + 1))
-        size = _padded(len(rows))
-        padding = [0, 0, 0, self._pool.spare] + [self._pool.spare, 1] + [self._pool.spare, 0] * num_shared
-        numbers_FB = torch.tensor(rows + [padding] * (size - len(rows))).T.contiguous()
-        play = self._plays.get(tuple(numbers_FB.shape))
+        spare = self._pool.spare
+        padding = [0, 0, 0, spare, spare, 1] + [spare, 0] * num_shared
+        padded = rows + [padding] * (_padded(len(rows)) - len(rows))
+        numbers_FB = torch.tensor(padded).T.contiguous()
+        shape = tuple(numbers_FB.shape)
+        play = self._plays.get(shape) or self._prepared(numbers_FB)
         if play is None:
-            play = self._prepared(torch.tensor([padding] * size).T.contiguous())
-            if play is None:
-                return None
-            self._plays[tuple(numbers_FB.shape)] = play
+            return None
+        self._plays[shape] = play
         return play(numbers_FB)[: len(rows)]
 
-    def _prepared(self, padding_FB: Tensor) -> Play | None:
-        """A way to compute rows of this shape; recording runs it a few times over nothing but padding."""
+    def _prepared(self, numbers_FB: Tensor) -> Play | None:
+        """A way to compute rows of this shape. Recording runs these a few times, which puts the same keys in place."""
         if self._model.device.type != "cuda":
             return self._compute
         try:
-            return self._recorded(padding_FB)
+            return self._recorded(numbers_FB)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -95,9 +95,9 @@ class DecodeGraphs:
             self._is_broken = True
             return None
 
-    def _recorded(self, padding_FB: Tensor) -> Play:
+    def _recorded(self, numbers_FB: Tensor) -> Play:
         device = self._model.device
-        input_FB = padding_FB.to(device)
+        input_FB = numbers_FB.to(device)
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):

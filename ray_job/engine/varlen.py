@@ -68,12 +68,10 @@ class VarlenAttention:
 
     num_keys_padded = 0
 
-    def __init__(
-        self, pool: KVPool, chunks: Sequence[Chunk[Row]], sliding_window: int | None, kernel: Kernel | None = None
-    ) -> None:
+    def __init__(self, pool: KVPool, chunks: Sequence[Chunk[Row]], sliding_window: int | None, kernel: Kernel) -> None:
         assert sliding_window is None or all(chunk.end <= sliding_window for chunk in chunks)
         self._pool = pool
-        self._kernel = kernel or flash
+        self._kernel = kernel
         device = pool.keys[0].device
         self.order = sorted(range(len(chunks)), key=lambda index: not chunks[index].is_decode)
         packed = [chunks[index] for index in self.order]
@@ -81,7 +79,6 @@ class VarlenAttention:
         ends = torch.tensor(counts).cumsum(0).tolist()
         wanted = [end - 1 for end, chunk in zip(ends, packed, strict=True) if chunk.needs_logits]
         self.wanted_S = torch.tensor(wanted, dtype=torch.int64, device=device)
-        self.num_keys_read = sum(chunk.end for chunk in packed if chunk.is_decode)
         places = [place(chunk) + offset for chunk in packed for offset in range(chunk.end - chunk.start)]
         self._places_T = torch.tensor(places, device=device)
         self._all = _Plan.of(packed, counts, device)
