@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -26,6 +26,7 @@ from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Engine, Vocabulary, run
 from ray_job.engine.static import StaticEngine
 from ray_job.models import DEMO, model_folder
+from ray_job.models.casting import cast_where_slow
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.phi3_vision.weights import load
@@ -43,33 +44,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--native", action="store_true", help="compute in the dtype even where a CPU is slow at it and jobs do not"
+    )
     arguments = parser.parse_args(argv)
     folder = model_folder(ModelSpec(path=DEMO))
     processor = Phi3VisionProcessor.from_pretrained(folder)
     model = load(folder, dtype=getattr(torch, arguments.dtype), device=arguments.device)
+    if not arguments.native:
+        model = cast_where_slow(model)
     # No stop token ends a row: every token more is one more chance to differ.
     vocabulary = Vocabulary(processor.pad_id, frozenset(), processor.decode)
     packed = PackedPhi3Vision(model)
     engines: dict[str, Callable[[], Engine]] = {
-        "alone": lambda: StaticEngine(model, vocabulary, max_batch_rows=1),
-        "static batches of 8": lambda: StaticEngine(model, vocabulary, max_batch_rows=8),
+        "static, alone": lambda: StaticEngine(model, vocabulary, max_batch_rows=1),
+        "static, batches of 8": lambda: StaticEngine(model, vocabulary, max_batch_rows=8),
+        "continuous, alone": lambda: ContinuousEngine(
+            packed, vocabulary, max_slots=1, prefix_sharing=False, vision_cache_bytes=0, answer_duplicates=False
+        ),
         "continuous, 32 slots": lambda: ContinuousEngine(packed, vocabulary),
         "continuous, 5 slots, nothing shared": lambda: ContinuousEngine(
             packed, vocabulary, max_slots=5, prefix_sharing=False, vision_cache_bytes=0, answer_duplicates=False
         ),
     }
     rows = samples(processor, arguments.rows)
-    alone: dict[int, tuple[int, ...]] = {}
-    differing = {}
-    print(f"{arguments.dtype}, {len(rows)} rows, {_MAX_NEW_TOKENS} tokens each")
+    answers: dict[str, dict[int, tuple[int, ...]]] = {}
+    differing: dict[str, dict[str, int]] = {}
+    computed = str(model.dtype).removeprefix("torch.")
+    print(
+        f"{arguments.dtype}, computed in {computed}, {len(rows)} rows, {_MAX_NEW_TOKENS} tokens each; rows that differ"
+    )
+    print(f"  {'':38}{'from static, alone':>20}{'from its own, alone':>21}{'seconds':>10}")
     for name, make in engines.items():
         started_s = time.perf_counter()
-        answers = {result.key: tuple(result.token_ids) for result in run(make(), rows)}
-        alone = alone or answers
-        differing[name] = sum(answers[key] != tokens for key, tokens in alone.items())
-        print(f"  {name:38} {differing[name]:5} differ   {time.perf_counter() - started_s:7.1f} s", flush=True)
-    print(json.dumps({"benchmark": "agreement", "dtype": arguments.dtype, "rows": len(rows), "differ": differing}))
+        answers[name] = {result.key: tuple(result.token_ids) for result in run(make(), rows)}
+        seconds = time.perf_counter() - started_s
+        others = ("static, alone", f"{name.split(',')[0]}, alone")
+        differing[name] = {other: _differing(answers[name], answers[other]) for other in others}
+        shown = [differing[name][other] for other in others]
+        print(f"  {name:38}{shown[0]:20}{shown[1]:21}{seconds:10.1f}", flush=True)
+    report = {"benchmark": "agreement", "dtype": arguments.dtype, "computed_in": computed, "rows": len(rows)}
+    print(json.dumps({**report, "differ_from": differing}))
     return 0
+
+
+def _differing(answers: Mapping[int, tuple[int, ...]], others: Mapping[int, tuple[int, ...]]) -> int:
+    return sum(answers[key] != tokens for key, tokens in others.items())
 
 
 def samples(processor: Phi3VisionProcessor, count: int) -> list[Sample]:

@@ -55,6 +55,7 @@ from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Vocabulary, run
 from ray_job.engine.static import StaticEngine
 from ray_job.engine.stats import EngineStats
+from ray_job.models.casting import cast_where_slow
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig, VisionConfig
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
@@ -220,15 +221,25 @@ def _small_config(official_tower: bool, **factors: Any) -> Phi3VisionConfig:
     )
 
 
+def twin(model: Phi3VisionModel) -> Phi3VisionModel:
+    """Another module over the same weight tensors."""
+    with torch.device("meta"):
+        other = Phi3VisionModel(model.config, model.attention, model.image_mean, model.image_std)
+    other.load_state_dict(model.state_dict(), strict=True, assign=True)
+    other.materialise_buffers(model.device)
+    return other.eval()
+
+
 class _Bench:
-    """Runs workloads over one model."""
+    """Runs workloads over one model; the engine over the same weights as a job's actor holds them."""
 
     def __init__(self, model: Phi3VisionModel, num_crops: int, seed: int) -> None:
         self._model = model
+        self._ours = cast_where_slow(twin(model))
         self._num_crops = num_crops
         self._seed = seed
         self._library = baselines.library(model)
-        self.machine = measure_machine(model.config, model.dtype, model.device)
+        self.machine = measure_machine(model.config, self._ours.dtype, model.device)
 
     def warm_up(self) -> None:
         """Lets every runner make what is made once."""
@@ -247,8 +258,8 @@ class _Bench:
         summary = None
         if stats is not None:
             summary = {**asdict(stats), "slot_occupancy": stats.slot_occupancy, "padding_share": stats.padding_share}
-            model = self._model
-            summary["shares"] = shares(model.config, summary, model.dtype.itemsize, self.machine)
+            ours = self._ours
+            summary["shares"] = shares(ours.config, summary, ours.dtype.itemsize, self.machine)
         return Measured(workload, runner, rows, seconds, cpu_s, new_tokens, summary), answers
 
     def _measure_peer(self, workload: str, peer: Peer, rows: int) -> tuple[Measured, baselines.Answers]:
@@ -275,7 +286,7 @@ class _Bench:
         options: dict[str, Any] = {}
         if runner == "no-reuse":
             options = {"vision_cache_bytes": 0, "prefix_sharing": False, "answer_duplicates": False}
-        engine = ContinuousEngine(PackedPhi3Vision(self._model), VOCABULARY, **options)
+        engine = ContinuousEngine(PackedPhi3Vision(self._ours), VOCABULARY, **options)
         answers = {result.key: list(result.token_ids) for result in run(engine, samples)}
         return answers, engine.stats()
 

@@ -63,6 +63,7 @@ def load_model(spec: JobSpec) -> Phi3VisionModel:
     """
     import torch
 
+    from ray_job.models.casting import cast_where_slow
     from ray_job.models.phi3_vision import weights
 
     device = spec.model.device
@@ -80,7 +81,7 @@ def load_model(spec: JobSpec) -> Phi3VisionModel:
     model = weights.load(
         model_folder(spec.model), dtype=getattr(torch, name), device=device, attention=spec.model.attention
     )
-    return model.eval()
+    return cast_where_slow(model)
 
 
 def load_engine(spec: JobSpec) -> Engine:

@@ -12,8 +12,9 @@ import os
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ray_job.models.casting import linear
 
 _MAX_ROWS = 64
 _MAX_MEMORY_SHARE = 0.25
@@ -22,35 +23,34 @@ _MAX_MEMORY_SHARE = 0.25
 class Projection:
     """Calls a linear layer that has no bias; `pack` lets it keep a second copy of the weight."""
 
-    def __init__(self, linear: nn.Linear, pack: bool) -> None:
-        self._weight = linear.weight
-        self._packed = _packed(linear.weight) if pack else None
+    def __init__(self, layer: nn.Linear, pack: bool) -> None:
+        self._weight = layer.weight
+        self._packed = _packed(layer.weight) if pack else None
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """(T, D) → (T, N)."""
         if self._packed is not None and len(x_TD) <= _MAX_ROWS:
             product: Tensor = torch.ops.mkldnn._linear_pointwise(x_TD, self._packed, None, "none", [], "")
             return product
-        return F.linear(x_TD, self._weight)
+        return linear(x_TD, self._weight)
 
 
-def can_pack(linears: Iterable[nn.Linear]) -> bool:
-    """Whether second copies of these weights are of use and small beside the free memory."""
-    weights = [linear.weight for linear in linears]
-    if not torch._C._has_mkldnn or any(
-        weight.device.type != "cpu" or weight.dtype != torch.float32 for weight in weights
-    ):
+def can_pack(layers: Iterable[nn.Linear], dtype: torch.dtype) -> bool:
+    """Whether second copies of these layers' weights, in the `dtype` they compute in, are of use and small beside the
+    free memory."""
+    weights = [layer.weight for layer in layers]
+    if not torch._C._has_mkldnn or dtype != torch.float32 or any(weight.device.type != "cpu" for weight in weights):
         return False
     free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return sum(weight.nbytes for weight in weights) <= _MAX_MEMORY_SHARE * free_bytes
+    return sum(weight.numel() * dtype.itemsize for weight in weights) <= _MAX_MEMORY_SHARE * free_bytes
 
 
 def _packed(weight_ND: Tensor) -> Tensor | None:
     """The weight as oneDNN wants it; None where this build of torch has no such operator, or not in this form."""
     try:
         with torch.no_grad():
-            packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_ND.detach(), _MAX_ROWS)
-            sample_1D = weight_ND.new_zeros((1, weight_ND.shape[1]))
+            packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_ND.detach().float(), _MAX_ROWS)
+            sample_1D = torch.zeros((1, weight_ND.shape[1]))
             torch.ops.mkldnn._linear_pointwise(sample_1D, packed, None, "none", [], "")
     except (AttributeError, RuntimeError, TypeError):
         return None

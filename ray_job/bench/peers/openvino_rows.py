@@ -44,7 +44,7 @@ Request = tuple[str, list[openvino.Tensor], GenerationConfig]
 FOLDER = Path(sys.argv[1])
 REQUEST: dict[str, Any] = json.loads((FOLDER / "request.json").read_text())
 _VISION = "model.vision_embed_tokens."
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_PRECISIONS = {"bfloat16": ("BF16", "bf16"), "float16": ("FP16", "f16")}
 _KV_CACHE_GB = 2
 _SIDE = 336
 _OFFICIAL_TOWER = {
@@ -96,10 +96,17 @@ def _pipeline(exported: Path) -> ContinuousBatchingPipeline:
     scheduler.max_num_seqs = REQUEST["max_num_seqs"]
     scheduler.enable_prefix_caching = True
     scheduler.cache_size = _KV_CACHE_GB
-    precision = _PRECISIONS[REQUEST["dtype"]]
+    precision = _precision()
     common = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": REQUEST["threads"]}
     decoder = {**common, "KV_CACHE_PRECISION": precision}  # its default is 8 bits
     return ContinuousBatchingPipeline(exported, scheduler, "CPU", decoder, {}, common)
+
+
+def _precision() -> str:
+    """The checkpoint's where this processor computes in it, else float32, which is also what OpenVINO would choose."""
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capability, precision = _PRECISIONS.get(REQUEST["dtype"], ("FP32", "f32"))
+    return precision if capability in capabilities else "f32"
 
 
 def _answer(pipeline: ContinuousBatchingPipeline, requests: Sequence[Request]) -> list[list[int]]:

@@ -70,8 +70,8 @@ class Phi3VisionModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
-        return self.lm_head.weight.dtype
+        """What it computes in; a CPU may keep some weights in another (`models/casting.py`)."""
+        return self.model.norm.weight.dtype
 
     def encode_pictures(self, pictures: Sequence[Tensor], max_crops: int | None = None) -> list[Tensor]:
         """HD pixels, uint8 (H, W, 3) each on any device, to features (T, D) each, on the model's device.

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer
 
+from ray_job.models.casting import linear
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.projection import Projection, can_pack
 
@@ -46,7 +46,7 @@ class PackedPhi3Vision:
         self.max_len = config.max_position_embeddings
         self.sliding_window = config.sliding_window
         linears = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
-        pack = can_pack([*linears, model.lm_head]) if pack_weights is None else pack_weights
+        pack = can_pack([*linears, model.lm_head], model.dtype) if pack_weights is None else pack_weights
         layers = [layer for layer in model.model.layers if isinstance(layer, Phi3DecoderLayer)]
         self._layers = [_Layer(layer, pack) for layer in layers]
         self._lm_head = Projection(model.lm_head, pack)
@@ -58,7 +58,7 @@ class PackedPhi3Vision:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' dtype, and that of keys and values."""
+        """Of activations, keys and values."""
         return self._model.dtype
 
     def is_long(self, num_tokens: int) -> bool:
@@ -132,10 +132,10 @@ class PackedPhi3Vision:
         weight = layer.qkv_weight
         width = len(weight) - 2 * self.num_heads * self.head_dim
         cos_TC, sin_TC = cos_sin
-        query_SNC = F.linear(normed_TD[wanted_S], weight[:width]).view(
+        query_SNC = linear(normed_TD[wanted_S], weight[:width]).view(
             len(wanted_S), width // self.head_dim, self.head_dim
         )
-        key_value_THC = F.linear(normed_TD, weight[width:]).view(len(hidden_TD), -1, self.head_dim)
+        key_value_THC = linear(normed_TD, weight[width:]).view(len(hidden_TD), -1, self.head_dim)
         key_THC, value_THC = torch.split(key_value_THC, self.num_heads, dim=1)
         attended_SC = attend(
             self.num_layers - 1,

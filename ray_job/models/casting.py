@@ -1,0 +1,84 @@
+"""Weights kept in bfloat16 or float16 where the processor has no arithmetic for it, and computed with in float32.
+
+A product in bfloat16 on two AVX2 cores reaches 20 GFLOP/s, in float32 170: torch has no fast kernel for the first. So
+there a model in bfloat16 keeps its matrices in it, which halves their memory, and casts each to float32 for the
+product. Everything else is float32: activations, norms, keys and values. The answers are those of a float32 model with
+the same, rounded weights; a row does not get other tokens because its company changes where a sum is rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ray_job.models.phi3_vision.model import Phi3VisionModel
+
+# By dtype, what a processor must have of it for torch's own products to be fast; names are `torch.cpu`'s.
+_INSTRUCTIONS: Mapping[torch.dtype, tuple[str, ...]] = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
+
+
+def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products in `dtype` are worth it on this device. True where torch cannot tell."""
+    if device.type != "cpu" or dtype not in _INSTRUCTIONS:
+        return True
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    return not capabilities or any(capabilities.get(name) for name in _INSTRUCTIONS[dtype])
+
+
+def cast_where_slow(model: Phi3VisionModel) -> Phi3VisionModel:
+    """The model, in place: as it is where its device computes in its dtype, else computing in float32."""
+    if not computes_in(model.dtype, model.device):
+        cast_layerwise(model, torch.float32)
+    return model
+
+
+def cast_layerwise(model: nn.Module, dtype: torch.dtype) -> None:
+    """Makes the model compute in `dtype`, in place; weights of its `nn.Linear` and `nn.Embedding` stay as they are."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, _Linear(child))
+            elif type(child) is nn.Embedding:
+                setattr(module, name, _Embedding(child, dtype))
+    kept = {id(module.weight) for module in model.modules() if isinstance(module, (_Linear, _Embedding))}
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.to(dtype)
+
+
+def linear(x_TD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """`F.linear` in the dtype of `x_TD`, whatever the weight is kept in."""
+    return F.linear(x_TD, weight_ND.to(x_TD.dtype), bias_N)
+
+
+class _Linear(nn.Linear):
+    """A linear layer over another one's weights that computes in its input's dtype."""
+
+    def __init__(self, kept: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = kept.in_features, kept.out_features
+        self.weight, self.bias = kept.weight, kept.bias
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return linear(x_TD, self.weight, self.bias)
+
+
+class _Embedding(nn.Embedding):
+    """An embedding over another one's weights, which it hands out in another dtype."""
+
+    def __init__(self, kept: nn.Embedding, dtype: torch.dtype) -> None:
+        super().__init__(kept.num_embeddings, kept.embedding_dim, kept.padding_idx, _weight=kept.weight)
+        self._dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids).to(self._dtype)
