@@ -117,8 +117,8 @@ class ModelSpec(_Section):
     revision: str | None = Field(None, description="Commit of a hub id (40 hex digits); required for one.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="`auto`: bfloat16 on a GPU, float32 on a CPU. A CPU without arithmetic for a 16-bit dtype keeps the "
-        "weights in it, half the memory, and computes in float32.",
+        description="`auto`: bfloat16 on a GPU, float32 on a CPU. A CPU without arithmetic for a 16-bit dtype keeps "
+        "the weights in it, half the memory, and computes in float32.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: a GPU where the actor has one.")
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -200,8 +200,8 @@ class BatchingSpec(_Section):
     vision_cache_mib: int = Field(256, ge=0, description="Picture features kept for rows that repeat a picture.")
     share_prefixes: bool = Field(
         True,
-        description="Compute what rows' prompts have in common only once. Computed in float32 the answers are the same; "
-        "in 16 bits sums over shared keys are rounded at other places, which may turn a near tie.",
+        description="Compute what rows' prompts have in common only once. Computed in float32 the answers are the "
+        "same; in 16 bits sums over shared keys are rounded at other places, which may turn a near tie.",
     )
     padding_side: Literal["left", "right"] = Field("left", description="Of the static engine; the answers are equal.")
 
