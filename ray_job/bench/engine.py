@@ -34,11 +34,11 @@ prompts 21.2, at 70 %, and decoding 1.7, at 58 % of what copying reaches. The pr
 vLLM, transformers and the recipe compute in it all the same, this engine (`models/casting.py`) and OpenVINO in float32
 with the rounded weights, hence the near ties that turn. Who runs the recipe there had better choose float32.
 
-What bounds it on a CPU in float32, counted for 64 long-tailed rows: the engine computes 37,132 prompt tokens, 989 answer tokens
-and 216 crops; generate by length 56,824, 1,400 and 274; the recipe 56,352, 2,976 and 320. Prompts and pictures are
-nearly all of it. In a profiled run of 16 rows products of matrices took 75 % of the time, at 178 GFLOP/s; the fastest
-of such products reach 185 here, with MKL as with OpenBLAS. Attention took 10 %. So an engine that wasted nothing
-besides those products would be 1.3 times as fast as this one, and 3.2 times as the recipe.
+What bounds it on a CPU in float32, counted for 64 long-tailed rows: the engine computes 37,132 prompt tokens, 989
+answer tokens and 216 crops; generate by length 56,824, 1,400 and 274; the recipe 56,352, 2,976 and 320. Prompts and
+pictures are nearly all of it. In a profiled run of 16 rows products of matrices took 75 % of the time, at 178 GFLOP/s;
+the fastest of such products reach 185 here, with MKL as with OpenBLAS. Attention took 10 %. So an engine that wasted
+nothing besides those products would be 1.3 times as fast as this one, and 3.2 times as the recipe.
 """
 
 from __future__ import annotations
