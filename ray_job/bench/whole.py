@@ -134,14 +134,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _jobs(folder: Path, arguments: argparse.Namespace) -> list[tuple[str, list[str], dict[str, str]]]:
     """Name, command without the spec, and environment of each job."""
     here = dict(os.environ)
+    cores = len(os.sched_getaffinity(0))
+    # Ray gives an actor as many threads as it has CPUs, and theirs have one; ours asks for all by itself.
+    all_cores = {"OMP_NUM_THREADS": str(cores)}
     jobs = [
         ("ours", [sys.executable, "-m", "ray_job", "run"], here),
-        ("recipe", [sys.executable, "-m", "ray_job.bench.recipe_job"], here),
+        ("recipe", [sys.executable, "-m", "ray_job.bench.recipe_job"], here | all_cores),
     ]
-    cores = len(os.sched_getaffinity(0))
     for name, python in arguments.peer:
         environment = vllm_environment(python, folder / "model", arguments.num_crops, cores, folder)
-        jobs.append((name, [str(python), "-m", f"ray_job.bench.peers.{name}_job"], environment))
+        jobs.append((name, [str(python), "-m", f"ray_job.bench.peers.{name}_job"], environment | all_cores))
     return [job for job in jobs if not arguments.only or job[0] in arguments.only]
 
 

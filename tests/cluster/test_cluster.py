@@ -23,7 +23,7 @@ from tests.chaos.harness import Job
 from .conftest import Answers, answers_here
 from .nodes import ROOT, Nodes, wait_until
 
-NUM_ROWS = 2500  # of blocks of 8: long enough to be stopped in the middle
+NUM_ROWS = 5000  # of blocks of 8: they outlast the start of a second command
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
