@@ -8,13 +8,15 @@ engine` has them in its long-tailed workload, and a checkpoint with random weigh
 and reading the weights counts; what a job does after its last row is written does not. Every word of the tokenizer is
 one token, so that equal texts are equal tokens.
 
-Measured on two quiet cores (AMD EPYC, AVX2, float32), 64 rows, all with the same tokens:
+Measured on two quiet cores (AMD EPYC, AVX2), 64 rows:
 
-    this package 97.1 s and 4.3 GiB, Ray Data LLM over vLLM 0.32.0 263.2 s and 7.2 GiB: 2.71 times as fast
-    this package, an earlier engine, 105.5 s and 4.4 GiB, the naive recipe 245.1 s and 5.5 GiB: 2.3 times as fast
+    float32: this package 105.2 s and 4.5 GiB, Ray Data LLM over vLLM 0.32.0 276.3 s and 7.2 GiB, all 64 rows alike
+    bfloat16: this package 102.6 s and 4.6 GiB, Ray Data LLM 1280.7 s and 6.2 GiB, 35 rows alike
+    float32, an earlier engine: 105.5 s and 4.4 GiB, the naive recipe 245.1 s and 5.5 GiB
 
-Of the 97.1 s the engine was busy for 85.1. Its threads wait without spinning here (`cluster.ray_session`), which costs
-it 3 % on cores that nobody else wants and saves 30 % beside one busy process.
+These flatter this package: within Ray vLLM's worker computed on one of the two cores, whatever OMP_NUM_THREADS and
+VLLM_CPU_OMP_THREADS_BIND said. Why has not been found out. Of our 102.6 s the engine was busy for 90; the same actor
+without Ray beside it took 77 s for the same rows.
 """
 
 from __future__ import annotations
