@@ -23,6 +23,7 @@ nothing; what changes an answer's rounding is reading keys that another row comp
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -65,16 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # No stop token ends a row: every token more is one more chance to differ.
     vocabulary = Vocabulary(processor.pad_id, frozenset(), processor.decode)
     packed = PackedPhi3Vision(model)
+    shares_nothing = functools.partial(
+        ContinuousEngine, packed, vocabulary, prefix_sharing=False, vision_cache_bytes=0, answer_duplicates=False
+    )
     engines: dict[str, Callable[[], Engine]] = {
         "static, alone": lambda: StaticEngine(model, vocabulary, max_batch_rows=1),
         "static, batches of 8": lambda: StaticEngine(model, vocabulary, max_batch_rows=8),
-        "continuous, alone": lambda: ContinuousEngine(
-            packed, vocabulary, max_slots=1, prefix_sharing=False, vision_cache_bytes=0, answer_duplicates=False
-        ),
+        "continuous, alone": lambda: shares_nothing(max_slots=1),
         "continuous, 32 slots": lambda: ContinuousEngine(packed, vocabulary),
-        "continuous, 5 slots, nothing shared": lambda: ContinuousEngine(
-            packed, vocabulary, max_slots=5, prefix_sharing=False, vision_cache_bytes=0, answer_duplicates=False
-        ),
+        "continuous, 5 slots, nothing shared": lambda: shares_nothing(max_slots=5),
     }
     rows = samples(processor, arguments.rows)
     answers: dict[str, dict[int, tuple[int, ...]]] = {}
