@@ -25,9 +25,14 @@ Measured on two quiet cores (AMD EPYC, AVX2, 2 threads), in one run each:
         vLLM                            90.4 s     1.33 times     63
         transformers generate          124.6 s     1.83 times     64
         the published recipe           164.8 s     2.42 times     64
-    --rows 64 --only many-questions, float32
-        this engine                     15.2 s
-        this engine, nothing reused     81.0 s     5.33 times     64
+    --rows 64 --only uniform many-questions, float32
+        this engine                     97.6 s     of the uniform rows
+        transformers generate          134.1 s     1.37 times     64
+        this engine                     14.2 s     of many questions
+        this engine, nothing reused     71.9 s     5.05 times     64
+    --rows 256 --only long, float32: 32 rows
+        this engine                    104.7 s
+        one row at a time              151.2 s     1.44 times     32
 
 Every slot was used while rows waited. Of the 36.5 s vision took 13.3, at 80 % of what products of matrices reach here,
 prompts 21.2, at 70 %, and decoding 1.7, at 58 % of what copying reaches. The processor has no arithmetic for bfloat16:

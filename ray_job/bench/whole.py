@@ -8,15 +8,15 @@ engine` has them in its long-tailed workload, and a checkpoint with random weigh
 and reading the weights counts; what a job does after its last row is written does not. Every word of the tokenizer is
 one token, so that equal texts are equal tokens.
 
-Measured on two quiet cores (AMD EPYC, AVX2), 64 rows:
+Measured on two quiet cores (AMD EPYC, AVX2), 64 rows, each pair in one run:
 
-    float32: this package 105.2 s and 4.5 GiB, Ray Data LLM over vLLM 0.32.0 276.3 s and 7.2 GiB, all 64 rows alike
-    bfloat16: this package 102.6 s and 4.6 GiB, Ray Data LLM 1280.7 s and 6.2 GiB, 35 rows alike
-    float32, an earlier engine: 105.5 s and 4.4 GiB, the naive recipe 245.1 s and 5.5 GiB
+    float32: this package 96.1 s and 4.4 GiB, Ray Data LLM over vLLM 0.32.0 146.1 s and 7.2 GiB, all 64 rows alike
+    bfloat16: this package 96.7 s and 4.5 GiB, Ray Data LLM 652.4 s and 6.1 GiB, 35 rows alike
+    float32: this package 101.6 s and 4.9 GiB, the naive recipe 234.6 s and 4.6 GiB, all 64 rows alike
 
-These flatter this package: within Ray vLLM's worker computed on one of the two cores, whatever OMP_NUM_THREADS and
-VLLM_CPU_OMP_THREADS_BIND said. Why has not been found out. Of our 102.6 s the engine was busy for 90; the same actor
-without Ray beside it took 77 s for the same rows.
+Of our 96 s the engine was busy for 85 and its process started for 12; the same actor without Ray beside it took 77 s
+for the same rows. In float32 that leaves no room for three times Ray Data LLM's speed: products of matrices alone take
+vLLM and us some 50 s (`bench/engine.py`).
 """
 
 from __future__ import annotations
@@ -137,8 +137,9 @@ def _jobs(folder: Path, arguments: argparse.Namespace) -> list[tuple[str, list[s
     """Name, command without the spec, and environment of each job."""
     here = dict(os.environ)
     cores = len(os.sched_getaffinity(0))
-    # Ray gives an actor as many threads as it has CPUs, and theirs have one; ours asks for all by itself.
-    all_cores = {"OMP_NUM_THREADS": str(cores)}
+    # Ray gives an actor as many threads as it has CPUs, and theirs have one; ours asks for all by itself. And Intel's
+    # OpenMP, which vLLM asks for, binds what its process forks, here Ray's node and all below it, to the first core.
+    all_cores = {"OMP_NUM_THREADS": str(cores), "KMP_AFFINITY": "none"}
     jobs = [
         ("ours", [sys.executable, "-m", "ray_job", "run"], here),
         ("recipe", [sys.executable, "-m", "ray_job.bench.recipe_job"], here | all_cores),
