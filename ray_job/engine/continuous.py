@@ -28,7 +28,7 @@ from ray_job.engine.running import RunningRow
 from ray_job.engine.sampler import next_tokens
 from ray_job.engine.scheduler import Chunk, Limits, Scheduler
 from ray_job.engine.stats import EngineStats, Meter
-from ray_job.engine.varlen import Kernel, VarlenAttention, can_use_flash, flash
+from ray_job.engine.varlen import Kernel, VarlenAttention, find_kernel
 from ray_job.engine.vision_cache import VisionCache
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.rows import Result, Sample
@@ -86,7 +86,7 @@ class ContinuousEngine:
         )
         self._pool: KVPool | None = None
         self._graphs: DecodeGraphs | None = None
-        self._kernel = kernel or (flash if can_use_flash(model.device, model.dtype) else None)
+        self._kernel = kernel or find_kernel(model)
         max_crops = max_crops or (8 if model.device.type == "cuda" else 2)
         self._encoder = PictureEncoder(model, VisionCache(vision_cache_bytes), max_crops, self._meter)
         self._duplicates = Duplicates(max_remembered_answers if answer_duplicates else None)

@@ -13,18 +13,24 @@ R rows of a call.
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ray_job.engine.kv_cache import KVPool, Stretch, place, stretches
+from ray_job.engine.memory import is_fatal
+from ray_job.engine.packed_model import PackedModel
 from ray_job.engine.scheduler import Chunk, Row
 
+logger = logging.getLogger(__name__)
+
 _MIN_CAPABILITY = (8, 0)  # the first the flash kernels were written for
+_TOLERANCE = 2e-2  # of bfloat16
 
 
 class Kernel(Protocol):
@@ -125,13 +131,72 @@ class _Plan:
         return cls(Call.of(counts, [each[-1] for each in found], device), shared)
 
 
-def can_use_flash(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this torch, GPU and dtype have the kernel."""
+def find_kernel(model: PackedModel) -> Kernel | None:
+    """The flash kernel where the model's GPU and dtype have it; else None, for attention by `PackedAttention`.
+
+    Whether it does what is asked of it is tried: older releases of torch have it without all of that.
+    """
+    device, dtype = model.device, model.dtype
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    return find_spec("torch.nn.attention.varlen") is not None and (
-        torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
-    )
+        return None
+    if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
+        return None
+    wrong = fault(flash, model.num_heads, model.head_dim, device, dtype)
+    if wrong is None:
+        return flash
+    logger.warning("attention goes on without torch's flash kernel, and slower: %s", wrong)
+    return None
+
+
+@torch.inference_mode()
+def fault(kernel: Kernel, num_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What is wrong with a kernel, tried on rows whose keys lie anywhere in a pool that is not a number elsewhere."""
+    counts, keys = [1, 1, 40, 7], [Stretch(300, 420), Stretch(0, 1), Stretch(20, 120), Stretch(200, 207)]
+    generator = torch.Generator().manual_seed(0)
+
+    def random(num_tokens: int, num_heads: int) -> Tensor:
+        return torch.randn(num_tokens, num_heads, head_dim, generator=generator).to(device, dtype)
+
+    call = Call.of(counts, keys, device)
+    keys_PHD, values_PHD = torch.full((2, 512, num_heads, head_dim), torch.nan, device=device, dtype=dtype)
+    for each in keys:
+        keys_PHD[each.start : each.end] = random(len(each), num_heads)
+        values_PHD[each.start : each.end] = random(len(each), num_heads)
+    for queries_per_key, is_causal in itertools.product((1, 2), (True, False)):
+        query_SND = random(sum(counts), num_heads * queries_per_key)
+        expected = plain(query_SND, keys_PHD, values_PHD, call, is_causal)
+        try:
+            found = kernel(query_SND, keys_PHD, values_PHD, call, is_causal)
+            for name, value, right in zip(("output", "log-sum-exp"), found, expected, strict=True):
+                if value.shape != right.shape or not torch.allclose(value, right, _TOLERANCE, _TOLERANCE):
+                    return f"its {name} is not what plain products of matrices give"
+        except Exception as error:
+            if is_fatal(error):
+                raise
+            return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return None
+
+
+def plain(
+    query_SND: Tensor, keys_PHD: Tensor, values_PHD: Tensor, call: Call, is_causal: bool
+) -> tuple[Tensor, Tensor]:
+    """What a kernel must compute, row by row in float32; the reference of `fault` and of tests."""
+    outputs, sums = [], []
+    starts, firsts = call.query_starts.tolist(), call.key_starts.tolist()
+    repeats = query_SND.shape[1] // keys_PHD.shape[1]
+    for row, num_keys in enumerate(call.num_keys.tolist()):
+        query_NLD = query_SND[starts[row] : starts[row + 1]].transpose(0, 1).float()
+        keys = slice(firsts[row], firsts[row] + num_keys)
+        key_NKD = keys_PHD[keys].transpose(0, 1).repeat_interleave(repeats, 0).float()
+        value_NKD = values_PHD[keys].transpose(0, 1).repeat_interleave(repeats, 0).float()
+        scores_NLK = query_NLD @ key_NKD.transpose(1, 2) / query_SND.shape[-1] ** 0.5
+        if is_causal:
+            length = query_NLD.shape[1]
+            is_later_LK = torch.ones(length, num_keys, dtype=torch.bool).triu(num_keys - length + 1)
+            scores_NLK = scores_NLK.masked_fill(is_later_LK.to(scores_NLK.device), -torch.inf)
+        outputs.append((scores_NLK.softmax(-1) @ value_NKD).transpose(0, 1))
+        sums.append(scores_NLK.logsumexp(-1).T)
+    return torch.cat(outputs).to(query_SND.dtype), torch.cat(sums)
 
 
 def flash(

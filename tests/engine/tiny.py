@@ -8,11 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ray_job.engine.interface import Vocabulary, run
 from ray_job.engine.static import StaticEngine
-from ray_job.engine.varlen import Call
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig, VisionConfig
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.phi3_vision.weights import init_weights
@@ -116,25 +114,3 @@ def alone(model: Phi3VisionModel, rows: Sequence[Sample]) -> dict[int, tuple[obj
     """The reference: every row by itself in the static engine."""
     engine = StaticEngine(model, VOCABULARY, max_batch_rows=1)
     return {result.key: essence(result) for result in run(engine, rows)}
-
-
-def plain_kernel(
-    query_SND: Tensor, keys_PHD: Tensor, values_PHD: Tensor, call: Call, is_causal: bool
-) -> tuple[Tensor, Tensor]:
-    """What the flash kernel is documented to compute, row by row in float32."""
-    outputs, sums = [], []
-    starts, firsts = call.query_starts.tolist(), call.key_starts.tolist()
-    for row, num_keys in enumerate(call.num_keys.tolist()):
-        query_NLD = query_SND[starts[row] : starts[row + 1]].transpose(0, 1).float()
-        keys = slice(firsts[row], firsts[row] + num_keys)
-        repeats = query_SND.shape[1] // keys_PHD.shape[1]
-        key_NKD = keys_PHD[keys].transpose(0, 1).repeat_interleave(repeats, 0).float()
-        value_NKD = values_PHD[keys].transpose(0, 1).repeat_interleave(repeats, 0).float()
-        scores_NLK = query_NLD @ key_NKD.transpose(1, 2) / query_SND.shape[-1] ** 0.5
-        if is_causal:
-            length = query_NLD.shape[1]
-            is_later_LK = torch.ones(length, num_keys, dtype=torch.bool).triu(num_keys - length + 1)
-            scores_NLK = scores_NLK.masked_fill(is_later_LK.to(scores_NLK.device), -torch.inf)
-        outputs.append((scores_NLK.softmax(-1) @ value_NKD).transpose(0, 1))
-        sums.append(scores_NLK.logsumexp(-1).T)
-    return torch.cat(outputs).to(query_SND.dtype), torch.cat(sums)
