@@ -109,7 +109,7 @@ def stream_receipts(
         )
     receipts = results.map_batches(
         PartWriter(run.root, schema, run.number),
-        batch_size=spec.output.part_rows,
+        batch_size=spec.rows_of_a_part(run.expected_rows),
         batch_format="pyarrow",
         num_cpus=_WRITE_CPUS,
     )

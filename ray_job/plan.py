@@ -84,7 +84,7 @@ def plan_job(spec: JobSpec) -> Plan:
     plan.max_new_tokens = sum(size.max_new_tokens for size in sizes)
     max_tokens = spec.batching.max_batch_tokens or DEFAULT_MAX_TOKENS
     plan.batches = num_batches(sizes, spec.batching.max_batch_rows, max_tokens)
-    plan.parts = -(-plan.samples // spec.output.part_rows)
+    plan.parts = -(-plan.samples // spec.rows_of_a_part(plan.rows))
     return plan
 
 

@@ -16,6 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ray_job.errors import SpecError
 
+# Parts of a large job are large enough to leave few files; a small one has at least so many, where blocks allow.
+_MOST_PART_ROWS, _FEWEST_PARTS = 256, 20
+
 
 def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str | int | float) else value
@@ -293,7 +296,12 @@ class OutputSpec(_Section):
     retry_failed: bool = Field(
         False, description="With resume or append: do failed rows again; the new result replaces the error."
     )
-    part_rows: int = Field(256, ge=1, description="Rows of one Parquet part.")
+    part_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Rows of one Parquet part, which is what a job that dies does again. Default: 256; in a small "
+        "input a twentieth of its rows, in whole blocks.",
+    )
 
 
 class JobSpec(_Section):
@@ -348,6 +356,16 @@ class JobSpec(_Section):
     def has_questions(self) -> bool:
         """Whether a row may be asked several questions; the output then has `question_index`."""
         return self.prompt.questions is not None or self.prompt.questions_column is not None
+
+    def rows_of_a_part(self, num_rows: int) -> int:
+        """`output.part_rows`, settled for an input of so many rows."""
+        if self.output.part_rows is not None:
+            return self.output.part_rows
+        if self.has_questions:  # a row of the input may be many of the output
+            return _MOST_PART_ROWS
+        block_rows = self.batching.block_rows
+        blocks = min(num_rows // (_FEWEST_PARTS * block_rows), _MOST_PART_ROWS // block_rows)
+        return max(blocks, 1) * block_rows
 
     def answer_fields(self) -> dict[str, dict[str, Any]]:
         """The fields that can change an answer, by section; see `fingerprint.py` for what else can.

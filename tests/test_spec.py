@@ -120,6 +120,24 @@ def test_the_fingerprint_sees_what_can_change_an_answer_and_nothing_else(
     assert (other.answer_fields() != JobSpec.from_dict(MINIMAL).answer_fields()) is changes
 
 
+@pytest.mark.parametrize(
+    ("sections", "num_rows", "rows"),
+    [
+        ({}, 1, 32),
+        ({}, 1279, 32),
+        ({}, 1280, 64),
+        ({}, 1_000_000, 256),
+        ({"batching": {"block_rows": 100}}, 1_000_000, 200),
+        ({"batching": {"block_rows": 1000}}, 1_000_000, 1000),
+        ({"batching": {"block_rows": 1}}, 10, 1),
+        ({"prompt": {"questions": ["What?", "Where?"]}}, 64, 256),
+        ({"output": {"path": "out", "part_rows": 7}}, 1_000_000, 7),
+    ],
+)
+def test_parts_are_whole_blocks_and_a_small_job_has_several(sections: Any, num_rows: int, rows: int) -> None:
+    assert JobSpec.from_dict({**MINIMAL, **sections}).rows_of_a_part(num_rows) == rows
+
+
 def test_row_overrides_are_validated_like_the_job() -> None:
     params = JobSpec.from_dict(MINIMAL).generation.params
     assert params.overridden({"max_new_tokens": 3}).max_new_tokens == 3

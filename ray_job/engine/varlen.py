@@ -151,18 +151,19 @@ def find_kernel(model: PackedModel) -> Kernel | None:
 @torch.inference_mode()
 def fault(kernel: Kernel, num_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> str | None:
     """What is wrong with a kernel, tried on rows whose keys lie anywhere in a pool that is not a number elsewhere."""
-    counts, keys = [1, 1, 40, 7], [Stretch(300, 420), Stretch(0, 1), Stretch(20, 120), Stretch(200, 207)]
+    keys = [Stretch(300, 420), Stretch(0, 1), Stretch(20, 120), Stretch(200, 207)]
+    prompts, decodes = [1, 1, 40, 7], [1, 1, 1, 1]
     generator = torch.Generator().manual_seed(0)
 
     def random(num_tokens: int, num_heads: int) -> Tensor:
         return torch.randn(num_tokens, num_heads, head_dim, generator=generator).to(device, dtype)
 
-    call = Call.of(counts, keys, device)
     keys_PHD, values_PHD = torch.full((2, 512, num_heads, head_dim), torch.nan, device=device, dtype=dtype)
     for each in keys:
         keys_PHD[each.start : each.end] = random(len(each), num_heads)
         values_PHD[each.start : each.end] = random(len(each), num_heads)
-    for queries_per_key, is_causal in itertools.product((1, 2), (True, False)):
+    for counts, queries_per_key, is_causal in itertools.product((prompts, decodes), (1, 2), (True, False)):
+        call = Call.of(counts, keys, device)
         query_SND = random(sum(counts), num_heads * queries_per_key)
         expected = plain(query_SND, keys_PHD, values_PHD, call, is_causal)
         try:
