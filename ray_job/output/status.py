@@ -14,6 +14,7 @@ from ray_job.output.totals import Totals
 from ray_job.storage import Location
 
 _RATE_PARTS = 20
+_SHORTEST_RATE_S = 1.0  # parts that come together tell no rate
 _OPEN = (State.IN_PROGRESS, State.FINALIZING)
 
 
@@ -102,6 +103,6 @@ def _rate(ledger: Ledger, manifest: Manifest) -> float | None:
     """Records a second over the newest parts of the latest run."""
     parts = sorted((part.modified_s, part.num_rows) for part in ledger.parts if part.account.run == manifest.run)
     newest = parts[-_RATE_PARTS:]
-    if len(newest) < 2 or newest[-1][0] <= newest[0][0]:
+    if not newest or newest[-1][0] - newest[0][0] < _SHORTEST_RATE_S:
         return None
     return sum(num_rows for _, num_rows in newest[1:]) / (newest[-1][0] - newest[0][0])
