@@ -126,6 +126,7 @@ def _library_decoder(model: Phi3VisionModel) -> Any:  # the library's annotation
         "short_factor": list(config.short_factor),
         "long_factor": list(config.long_factor),
         "original_max_position_embeddings": config.original_max_position_embeddings,
+        "factor": config.max_position_embeddings / config.original_max_position_embeddings,
     }
     library_config = Phi3Config(
         vocab_size=config.vocab_size,
