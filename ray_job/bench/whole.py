@@ -137,9 +137,8 @@ def _jobs(folder: Path, arguments: argparse.Namespace) -> list[tuple[str, list[s
     """Name, command without the spec, and environment of each job."""
     here = dict(os.environ)
     cores = len(os.sched_getaffinity(0))
-    # Ray gives an actor as many threads as it has CPUs, and theirs have one; ours asks for all by itself. And Intel's
-    # OpenMP, which vLLM asks for, binds what its process forks, here Ray's node and all below it, to the first core.
-    all_cores = {"OMP_NUM_THREADS": str(cores), "KMP_AFFINITY": "none"}
+    # Ray gives an actor as many threads as it has CPUs, and theirs have one; ours asks for all by itself.
+    all_cores = {"OMP_NUM_THREADS": str(cores)}
     jobs = [
         ("ours", [sys.executable, "-m", "ray_job", "run"], here),
         ("recipe", [sys.executable, "-m", "ray_job.bench.recipe_job"], here | all_cores),

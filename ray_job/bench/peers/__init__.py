@@ -141,6 +141,9 @@ def vllm_environment(python: Path, checkpoint: Path, num_crops: int, threads: in
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_NO_USAGE_STATS": "1",
         "LD_PRELOAD": ":".join(map(str, preloaded)),
+        # Intel's OpenMP binds what its process forks to the first core, which may be Ray's node and all below it. vLLM
+        # itself binds its worker's threads, as it is told above.
+        "KMP_AFFINITY": "none",
     }
     return os.environ | _COMMON | settings
 
