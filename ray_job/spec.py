@@ -299,8 +299,8 @@ class OutputSpec(_Section):
     part_rows: int | None = Field(
         None,
         ge=1,
-        description="Rows of one Parquet part, which is what a job that dies does again. Default: 256; in a small "
-        "input a twentieth of its rows, in whole blocks.",
+        description="Rows of one Parquet part; what is in none when a job dies is done again. Default: 256, and of a "
+        "small input a twentieth, both in whole blocks.",
     )
 
 

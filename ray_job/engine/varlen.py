@@ -29,8 +29,8 @@ from ray_job.engine.scheduler import Chunk, Row
 
 logger = logging.getLogger(__name__)
 
-_MIN_CAPABILITY = (8, 0)  # the first the flash kernels were written for
-_TOLERANCE = 2e-2  # of bfloat16
+MIN_CAPABILITY = (8, 0)  # the first the flash kernels were written for
+_TOLERANCES = {"output": 2e-2, "log-sum-exp": 2e-3}  # of bfloat16, and of float32 sums of it
 
 
 class Kernel(Protocol):
@@ -139,7 +139,7 @@ def find_kernel(model: PackedModel) -> Kernel | None:
     device, dtype = model.device, model.dtype
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
-    if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
+    if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         return None
     wrong = fault(flash, model.num_heads, model.head_dim, device, dtype)
     if wrong is None:
@@ -162,14 +162,14 @@ def fault(kernel: Kernel, num_heads: int, head_dim: int, device: torch.device, d
     for each in keys:
         keys_PHD[each.start : each.end] = random(len(each), num_heads)
         values_PHD[each.start : each.end] = random(len(each), num_heads)
-    for counts, queries_per_key, is_causal in itertools.product((prompts, decodes), (1, 2), (True, False)):
+    for counts, queries_per_key, is_causal in itertools.product((prompts, decodes), (1, 4), (True, False)):
         call = Call.of(counts, keys, device)
         query_SND = random(sum(counts), num_heads * queries_per_key)
         expected = plain(query_SND, keys_PHD, values_PHD, call, is_causal)
         try:
             found = kernel(query_SND, keys_PHD, values_PHD, call, is_causal)
-            for name, value, right in zip(("output", "log-sum-exp"), found, expected, strict=True):
-                if value.shape != right.shape or not torch.allclose(value, right, _TOLERANCE, _TOLERANCE):
+            for (name, bound), value, right in zip(_TOLERANCES.items(), found, expected, strict=True):
+                if value.shape != right.shape or not torch.allclose(value, right, bound, bound):
                     return f"its {name} is not what plain products of matrices give"
         except Exception as error:
             if is_fatal(error):
@@ -193,8 +193,8 @@ def plain(
         scores_NLK = query_NLD @ key_NKD.transpose(1, 2) / query_SND.shape[-1] ** 0.5
         if is_causal:
             length = query_NLD.shape[1]
-            is_later_LK = torch.ones(length, num_keys, dtype=torch.bool).triu(num_keys - length + 1)
-            scores_NLK = scores_NLK.masked_fill(is_later_LK.to(scores_NLK.device), -torch.inf)
+            is_later_LK = torch.ones_like(scores_NLK[0], dtype=torch.bool).triu(num_keys - length + 1)
+            scores_NLK = scores_NLK.masked_fill(is_later_LK, -torch.inf)
         outputs.append((scores_NLK.softmax(-1) @ value_NKD).transpose(0, 1))
         sums.append(scores_NLK.logsumexp(-1).T)
     return torch.cat(outputs).to(query_SND.dtype), torch.cat(sums)

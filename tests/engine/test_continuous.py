@@ -31,7 +31,7 @@ from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.rows import Picture, Result, Sample
 from ray_job.spec import GenerationParams
 from tests.conftest import GOLDEN
-from tests.engine.tiny import VOCABULARY, alone, essence, picture, prompt, samples, tiny_model
+from tests.engine.tiny import VOCABULARY, alone, essence, needs_flash, picture, prompt, samples, tiny_model
 
 NEVER_STOPS = dataclasses.replace(VOCABULARY, stop_ids=frozenset())
 
@@ -110,7 +110,7 @@ def test_an_answer_does_not_depend_on_batching(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_flash
 def test_recorded_steps_answer_as_plain_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
     model = copy.deepcopy(tiny_model()).to("cuda", torch.bfloat16)
     rows = samples(5, 40)

@@ -18,7 +18,7 @@ from ray_job.engine.spans import Piece, Span
 from ray_job.engine.varlen import Call, Kernel, VarlenAttention, fault, flash, plain
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
 from ray_job.models.projection import Projection
-from tests.engine.tiny import VOCAB, tiny_model
+from tests.engine.tiny import VOCAB, needs_flash, tiny_model
 
 PREFIX = 70  # long enough that decoding rows read it as a group
 LENGTHS = [PREFIX + 3, PREFIX + 9, PREFIX + 30, 5]
@@ -88,7 +88,7 @@ def _plain(model: nn.Module, ids: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_flash
 @pytest.mark.parametrize("kv_heads", [32, 8])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_flash_kernel_computes_what_it_is_documented_to(kv_heads: int, dtype: torch.dtype) -> None:

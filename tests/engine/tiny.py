@@ -7,10 +7,12 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 
 from ray_job.engine.interface import Vocabulary, run
 from ray_job.engine.static import StaticEngine
+from ray_job.engine.varlen import MIN_CAPABILITY
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig, VisionConfig
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.phi3_vision.weights import init_weights
@@ -22,6 +24,10 @@ CROP = 28
 STOP_ID = 3
 VOCABULARY = Vocabulary(
     pad_id=0, stop_ids=frozenset({STOP_ID}), detokenize=lambda ids: "".join(chr(97 + i % 26) for i in ids)
+)
+needs_flash = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < MIN_CAPABILITY,
+    reason="needs a CUDA device with flash attention",
 )
 
 
