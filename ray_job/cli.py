@@ -48,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _submit(arguments: argparse.Namespace) -> int:
     spec = _spec(arguments)
-    from ray_job.submit import submit_job
+    from ray_job.cluster.submit import submit_job
 
     submission = submit_job(spec, arguments.address, arguments.job_id)
     if arguments.no_wait:
@@ -58,7 +58,7 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _manifest(arguments: argparse.Namespace) -> int:
-    from ray_job.manifest import Claim, KubeOptions, manifest
+    from ray_job.cluster.kubernetes import Claim, KubeOptions, manifest
 
     chosen = {name: value for name, value in vars(arguments).items() if name in KubeOptions.__slots__}
     chosen["name"] = arguments.name or Path(arguments.spec).stem
@@ -69,8 +69,8 @@ def _manifest(arguments: argparse.Namespace) -> int:
 
 def _validate(arguments: argparse.Namespace) -> int:
     spec = _spec(arguments)
-    from ray_job.fingerprint import digest, fingerprint_fields
-    from ray_job.job import open_job
+    from ray_job.output.fingerprint import digest, fingerprint_fields
+    from ray_job.stages.open_job import open_job
 
     spec, source, _ = open_job(spec)
     fingerprint = digest(fingerprint_fields(spec, source))
@@ -89,7 +89,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _preview(arguments: argparse.Namespace) -> int:
     spec = _spec(arguments)
-    from ray_job.gallery.preview import preview
+    from ray_job.views.gallery.preview import preview
 
     print(preview(spec, arguments.n, seed=arguments.seed))
     return 0
@@ -97,7 +97,7 @@ def _preview(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from ray_job.output.verify import verify
-    from ray_job.storage import locate
+    from ray_job.storage.places import locate
 
     found = verify(locate(arguments.output))
     print(json.dumps(found.to_dict()) if arguments.json else found.table())
@@ -106,7 +106,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     from ray_job.output.status import job_status
-    from ray_job.storage import locate
+    from ray_job.storage.places import locate
 
     status = job_status(locate(arguments.output))
     print(json.dumps(status.to_dict()) if arguments.json else status.table())
@@ -114,7 +114,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from ray_job.html_report.write import write_report
+    from ray_job.views.html.write import write_report
 
     print(write_report(arguments.output, arguments.to))
     return 0

@@ -13,19 +13,21 @@ from typing import TextIO
 
 import pyarrow as pa
 
-from ray_job.cluster import Board, Gate, Workers, bounded_restarts, ray_session, settle_workers
-from ray_job.gallery.warm import warm_actor
-from ray_job.inputs import open_source
+from ray_job.cluster.job_store import JobStore, StopFlag
+from ray_job.cluster.session import bounded_restarts, ray_session
+from ray_job.cluster.signals import interruptible
+from ray_job.cluster.warm_actor import warm_actor
+from ray_job.cluster.workers import Workers, settle_workers
 from ray_job.inputs.source import Source
-from ray_job.models import load_config, load_processor, settle_model
-from ray_job.output.parts import PartWriter, Receipt
+from ray_job.output.parts import Receipt
 from ray_job.output.run import Run
-from ray_job.prepare import Preparer
-from ray_job.progress import Progress
-from ray_job.report import Report
+from ray_job.output.summary import Report
 from ray_job.rows import output_schema
-from ray_job.signals import interruptible
 from ray_job.spec import JobSpec
+from ray_job.stages.open_job import open_job
+from ray_job.stages.prepare import Preparer
+from ray_job.stages.write import PartWriter
+from ray_job.views.progress import Progress
 
 # Ray gives the first stages their CPUs first: with whole ones for preparing, two CPUs would write nothing until all is
 # read. Together they stay under 1: Ray's sums of fractions are not exact, and a hair too much is too much.
@@ -52,14 +54,14 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
     ):
         if run.needs_ids or run.remaining.num_rows:
             progress.phase("starting Ray")
-            with ray_session(spec.limits), Board() as board:
-                gate = Gate(board)
-                stop.arm(gate.close)
+            with ray_session(spec.limits), JobStore() as store:
+                flag = StopFlag(store)
+                stop.arm(flag.set)
                 workers = settle_workers(spec)
                 progress.phase("finding what is left" if run.needs_ids else "waiting for the first part")
                 run.begin(workers.dtype)
                 progress.count(run.expected_rows)
-                for receipt in stream_receipts(spec, source, preparer, workers, run, board, gate):
+                for receipt in stream_receipts(spec, source, preparer, workers, run, store, flag):
                     run.add(receipt)
             stop.disarm()
         stop.check(run.num_left)
@@ -67,25 +69,25 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
 
 
 def stream_receipts(
-    spec: JobSpec, source: Source, preparer: Preparer, workers: Workers, run: Run, board: Board, gate: Gate
+    spec: JobSpec, source: Source, preparer: Preparer, workers: Workers, run: Run, store: JobStore, flag: StopFlag
 ) -> Iterator[Receipt]:
     """The Ray Data pipeline over the rows left to do; yields a receipt for each part as it is committed."""
     import ray.data
 
-    from ray_job.actor import GenerateActor
-    from ray_job.backpressure import bound_waiting_blocks
+    from ray_job.cluster.backpressure import bound_waiting_blocks
     from ray_job.inputs.datasource import RowDatasource
+    from ray_job.stages.generate import GenerateActor
 
     bound_waiting_blocks(spec.batching.block_rows)
     schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
-    reader = RowDatasource(source, remaining=run.remaining, is_open=gate.is_open)
+    reader = RowDatasource(source, remaining=run.remaining, should_stop=flag.is_set)
     rows = ray.data.read_datasource(reader, override_num_blocks=reader.num_tasks)
     # Behind a map Ray cuts blocks where it reads them; straight behind reading that is a stage of its own.
     rows = rows.map_batches(_unchanged, batch_size=None, batch_format="pyarrow")
     rows = rows.repartition(target_num_rows_per_block=spec.batching.block_rows)
     with bounded_restarts(spec.limits) as (task_restarts, actor_restarts):
         prepared = rows.map_batches(
-            preparer.marking(board),
+            preparer.with_store(store),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.TaskPoolStrategy(spec.workers.prepare_tasks),
@@ -94,7 +96,7 @@ def stream_receipts(
         )
         results = prepared.map_batches(
             GenerateActor,
-            fn_constructor_args=(spec, schema, gate.is_open, board),
+            fn_constructor_args=(spec, schema, flag.is_set, store),
             # Ray wants a number where there are GPUs; blocks have this size already.
             batch_size=spec.batching.block_rows if workers.gpus_per_actor else None,
             batch_format="pyarrow",
@@ -119,16 +121,3 @@ def stream_receipts(
 
 def _unchanged(table: pa.Table) -> pa.Table:
     return table
-
-
-def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
-    """Checks a spec against its input's headers and its model's small files, and settles what they decide.
-
-    Raises:
-        SpecError, InputError: the input is not there, or has not the columns the spec names.
-        ModelError: the model's folder has no usable configuration or tokenizer.
-    """
-    source = open_source(spec)
-    spec = spec.model_copy(update={"prompt": source.prompt, "model": settle_model(spec.model)})
-    limit = spec.limits.max_prompt_tokens or load_config(spec.model).max_position_embeddings - 1
-    return spec, source, Preparer(spec, source.without_splits(), load_processor(spec.model), limit)

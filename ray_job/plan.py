@@ -7,8 +7,8 @@ from typing import Any
 
 from ray_job.engine.batching import DEFAULT_MAX_TOKENS, SampleSize, num_batches
 from ray_job.inputs.source import iter_tables
-from ray_job.job import open_job
 from ray_job.spec import GenerationParams, JobSpec
+from ray_job.stages.open_job import open_job
 
 _EDGES = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _BAR_WIDTH = 40

@@ -16,7 +16,7 @@ from pyarrow import fs
 # As a local Ray that a job starts: threads that spin for each other starve the processes beside them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-GOLDEN = Path(__file__).parent / "phi3_vision" / "golden"
+GOLDEN = Path(__file__).parent / "models" / "phi3_vision" / "golden"
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ray_job.inputs import web
+from ray_job.inputs.pictures import web
 
 
 def make_certificate(file: Path) -> Path:

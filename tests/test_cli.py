@@ -37,7 +37,7 @@ def test_help_takes_under_a_second_of_processor_time() -> None:
     assert 0 < min(seconds) < 1.0
 
 
-@pytest.mark.parametrize("module", ["ray_job.cli", "ray_job.plan", "ray_job.prepare", "ray_job.models"])
+@pytest.mark.parametrize("module", ["ray_job.cli", "ray_job.plan", "ray_job.stages.prepare", "ray_job.models.loading"])
 def test_what_must_start_fast_loads_neither_torch_nor_ray(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers'}} & set(sys.modules)))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -50,7 +50,7 @@ def imports_of(file: Path) -> set[str]:
     return names | {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
 
 
-@pytest.mark.parametrize("folder", ["engine", "models", "actor.py", "prepare.py", "conversation.py", "rows.py"])
+@pytest.mark.parametrize("folder", ["engine", "models", "stages", "prompts", "storage", "rows.py"])
 def test_engine_model_and_actor_do_not_know_ray(folder: str) -> None:
     path = PACKAGE / folder
     files = [path] if path.is_file() else sorted(path.rglob("*.py"))

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m ray_job bench NAME`."""

@@ -30,13 +30,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from ray_job.demo.batches import prompt_parts
 from ray_job.demo.questions import make_split
+from ray_job.demo.training.batches import prompt_parts
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Engine, Vocabulary, run
 from ray_job.engine.static import StaticEngine
-from ray_job.models import DEMO, model_folder
 from ray_job.models.casting import cast_where_slow
+from ray_job.models.loading import DEMO, model_folder
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.phi3_vision.weights import load

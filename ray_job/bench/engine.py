@@ -63,7 +63,7 @@ from typing import Any
 import torch
 
 from ray_job.bench import baselines
-from ray_job.bench.peers import PEERS, Peer, PeerError, named_python
+from ray_job.bench.peers.peer import PEERS, Peer, PeerError, named_python
 from ray_job.bench.roofline import measure_machine, shares
 from ray_job.bench.workloads import MAKERS, Workload
 from ray_job.engine.continuous import ContinuousEngine

@@ -8,7 +8,7 @@ before it shows what each further row costs once everything has started, and whe
 
 Measured on two cores: with the no-op engine a further row costs 2.0 ms, of which 0.5 are the bare loop's; ten times the
 rows took 5.2 times as long. With the demo's model a further row ran at 1.26 times the speed of the bare loop (`--rows
-500 3000`), as preparing goes on beside the engine. Driver memory and what bounds it: see `ray_job.backpressure`.
+500 3000`), as preparing goes on beside the engine. What bounds driver memory: `cluster/backpressure.py`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _further_ms(before: Measured, row: Measured) -> float:
 
 def _measure(model: str, rows: int, seed: int) -> Measured:
     """In a process of its own: the job first, so that its memory is all there is to see."""
-    from ray_job.cluster import ray_session
+    from ray_job.cluster.session import ray_session
     from ray_job.job import run_job
 
     with tempfile.TemporaryDirectory() as name:
@@ -125,10 +125,10 @@ def _measure(model: str, rows: int, seed: int) -> Measured:
 
 def _bare_loop(spec: JobSpec) -> float:
     """Seconds that the same stages take one after the other in this process, nothing written."""
-    from ray_job.actor import GenerateActor
-    from ray_job.inputs import iter_tables
-    from ray_job.job import open_job
+    from ray_job.inputs.source import iter_tables
     from ray_job.rows import POSITION, output_schema
+    from ray_job.stages.generate import GenerateActor
+    from ray_job.stages.open_job import open_job
 
     spec, source, preparer = open_job(spec)
     actor = GenerateActor(spec, output_schema(source.id_field.type, source.kept, spec.has_questions))

@@ -12,10 +12,10 @@ import torch
 
 from ray_job.bench.baselines import BATCH_ROWS, recipe
 from ray_job.bench.peers.rows import answer_text, sample_of
-from ray_job.job import open_job
-from ray_job.models import load_processor, model_folder
+from ray_job.models.loading import load_processor, model_folder
 from ray_job.models.phi3_vision.weights import load
 from ray_job.spec import JobSpec
+from ray_job.stages.open_job import open_job
 
 
 class Recipe:

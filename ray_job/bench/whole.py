@@ -42,7 +42,7 @@ import torch
 from PIL import Image
 
 from ray_job.bench.engine import build_model, commit, cpu_name
-from ray_job.bench.peers import WHOLE_PEERS, PeerError, named_python, run_logged, vllm_environment
+from ray_job.bench.peers.peer import WHOLE_PEERS, PeerError, named_python, run_logged, vllm_environment
 from ray_job.bench.workloads import Workload
 from ray_job.models.phi3_vision.weights import save
 from ray_job.rows import Sample

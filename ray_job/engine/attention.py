@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ray_job.engine.kv_cache import KVPool, Stretch, place, stretches
-from ray_job.engine.scheduler import Chunk, Row
+from ray_job.engine.row import Chunk, Row
 
 # Fewer shared tokens are not worth a group's extra steps.
 _MIN_GROUP_KEYS = 64

@@ -24,9 +24,10 @@ from ray_job.engine.interface import Slots, Vocabulary
 from ray_job.engine.kv_cache import KVPool
 from ray_job.engine.memory import default_pool_tokens, is_fatal, is_out_of_memory, release_memory
 from ray_job.engine.packed_model import PackedModel
+from ray_job.engine.row import Chunk
 from ray_job.engine.running import RunningRow
 from ray_job.engine.sampler import next_tokens
-from ray_job.engine.scheduler import Chunk, Limits, Scheduler
+from ray_job.engine.scheduler import Limits, Scheduler
 from ray_job.engine.stats import EngineStats, Meter
 from ray_job.engine.varlen import Kernel, VarlenAttention, find_kernel
 from ray_job.engine.vision_cache import VisionCache

@@ -24,7 +24,7 @@ from torch import Tensor
 from ray_job.engine.kv_cache import KVPool, place, stretches
 from ray_job.engine.memory import is_out_of_memory
 from ray_job.engine.packed_model import PackedModel
-from ray_job.engine.scheduler import Chunk, Row
+from ray_job.engine.row import Chunk, Row
 from ray_job.engine.varlen import Call, Kernel, joined
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ray_job.engine.packed_model import PackedModel
-from ray_job.engine.scheduler import Chunk, Row
+from ray_job.engine.row import Chunk, Row
 
 
 @dataclass(frozen=True, slots=True)

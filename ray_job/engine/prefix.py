@@ -7,44 +7,12 @@ collision can hand a row another row's keys.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+from ray_job.engine.row import R, Row
 from ray_job.engine.spans import Piece
 
-if TYPE_CHECKING:
-    from ray_job.engine.scheduler import Row
-
-R = TypeVar("R", bound="Row")
 _Key: TypeAlias = tuple[bytes, tuple[bytes, ...], bool]
-
-
-class Prompt:
-    """A prompt's token ids, int32 with −k for picture k, and its pictures' digests."""
-
-    __slots__ = ("digests", "ids_L")
-
-    def __init__(self, input_ids: Sequence[int], digests: Sequence[bytes]) -> None:
-        self.ids_L: npt.NDArray[np.int32] = np.asarray(input_ids, dtype=np.int32)
-        self.digests = tuple(digests)
-
-    def __len__(self) -> int:
-        return len(self.ids_L)
-
-    def common(self, other: Prompt) -> int:
-        """How many leading tokens are the same, pictures included."""
-        shortest = min(len(self), len(other))
-        differs_L = self.ids_L[:shortest] != other.ids_L[:shortest]
-        common = int(differs_L.argmax()) if differs_L.any() else shortest
-        if self.digests != other.digests:
-            for number, pair in enumerate(zip(self.digests, other.digests, strict=False), start=1):
-                if pair[0] != pair[1]:
-                    places = np.flatnonzero(self.ids_L[:common] == -number)
-                    common = int(places[0]) if len(places) else common
-        return common
 
 
 class PrefixIndex(Generic[R]):

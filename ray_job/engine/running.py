@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ray_job.engine.interface import Vocabulary
-from ray_job.engine.prefix import Prompt
-from ray_job.engine.scheduler import Row
+from ray_job.engine.row import Prompt, Row
 from ray_job.engine.sequence import Sequence
 from ray_job.rows import Picture, Sample
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic
 
-from ray_job.engine.prefix import PrefixIndex, Prompt
+from ray_job.engine.prefix import PrefixIndex
+from ray_job.engine.row import Chunk, R
 from ray_job.engine.spans import Piece, Span, SpanPool
 
 # A row may be overtaken by this many times `max_slots` later ones before nothing else is admitted.
@@ -25,65 +26,6 @@ _PATIENCE = 4
 _MIN_STEP_TOKENS = 32
 # Rows tried at one admission, longest first, before waiting for room.
 _MAX_TRIES = 8
-
-
-@dataclass(eq=False, kw_only=True)
-class Row:
-    """One row on its way through. `num_tokens` counts prompt and answer so far and grows as it is answered."""
-
-    prompt: Prompt
-    max_tokens: int  # prompt and longest answer
-    num_tokens: int
-    is_long: bool = False  # which rotary factors its keys carry
-    is_ready: bool = True  # False while features of its pictures are missing
-    arrival: int = 0
-    deadline: int = 0  # overdue once so many rows were admitted
-    is_waiting: bool = False
-    num_computed: int = 0
-    shared: list[Piece] = field(default_factory=list)
-    span: Span | None = None
-
-    @property
-    def num_shared(self) -> int:
-        """Leading tokens whose keys lie in other rows' spans."""
-        return sum(piece.length for piece in self.shared)
-
-    @property
-    def num_missing(self) -> int:
-        """Tokens known but not computed."""
-        return self.num_tokens - self.num_computed
-
-    @property
-    def is_decoding(self) -> bool:
-        """Whether only its newest token is left to compute."""
-        return self.num_missing == 1 and self.num_computed >= len(self.prompt)
-
-    def has_prefix(self, filled: Mapping[Span, int]) -> bool:
-        """Whether the keys it shares are there; `filled` overrides what spans hold."""
-        return all(piece.length <= filled.get(piece.span, piece.span.filled) for piece in self.shared)
-
-
-R = TypeVar("R", bound=Row)
-R_co = TypeVar("R_co", bound=Row, covariant=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk(Generic[R_co]):
-    """Tokens `start` to `end` of a row, computed in one step."""
-
-    row: R_co
-    start: int
-    end: int
-
-    @property
-    def is_decode(self) -> bool:
-        """Whether it is an answer's newest token alone."""
-        return self.end - self.start == 1 and self.start >= len(self.row.prompt) and self.needs_logits
-
-    @property
-    def needs_logits(self) -> bool:
-        """Whether the row's next token follows from it."""
-        return self.end == self.row.num_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +20,11 @@ from torch.nn.utils.rnn import pad_sequence
 from ray_job.engine.batching import SampleSize, batch_rows
 from ray_job.engine.collate import PaddingSide, collate
 from ray_job.engine.interface import Slots, Vocabulary
+from ray_job.engine.padded_model import PaddedModel
 from ray_job.engine.sampler import next_tokens
 from ray_job.engine.sequence import Sequence
 from ray_job.engine.stats import EngineStats, Meter
 from ray_job.errors import ErrorCode, RowError, Stage
-from ray_job.models.phi3_vision.cache import KVCache
-from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.rows import Result, Sample
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class StaticEngine:
 
     def __init__(
         self,
-        model: Phi3VisionModel,
+        model: PaddedModel,
         vocabulary: Vocabulary,
         *,
         max_batch_rows: int = 16,
@@ -109,8 +109,7 @@ class StaticEngine:
     @torch.inference_mode()
     def _generate(self, samples: list[Sample]) -> list[Result]:
         started_s = time.monotonic()
-        max_len = self._model.config.max_position_embeddings
-        sequences = [Sequence(sample, self._vocabulary, max_len) for sample in samples]
+        sequences = [Sequence(sample, self._vocabulary, self._model.max_len) for sample in samples]
         with self._meter.time("vision_s"):
             features = self._encode_pictures(samples)
         with self._meter.time("prefill_s"):
@@ -148,7 +147,7 @@ class StaticEngine:
             model.embed_row(torch.tensor(sample.input_ids), row_features)
             for sample, row_features in zip(so_far, features, strict=True)
         ]
-        running = _Running(KVCache(), batch.attention_mask_BL.to(device), torch.empty(0))
+        running = _Running(model.new_cache(), batch.attention_mask_BL.to(device), torch.empty(0))
         running.logits_BV = model.forward(
             pad_sequence(rows_LD, batch_first=True, padding_side=self._padding_side),
             position_ids_BL=batch.position_ids_BL.to(device),
@@ -176,14 +175,13 @@ class StaticEngine:
 
     def _is_long(self, sequences: list[Sequence]) -> Tensor:
         """Which rows use the long RoPE factors: by each row's own length, never by the batch's."""
-        limit = self._model.config.original_max_position_embeddings
-        is_long = [len(sequence.all_ids) > limit for sequence in sequences]
+        is_long = [self._model.is_long(len(sequence.all_ids)) for sequence in sequences]
         return torch.tensor(is_long, device=self._model.device)
 
     def _crosses_now(self, sequence: Sequence) -> bool:
         """Whether the newest token takes a row from short to long factors: all its keys are then stale."""
-        limit = self._model.config.original_max_position_embeddings
-        return not sequence.is_finished and sequence.prompt_len <= limit and len(sequence.all_ids) == limit + 1
+        num_tokens = len(sequence.all_ids)
+        return not sequence.is_finished and self._model.is_long(num_tokens) and not self._model.is_long(num_tokens - 1)
 
     def _append_tokens(self, sequences: list[Sequence], logits_BV: Tensor) -> None:
         tokens = next_tokens(
@@ -201,7 +199,7 @@ class StaticEngine:
 class _Running:
     """A batch between two steps."""
 
-    cache: KVCache
+    cache: Any  # the model's own
     attention_mask_BL: Tensor  # over all columns in the cache
     logits_BV: Tensor  # of each row's last token
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from ray_job.engine.kv_cache import KVPool, Stretch, place, stretches
 from ray_job.engine.memory import is_fatal
 from ray_job.engine.packed_model import PackedModel
-from ray_job.engine.scheduler import Chunk, Row
+from ray_job.engine.row import Chunk, Row
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from ray_job.conversation import QUESTION, nearest, settle, template_fields
 from ray_job.errors import SpecError
+from ray_job.prompts.conversation import QUESTION, nearest, settle, template_fields
 from ray_job.rows import INTERNAL_PREFIX, RESERVED_COLUMNS, ROW_ID
 from ray_job.spec import JobSpec, PromptSpec
 

@@ -31,7 +31,7 @@ class RowDatasource(ray.data.Datasource):
         source: what to read.
         max_rows: most rows of a table.
         remaining: the rows left to do; by default all. A split with none is not opened.
-        is_open: asked before each table; once it says no, reading ends.
+        should_stop: asked before each table; once true, reading ends.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class RowDatasource(ray.data.Datasource):
         source: Source,
         max_rows: int = MAX_TABLE_ROWS,
         remaining: Remaining | None = None,
-        is_open: Callable[[], bool] = lambda: True,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._source = source
         self._max_rows = max_rows
         self._remaining = Remaining.all(source.num_rows) if remaining is None else remaining
-        self._is_open = is_open
+        self._should_stop = should_stop
         stops = itertools.accumulate(split.num_rows for split in source.splits)
         placed = [
             (stop - split.num_rows, split)
@@ -87,7 +87,7 @@ class RowDatasource(ray.data.Datasource):
                 exec_stats=None,
                 input_files=None,
             )
-            read_rows = _reader(source, placed, remaining, self._max_rows, self._is_open)
+            read_rows = _reader(source, placed, remaining, self._max_rows, self._should_stop)
             tasks.append(ReadTask(read_rows, metadata, schema=schema, per_task_row_limit=per_task_row_limit))
         return tasks
 
@@ -114,7 +114,7 @@ def _reader(
     placed: Sequence[tuple[int, Split]],
     remaining: Remaining,
     max_rows: int,
-    is_open: Callable[[], bool],
+    should_stop: Callable[[], bool],
 ) -> Callable[[], Iterator[pa.Table]]:
     """Reads splits, each given with the place of its first row in the whole input."""
 
@@ -122,7 +122,7 @@ def _reader(
         for start, split in placed:
             tables = []
             for table in source.read(split, max_rows):
-                if not is_open():
+                if should_stop():
                     return
                 tables.append(remaining.select(table, start))
                 start += table.num_rows

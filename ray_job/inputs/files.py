@@ -15,7 +15,7 @@ from typing import Literal
 
 from ray_job.errors import InputError
 from ray_job.spec import InputSpec
-from ray_job.storage import Location, expand, locate, without_secrets
+from ray_job.storage.places import Location, expand, locate, without_secrets
 
 Format = Literal["parquet", "images", "jsonl"]
 _SUFFIXES: dict[Format, tuple[str, ...]] = {

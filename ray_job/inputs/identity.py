@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Iterable
 
 from ray_job.errors import InputError
-from ray_job.inputs.images import ImagesSource
-from ray_job.inputs.jsonl_splits import JsonlSplit
-from ray_job.inputs.parquet import ParquetSplit
+from ray_job.inputs.formats.images import ImagesSource
+from ray_job.inputs.formats.jsonl_splits import JsonlSplit
+from ray_job.inputs.formats.parquet import ParquetSplit
 from ray_job.inputs.source import Source
-from ray_job.storage import STORAGE_ERRORS, Location, reason
+from ray_job.storage.places import STORAGE_ERRORS, Location, reason
 
 
 def input_identity(source: Source) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.rows import ERROR_TYPE, READ_ERROR, error_record
 from ray_job.spec import PromptSpec
-from ray_job.storage import Location
+from ray_job.storage.places import Location
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from ray_job.errors import InputError, ModelError
-from ray_job.storage import STORAGE_ERRORS, Location, list_files, locate, reason
+from ray_job.storage.places import STORAGE_ERRORS, Location, list_files, locate, reason
 
 _CACHE = "RAY_JOB_CACHE"
 _SMALL, _WEIGHTS = ".json", ".safetensors"  # nothing else is fetched: no code, no pickles

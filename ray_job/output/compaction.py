@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_job.errors import RayJobError
-from ray_job.output.files import remove
 from ray_job.output.ledger import Bools, Ledger, Part
 from ray_job.output.parts import write_part
-from ray_job.storage import STORAGE_ERRORS, Location, reason
+from ray_job.storage.places import STORAGE_ERRORS, Location, reason
+from ray_job.storage.whole_files import remove
 
 
 def drop_superseded(root: Location, ledger: Ledger) -> int:

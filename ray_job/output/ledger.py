@@ -26,9 +26,9 @@ from pyarrow import fs
 
 from ray_job.errors import RayJobError
 from ray_job.output.account import FOOTER_KEY, Account, Ints, first_key, positions_of, questions_of
-from ray_job.output.files import part_files
 from ray_job.output.parts import DATA, ERRORS
-from ray_job.storage import STORAGE_ERRORS, Location, reason
+from ray_job.storage.places import STORAGE_ERRORS, Location, reason
+from ray_job.storage.whole_files import part_files
 
 Bools = npt.NDArray[np.bool_]
 _THREADS = 16

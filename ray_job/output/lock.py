@@ -7,7 +7,7 @@ import os
 from typing import Self
 
 from ray_job.errors import SpecError
-from ray_job.storage import Location
+from ray_job.storage.places import Location
 
 _NAME = ".lock"
 

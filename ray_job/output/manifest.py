@@ -9,11 +9,11 @@ from enum import StrEnum
 from typing import Any, Self
 
 from ray_job.errors import Interrupted, SpecError
-from ray_job.fingerprint import digest
-from ray_job.output.files import read_text, write_json
+from ray_job.output.fingerprint import digest
 from ray_job.output.totals import Totals
 from ray_job.spec import JobSpec
-from ray_job.storage import Location, without_secrets
+from ray_job.storage.places import Location, without_secrets
+from ray_job.storage.whole_files import read_text, write_json
 
 MANIFEST, REPORT, SUCCESS = "_manifest.json", "_report.json", "_SUCCESS"
 REPORT_PAGE = "_report.html"

@@ -1,26 +1,21 @@
-"""Writes results as Parquet parts, each visible whole or not at all.
+"""A part: what its receipt says, and one Parquet file that is visible whole or not at all.
 
-A part's name is made of the run's number and a hash of its rows' numbers: a task that Ray runs twice writes the same
-file twice, and no run ever writes over another's. Answered rows go to `data/`, failed ones to `errors/`, under the same
-name and the same schema; what each file holds is told by its footer (`account.py`).
+Answered rows go to `data/`, failed ones to `errors/`, under the same name and with the same schema; each file's footer
+says what it holds (`account.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_job.output.account import FOOTER_KEY, Account
-from ray_job.output.files import write_whole
-from ray_job.rows import ATTEMPTS, POSITION, QUESTION_INDEX, WORKER, Status
-from ray_job.storage import Location
+from ray_job.storage.places import Location
+from ray_job.storage.whole_files import write_whole
 
 DATA, ERRORS = "data", "errors"
 
@@ -47,50 +42,6 @@ class Receipt:
         return [cls(**json.loads(text)) for text in table.column("receipt").to_pylist()]
 
 
-class PartWriter:
-    """Commits batches of results under an output folder.
-
-    Args:
-        root: the output folder.
-        schema: of the results (`rows.output_schema`).
-        run: the run's number in this folder.
-    """
-
-    def __init__(self, root: Location, schema: pa.Schema, run: int = 1) -> None:
-        self._root = root
-        self._schema = schema
-        self._run = run
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """A batch of results (`rows.result_schema`) → one receipt, once both files are there."""
-        if table.num_rows == 0:
-            return RECEIPT_SCHEMA.empty_table()
-        started_s = time.monotonic()
-        table = _sorted(table)
-        attempts = pc.add(table.column("attempts"), table.column(ATTEMPTS))
-        table = table.set_column(table.column_names.index("attempts"), "attempts", attempts)
-        name = f"part-{self._run:04}-{_hash(table)}.parquet"
-        is_answered = pc.equal(table.column("status"), str(Status.OK))
-        answered, failed = table.filter(is_answered), table.filter(pc.invert(is_answered))
-        for folder, rows in ((ERRORS, failed), (DATA, answered)):
-            if rows.num_rows:
-                account = Account.of_results(rows, self._run)
-                write_part(self._root, f"{folder}/{name}", rows.select(self._schema.names).cast(self._schema), account)
-        whole = Account.of_results(table, self._run)
-        receipt = Receipt(
-            name=name,
-            rows=_num_input_rows(table),
-            answered=answered.num_rows,
-            failed=failed.num_rows,
-            prompt_tokens=whole.prompt_tokens,
-            completion_tokens=whole.completion_tokens,
-            error_codes=whole.error_codes,
-            write_s=time.monotonic() - started_s,
-            actors=_latest(table),
-        )
-        return pa.table({"receipt": [json.dumps(asdict(receipt))]}, schema=RECEIPT_SCHEMA)
-
-
 def write_part(root: Location, name: str, rows: pa.Table, account: Account) -> None:
     """Writes one Parquet file with its account in the footer."""
     sink = pa.BufferOutputStream()
@@ -99,33 +50,3 @@ def write_part(root: Location, name: str, rows: pa.Table, account: Account) -> N
         writer.write_table(rows)
         writer.add_key_value_metadata(footer)
     write_whole(root, name, sink.getvalue())
-
-
-def _sorted(table: pa.Table) -> pa.Table:
-    return table.sort_by([(name, "ascending") for name in (POSITION, QUESTION_INDEX) if name in table.column_names])
-
-
-def _hash(table: pa.Table) -> str:
-    """Of the rows' and questions' numbers alone."""
-    digest = hashlib.blake2b(digest_size=10)
-    for column in (POSITION, QUESTION_INDEX):
-        if column in table.column_names:
-            digest.update(table.column(column).to_numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _latest(table: pa.Table) -> dict[str, dict[str, float]]:
-    """The last news of each actor in a batch (`rows.WORKER`)."""
-    latest: dict[str, dict[str, float]] = {}
-    for text in table.column(WORKER).drop_null().to_pylist():
-        news = json.loads(text)
-        known = latest.get(news["actor"])
-        if known is None or news["done"]["prepare_s"] >= known["prepare_s"]:
-            latest[news["actor"]] = news["done"]
-    return latest
-
-
-def _num_input_rows(table: pa.Table) -> int:
-    if QUESTION_INDEX not in table.column_names:
-        return int(table.num_rows)
-    return int(pc.sum(pc.equal(table.column(QUESTION_INDEX), 0)).as_py() or 0)

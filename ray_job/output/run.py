@@ -22,25 +22,25 @@ from typing import Any, Self
 import numpy as np
 
 from ray_job.errors import AccountingError, SpecError
-from ray_job.fingerprint import DTYPE, fingerprint_fields
 from ray_job.inputs.identity import input_identity
 from ray_job.inputs.remaining import Remaining
 from ray_job.inputs.source import Source
 from ray_job.output.activity import Activity
 from ray_job.output.compaction import drop_superseded
 from ray_job.output.duplicates import find_duplicates
-from ray_job.output.files import part_files, remove, remove_leftovers, write_json, write_whole
+from ray_job.output.fingerprint import DTYPE, fingerprint_fields
 from ray_job.output.ledger import Ledger
-from ray_job.output.left import what_is_left
 from ray_job.output.lock import Lock
 from ray_job.output.manifest import REPORT, REPORT_PAGE, SUCCESS, Manifest, State, public_spec, versions
 from ray_job.output.matching import KnownRows, match_input
-from ray_job.output.opening import Opening, check_fingerprint, open_output
+from ray_job.output.modes import Opening, check_fingerprint, open_output
 from ray_job.output.parts import DATA, ERRORS, Receipt
+from ray_job.output.resume import what_is_left
+from ray_job.output.summary import Report
 from ray_job.output.totals import Totals
-from ray_job.report import Report
 from ray_job.spec import JobSpec
-from ray_job.storage import Location, locate
+from ray_job.storage.places import Location, locate
+from ray_job.storage.whole_files import part_files, remove, remove_leftovers, write_json, write_whole
 
 _LOG = logging.getLogger(__name__)
 

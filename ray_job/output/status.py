@@ -11,7 +11,7 @@ from ray_job.output.ledger import Ledger
 from ray_job.output.lock import is_locked
 from ray_job.output.manifest import MANIFEST, Manifest, State
 from ray_job.output.totals import Totals
-from ray_job.storage import Location
+from ray_job.storage.places import Location
 
 _RATE_PARTS = 20
 _SHORTEST_RATE_S = 1.0  # parts that come together tell no rate

@@ -14,13 +14,13 @@ from ray_job.errors import RayJobError, SpecError
 from ray_job.output.account import questions_of
 from ray_job.output.compaction import read_part
 from ray_job.output.duplicates import find_duplicates
-from ray_job.output.files import read_text
 from ray_job.output.ledger import Ledger, Part
 from ray_job.output.manifest import MANIFEST, SUCCESS, Manifest, State
 from ray_job.output.parts import DATA
 from ray_job.output.totals import Totals
 from ray_job.rows import QUESTION_INDEX, ROW_ID, Status
-from ray_job.storage import Location
+from ray_job.storage.places import Location
+from ray_job.storage.whole_files import read_text
 
 _MAX_SHOWN = 20
 

@@ -21,9 +21,9 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from ray_job import JobSpec
-from ray_job.inputs import iter_tables
-from ray_job.job import open_job
+from ray_job.inputs.source import iter_tables
 from ray_job.rows import POSITION, ROW_ID, SAMPLES, Sample
+from ray_job.stages.open_job import open_job
 
 from .poison import answer
 from .traced import TRACE

@@ -1,6 +1,6 @@
 """Runs a job's two guarded stages in processes that really die, without Ray: `python -m tests.chaos.lives FOLDER`.
 
-Each life is a fork of this process; marks lie in a file. Prints one JSON object: deaths by stage, and the records.
+Each life is a fork of this process; store lie in a file. Prints one JSON object: deaths by stage, and the records.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_job import JobSpec
-from ray_job.actor import GenerateActor
-from ray_job.inputs import iter_tables
-from ray_job.job import open_job
+from ray_job.inputs.source import iter_tables
 from ray_job.rows import POSITION, output_schema
+from ray_job.stages.generate import GenerateActor
+from ray_job.stages.open_job import open_job
 
 from . import poison
 
@@ -29,8 +29,8 @@ BLOCK_ROWS, BLOCKS_AT_ONCE = 16, 4
 MAX_DEATHS = 60
 
 
-class FileMarks:
-    """Marks in one file; one process at a time."""
+class FileStore:
+    """DurableStore in one file; one process at a time."""
 
     worker = "one"
 
@@ -73,7 +73,7 @@ def num_deaths(work: Callable[[], None]) -> int:
 def main(folder: Path) -> dict[str, Any]:
     poison.install()
     spec, source, preparer = open_job(JobSpec.from_yaml(folder / "job.yaml"))
-    marks = FileMarks(folder / "marks")
+    store = FileStore(folder / "store")
     schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
     first, prepare_deaths = 0, 0
     blocks = []
@@ -82,12 +82,12 @@ def main(folder: Path) -> dict[str, Any]:
         first += table.num_rows
         file = folder / f"prepared-{len(blocks)}"
         prepare_deaths += num_deaths(
-            lambda table=numbered, file=file: pq.write_table(preparer.marking(marks)(table), file)  # type: ignore[misc]
+            lambda table=numbered, file=file: pq.write_table(preparer.with_store(store)(table), file)  # type: ignore[misc]
         )
         blocks.append(pq.read_table(file))
 
     async def answer_all() -> None:
-        actor, turns = GenerateActor(spec, schema, marks=marks), asyncio.Semaphore(BLOCKS_AT_ONCE)
+        actor, turns = GenerateActor(spec, schema, store=store), asyncio.Semaphore(BLOCKS_AT_ONCE)
 
         async def answer(number: int) -> None:
             file = folder / f"answered-{number}"
@@ -102,7 +102,7 @@ def main(folder: Path) -> dict[str, Any]:
 
     generate_deaths = num_deaths(lambda: asyncio.run(answer_all()))
     records = [row for number in range(len(blocks)) for row in pq.read_table(folder / f"answered-{number}").to_pylist()]
-    left = list(marks._load())
+    left = list(store._load())
     return {"prepare_deaths": prepare_deaths, "generate_deaths": generate_deaths, "left": left, "records": records}
 
 

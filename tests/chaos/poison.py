@@ -11,8 +11,8 @@ from typing import Any
 
 from ray_job.engine.noop import NoOpEngine
 from ray_job.errors import ErrorCode
-from ray_job.prepare import Prepared, Preparer
 from ray_job.rows import Result, Sample
+from ray_job.stages.prepare import Prepared, Preparer
 
 CRASH, KILL, HANG, HANG_NATIVE, RAISE = range(1, 6)  # told to the engine by a row's own seed
 PREPARE_CRASH, PREPARE_HANG = "crash while it is prepared", "hang while it is prepared"  # told by its question

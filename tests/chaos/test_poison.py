@@ -16,7 +16,7 @@ import pytest
 from ray_job import JobSpec, run_job
 from ray_job.errors import RayJobError
 from ray_job.output.verify import verify
-from ray_job.storage import locate
+from ray_job.storage.places import locate
 from tests.conftest import small_ray
 
 from . import poison

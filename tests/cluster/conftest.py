@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from ray_job.actor import GenerateActor
 from ray_job.demo.pictures import encode
 from ray_job.demo.questions import make_split
-from ray_job.inputs import iter_tables
-from ray_job.job import open_job
+from ray_job.inputs.source import iter_tables
 from ray_job.rows import POSITION, ROW_ID, output_schema
 from ray_job.spec import JobSpec
+from ray_job.stages.generate import GenerateActor
+from ray_job.stages.open_job import open_job
 from tests.chaos.harness import Job
 
 Answers = dict[Any, tuple[str, str | None, str | None]]

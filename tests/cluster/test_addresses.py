@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ray_job import JobSpec, run_job
+from ray_job.cluster.submit import submit_job
 from ray_job.errors import RayJobError, SpecError
-from ray_job.submit import submit_job
 from tests.chaos.harness import Job
 
 from .nodes import free_ports
@@ -84,12 +84,12 @@ def test_a_head_that_has_just_been_started_is_waited_for(
     make_job: Callable[[Path], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = StartingHead()
-    monkeypatch.setattr("ray_job.submit._connect", lambda address: head)
-    monkeypatch.setattr("ray_job.submit._ASK_INTERVAL_S", 0.01)
+    monkeypatch.setattr("ray_job.cluster.submit._connect", lambda address: head)
+    monkeypatch.setattr("ray_job.cluster.submit._ASK_INTERVAL_S", 0.01)
     spec = JobSpec.from_dict(make_job(tmp_path).spec)
     assert submit_job(spec, "http://head:8265", "nightly").id == "nightly"
     assert head.num_asked == 3
-    monkeypatch.setattr("ray_job.submit._LOST_S", 0.0)
+    monkeypatch.setattr("ray_job.cluster.submit._LOST_S", 0.0)
     head.num_asked = 0
     with pytest.raises(RayJobError, match=r"did not take the job: .*No available agent.*--dashboard-agent-listen-port"):
         submit_job(spec, "http://head:8265", "nightly")

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 
-from ray_job.inputs import open_source
 from ray_job.inputs.datasource import RowDatasource
+from ray_job.inputs.opening import open_source
 from ray_job.spec import JobSpec
 from tests.chaos.harness import Job
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import ray_job
-from ray_job.demo.evaluate import accuracy, overall
 from ray_job.demo.questions import make_example, make_split, split_seed
-from ray_job.demo.tokenizer import build_tokenizer
+from ray_job.demo.training.evaluate import accuracy, overall
+from ray_job.demo.training.tokenizer import build_tokenizer
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.phi3_vision.weights import load

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from ray_job.demo.questions import make_split
-from ray_job.demo.tokenizer import build_tokenizer, question_words, save_tokenizer
+from ray_job.demo.training.tokenizer import build_tokenizer, question_words, save_tokenizer
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 
 

@@ -16,16 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ray_job.demo.batches import IGNORED, Batch, Collator, TrainBatches, prompt_parts
-from ray_job.demo.heads import token_targets
-from ray_job.demo.optimiser import orthogonal
-from ray_job.demo.parallel import Processes, run_in_processes
 from ray_job.demo.pictures import Item, Scene
 from ray_job.demo.questions import Example, make_example
-from ray_job.demo.targets import NAMES, patch_targets
-from ray_job.demo.tokenizer import save_tokenizer
-from ray_job.demo.train import model_config, train
-from ray_job.demo.trainer import Progress, Recipe, Trainer
+from ray_job.demo.training.batches import IGNORED, Batch, Collator, TrainBatches, prompt_parts
+from ray_job.demo.training.heads import token_targets
+from ray_job.demo.training.optimiser import orthogonal
+from ray_job.demo.training.parallel import Processes, run_in_processes
+from ray_job.demo.training.targets import NAMES, patch_targets
+from ray_job.demo.training.tokenizer import save_tokenizer
+from ray_job.demo.training.train import model_config, train
+from ray_job.demo.training.trainer import Progress, Recipe, Trainer
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.image_processing import hd_size
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor

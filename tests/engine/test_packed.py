@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ray_job.engine.attention import PackedAttention
 from ray_job.engine.kv_cache import KVPool
-from ray_job.engine.prefix import Prompt
-from ray_job.engine.scheduler import Chunk, Row
+from ray_job.engine.row import Chunk, Prompt, Row
 from ray_job.engine.spans import Piece, Span
 from ray_job.engine.varlen import Call, Kernel, VarlenAttention, fault, flash, plain
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision

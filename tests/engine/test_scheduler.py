@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_job.engine.kv_cache import place, stretches
-from ray_job.engine.prefix import Prompt
-from ray_job.engine.scheduler import Chunk, Limits, Row, Scheduler
+from ray_job.engine.row import Chunk, Prompt, Row
+from ray_job.engine.scheduler import Limits, Scheduler
 
 TEXT = [list(range(100, 140)), list(range(200, 240))]
 PICTURES = [b"cat", b"dog", b"cow"]

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from ray_job.inputs import Source, iter_tables, open_source
+from ray_job.inputs.opening import open_source
+from ray_job.inputs.source import Source, iter_tables
 from ray_job.spec import JobSpec
 
 BUCKET = "pictures"

@@ -21,9 +21,9 @@ import pytest
 
 from ray_job import JobSpec
 from ray_job.errors import ErrorCode, RayJobError
-from ray_job.inputs import iter_tables
-from ray_job.job import open_job
+from ray_job.inputs.source import iter_tables
 from ray_job.rows import POSITION, ROW_ID, SAMPLES
+from ray_job.stages.open_job import open_job
 
 from .conftest import encoded, noise
 

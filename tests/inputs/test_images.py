@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_job.errors import ErrorCode, InputError, RowError
-from ray_job.inputs.pictures import fetch
+from ray_job.inputs.pictures.decode import fetch
 from ray_job.spec import LimitsSpec
 
 from .conftest import ids_of, opened, rows_of, write_lines
@@ -161,7 +161,7 @@ def test_another_image_root_gets_full_paths(folder: Path, png: bytes) -> None:
 
 
 def test_splits_of_a_large_folder_are_small_and_complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_job.inputs.images.SPLIT_ROWS", 2)
+    monkeypatch.setattr("ray_job.inputs.formats.images.SPLIT_ROWS", 2)
     source = opened(folder, input={"limit": 3})
     assert [split.num_rows for split in source.splits] == [2, 1]
     assert all(len(pickle.dumps(split)) < 3000 for split in source.splits)

@@ -18,9 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ray_job.errors import InputError, SpecError
-from ray_job.inputs import iter_tables
-from ray_job.inputs.lines import iter_lines
-from ray_job.inputs.pictures import fetch, pictures_of
+from ray_job.inputs.formats.lines import iter_lines
+from ray_job.inputs.pictures.decode import fetch, pictures_of
+from ray_job.inputs.source import iter_tables
 from ray_job.spec import LimitsSpec
 
 from .conftest import ids_of, opened, rows_of, write_lines
@@ -131,7 +131,7 @@ def test_plain_rows_have_typed_columns(tmp_path: Path) -> None:
 
 
 def test_a_value_unlike_the_sampled_ones_is_its_rows_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_job.inputs.jsonl_splits.SAMPLE_LINES", 2)
+    monkeypatch.setattr("ray_job.inputs.formats.jsonl_splits.SAMPLE_LINES", 2)
     lines = [{"n": 1, "b": True, "f": 0.5}] * 2
     late = [{"n": True}, {"n": 2**63}, {"n": 1.0}, {"b": 1}, {"f": "x"}, {"f": 10**400}, {"n": 2, "f": 3, "new": 1}]
     rows = rows_of(opened(write_lines(tmp_path / "a.jsonl", lines + late)))
@@ -253,8 +253,8 @@ def test_ids_and_rows_do_not_depend_on_splits(
         path = Path(folder) / "a.jsonl"
         path.write_bytes(newline.join(lines).encode())
         whole = rows_of(opened(path, input={"limit": limit}), 1000)
-        patch.setattr("ray_job.inputs.jsonl_splits.SPLIT_ROWS", split_rows)
-        patch.setattr("ray_job.inputs.jsonl_splits.SPLIT_BYTES", split_bytes)
+        patch.setattr("ray_job.inputs.formats.jsonl_splits.SPLIT_ROWS", split_rows)
+        patch.setattr("ray_job.inputs.formats.jsonl_splits.SPLIT_BYTES", split_bytes)
         source = opened(path, input={"limit": limit})
         assert rows_of(source, 2) == whole
     assert [row["row_id"] for row in whole] == [
@@ -263,7 +263,7 @@ def test_ids_and_rows_do_not_depend_on_splits(
 
 
 def test_jsonl_on_s3(s3: Callable[[str, bytes], str], png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_job.inputs.jsonl_splits.SPLIT_ROWS", 2)
+    monkeypatch.setattr("ray_job.inputs.formats.jsonl_splits.SPLIT_ROWS", 2)
     s3("lines/p.png", png)
     content = "".join(json.dumps({"image": "p.png", "n": n}) + "\n" for n in range(5)).encode()
     uri = s3("lines/a.jsonl", content)

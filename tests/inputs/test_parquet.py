@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_job.errors import InputError, SpecError
-from ray_job.inputs import iter_tables
-from ray_job.inputs.pictures import fetch, pictures_of
+from ray_job.inputs.pictures.decode import fetch, pictures_of
+from ray_job.inputs.source import iter_tables
 from ray_job.spec import LimitsSpec
 
 from .conftest import ids_of, opened, rows_of
@@ -179,7 +179,7 @@ def test_ids_are_unique_and_stable_under_any_layout(
 ) -> None:
     expected = [f"{file}.parquet#{row}" for file, size in enumerate(sizes) for row in range(size)][:limit]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray_job.inputs.parquet.SPLIT_ROWS", split_rows)
+        patch.setattr("ray_job.inputs.formats.parquet.SPLIT_ROWS", split_rows)
         for file, size in enumerate(sizes):
             _write(Path(folder) / f"{file}.parquet", _numbered(size, 100 * file), row_group_size=group)
         source = opened(folder, input={"limit": limit})

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ray_job.errors import ErrorCode, RowError
-from ray_job.inputs.pictures import decode, picture_size, pictures_of
+from ray_job.inputs.pictures.decode import decode, picture_size, pictures_of
 from ray_job.spec import LimitsSpec
 
 from .conftest import encoded, noise

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from ray_job.errors import ErrorCode, RowError, Stage
-from ray_job.inputs.pictures import fetch
+from ray_job.inputs.pictures.decode import fetch
 from ray_job.spec import LimitsSpec
-from ray_job.storage import Location, locate
+from ray_job.storage.places import Location, locate
 
 LIMITS = LimitsSpec(max_image_bytes=1000)
 

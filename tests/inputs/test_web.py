@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ray_job.errors import ErrorCode, RowError
-from ray_job.inputs import web
-from ray_job.inputs.references import fetch
+from ray_job.inputs.pictures import web
+from ray_job.inputs.pictures.references import fetch
 from ray_job.spec import LimitsSpec
 from tests.https import https_server, make_certificate, trust
 

@@ -12,9 +12,9 @@ import pytest
 
 from ray_job.inputs.remaining import Remaining
 from ray_job.output.ledger import Ledger
-from ray_job.output.parts import PartWriter
 from ray_job.rows import ATTEMPTS, NUM_QUESTIONS, POSITION, output_schema, result_schema
-from ray_job.storage import Location, locate
+from ray_job.stages.write import PartWriter
+from ray_job.storage.places import Location, locate
 
 OK, FAILED = "ok", "error"
 ERROR = {"type": "RowError", "code": "storage", "message": "gone", "stage": "prepare", "retryable": True}

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
+from ray_job.cluster.signals import interruptible
 from ray_job.errors import Interrupted, RayJobError, SpecError
-from ray_job.output.files import is_empty, part_files, read_text, remove_leftovers, write_whole
 from ray_job.output.lock import Lock, is_locked
-from ray_job.retrying import Retrying
-from ray_job.signals import interruptible
-from ray_job.storage import Location
+from ray_job.storage.places import Location
+from ray_job.storage.retrying import Retrying
+from ray_job.storage.whole_files import is_empty, part_files, read_text, remove_leftovers, write_whole
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_half_one(root: Location, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(root: Location, monkeyp
 
 def test_a_killed_writer_leaves_a_hidden_file_that_counts_for_nothing(root: Location) -> None:
     code = (
-        "import os, signal, sys\nfrom ray_job.output.files import write_whole\nfrom ray_job.storage import locate\n"
+        "import os, signal, sys\nfrom ray_job.storage.places import locate\n"
+        "from ray_job.storage.whole_files import write_whole\n"
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_whole(locate(sys.argv[1]), 'data/part-1.parquet', b'x' * 1000)"
     )

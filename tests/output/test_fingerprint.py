@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ray_job import fingerprint
 from ray_job.errors import ModelError
-from ray_job.fingerprint import differences, digest, file_digests
+from ray_job.output import fingerprint
+from ray_job.output.fingerprint import differences, digest, file_digests
 
 
 @pytest.mark.parametrize("whole_bytes", [2**28, 100])

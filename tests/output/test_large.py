@@ -19,10 +19,11 @@ import pytest
 import yaml
 
 from ray_job import JobSpec
-from ray_job.job import open_job
-from ray_job.output.parts import PartWriter, Receipt
+from ray_job.output.parts import Receipt
 from ray_job.output.run import Run
 from ray_job.rows import output_schema, result_schema
+from ray_job.stages.open_job import open_job
+from ray_job.stages.write import PartWriter
 
 NUM_ROWS = int(os.environ.get("RAY_JOB_ROWS", "20000"))
 PART_ROWS = 256

@@ -18,10 +18,10 @@ from ray_job.inputs.remaining import Remaining
 from ray_job.output.account import Account, keys, positions_of, questions_of
 from ray_job.output.compaction import drop_superseded
 from ray_job.output.ledger import Ledger
-from ray_job.output.left import what_is_left
+from ray_job.output.resume import what_is_left
 from ray_job.output.totals import Totals
 from ray_job.rows import POSITION
-from ray_job.storage import Location, locate
+from ray_job.storage.places import Location, locate
 
 from .conftest import FAILED, OK, again_rows, left_rows, record, scan, write
 

@@ -18,9 +18,9 @@ from ray_job import JobSpec, run_job
 from ray_job.errors import AccountingError, FingerprintMismatch, SpecError
 from ray_job.output.ledger import Ledger
 from ray_job.output.status import job_status
+from ray_job.output.summary import Report
 from ray_job.output.verify import verify
-from ray_job.report import Report
-from ray_job.storage import locate
+from ray_job.storage.places import locate
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.cluster, pytest.mark.timeout(300)]
 

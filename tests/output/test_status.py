@@ -9,7 +9,7 @@ import pytest
 
 from ray_job.output.manifest import InputRecord, Manifest, State
 from ray_job.output.status import job_status
-from ray_job.storage import Location
+from ray_job.storage.places import Location
 from tests.output.conftest import record, write
 
 

@@ -14,11 +14,11 @@ import ray.data
 from PIL import Image
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-from ray_job.bench.peers import placeholders_once
+from ray_job.bench.peers.peer import placeholders_once
 from ray_job.bench.peers.rows import answer_text, sample_of
-from ray_job.job import open_job
-from ray_job.models import load_processor
+from ray_job.models.loading import load_processor
 from ray_job.spec import JobSpec
+from ray_job.stages.open_job import open_job
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
-from ray_job.prepare import Preparer
 from ray_job.rows import ROW_ID, Picture, Sample
 from ray_job.spec import GenerationParams
+from ray_job.stages.prepare import Preparer
 
 
 def sample_of(preparer: Preparer, row: Mapping[str, Any]) -> Sample:

@@ -23,7 +23,7 @@ from vllm.multimodal.parse import ImageProcessorItems, ImageSize, MultiModalData
 from vllm.multimodal.processing import ProcessorInputs, PromptReplacement
 from vllm.multimodal.processing.processor import BaseMultiModalProcessor
 
-from ray_job.bench.peers import MODEL_VARIABLE, NUM_CROPS_VARIABLE
+from ray_job.bench.peers.peer import MODEL_VARIABLE, NUM_CROPS_VARIABLE
 from ray_job.models.phi3_vision.crops import pixels_to_crops
 from ray_job.models.phi3_vision.image_processing import num_image_tokens
 

@@ -1,7 +1,7 @@
 """HD pixels to the normalised crops the vision tower reads; runs on whatever device the pixels are on.
 
 Shapes: H, W pixels; N crops, the global view included; C crop side. Equal to the official image processor
-of Phi-3-vision-128k-instruct, measured by tests/phi3_vision/test_image_processing.py.
+of Phi-3-vision-128k-instruct, measured by tests/models/phi3_vision/test_image_processing.py.
 """
 
 from __future__ import annotations

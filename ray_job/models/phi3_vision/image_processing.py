@@ -2,7 +2,7 @@
 
 The CPU half of preparation. It imports no torch, so prepare workers stay small; cutting crops and
 normalising them is in `crops.py` and runs on the device. Bit for bit the official image processor of
-Phi-3-vision-128k-instruct (Pillow path), measured by tests/phi3_vision/test_image_processing.py.
+Phi-3-vision-128k-instruct (Pillow path), measured by tests/models/phi3_vision/test_image_processing.py.
 """
 
 from __future__ import annotations

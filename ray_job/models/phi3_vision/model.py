@@ -6,7 +6,7 @@ are built from lengths and never from token ids, and no input is changed in plac
 
 Shapes: B rows, L new tokens, K all keys of a row, cached ones included; D decoder width; N crops, C crop
 side; T tokens of a picture; V vocabulary. Equal to the official Phi-3-vision-128k-instruct code in float32,
-measured by tests/phi3_vision/test_model.py.
+measured by tests/models/phi3_vision/test_model.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import Phi3Config
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm
 
 from ray_job.errors import ModelError
-from ray_job.models.phi3_vision.cache import KeyValueStore
+from ray_job.models.phi3_vision.cache import KeyValueStore, KVCache
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.crops import CLIP_MEAN, CLIP_STD, pixels_to_crops
 from ray_job.models.phi3_vision.mask import additive, causal_mask, needs_window
@@ -58,6 +58,7 @@ class Phi3VisionModel(nn.Module):
             raise ModelError(f"attention is {attention!r}; allowed: 'sdpa', 'eager'")
         self.config = config
         self.attention = attention
+        self.max_len = config.max_position_embeddings
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.model = Decoder(config, attention)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -72,6 +73,14 @@ class Phi3VisionModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """What it computes in; a CPU may keep some weights in another (`models/casting.py`)."""
         return self.model.norm.weight.dtype
+
+    def is_long(self, num_tokens: int) -> bool:
+        """Whether a row of so many tokens takes the long rotary factors."""
+        return self.config.is_long(num_tokens)
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for one batch."""
+        return KVCache()
 
     def encode_pictures(self, pictures: Sequence[Tensor], max_crops: int | None = None) -> list[Tensor]:
         """HD pixels, uint8 (H, W, 3) each on any device, to features (T, D) each, on the model's device.

@@ -1,7 +1,7 @@
 """Prompts and pictures to what the model reads, and answers back to text. Imports no torch, no transformers.
 
 Ids equal the official processor of Phi-3-vision-128k-instruct, measured by
-tests/phi3_vision/test_processor.py, but for one difference on purpose: the characters of a `Text` never
+tests/models/phi3_vision/test_processor.py, but for one difference on purpose: the characters of a `Text` never
 become a special token, whatever they spell.
 """
 
@@ -23,7 +23,7 @@ from ray_job.errors import ErrorCode, ModelError, RowError
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.image_processing import hd_size, hd_transform, num_image_tokens
 from ray_job.models.phi3_vision.prompt_tokenizer import PromptTokenizer
-from ray_job.prompt import ImageTag, Message, Part, Special, Text, parse_markup, parse_specials
+from ray_job.prompts.parts import ImageTag, Message, Part, Special, Text, parse_markup, parse_specials
 
 BOS, PAD, END = "<s>", "<|endoftext|>", "<|end|>"
 

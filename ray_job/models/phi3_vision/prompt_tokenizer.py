@@ -2,7 +2,7 @@
 
 Two tokenizers from one tokenizer.json. The whole one finds ids of special tokens and decodes; the other has
 its added tokens removed and reads `Text`. Together they give the official ids for any split of a string
-into text and special tokens, measured by tests/phi3_vision/test_processor.py.
+into text and special tokens, measured by tests/models/phi3_vision/test_processor.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from ray_job.errors import ModelError
-from ray_job.prompt import Special, Text
+from ray_job.prompts.parts import Special, Text
 
 # What a special token with `rstrip` swallows after it: Unicode White_Space. Python's own strip() takes four
 # control characters more.

@@ -4,7 +4,7 @@ The official code chooses once for a whole batch, from its longest row, so that 
 every answer. Here a row's answer depends on the row alone.
 
 Shapes: B rows, L tokens, D head_dim. Equal to the official tables of Phi-3 and Phi-3.5, measured by
-tests/phi3_vision/test_rope.py.
+tests/models/phi3_vision/test_rope.py.
 """
 
 from __future__ import annotations

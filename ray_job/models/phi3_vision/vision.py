@@ -4,7 +4,7 @@ Module and parameter names are the official checkpoint's, its spelling `pre_layr
 
 Shapes: N crops, flat over all pictures; C crop side; P patches of a crop; V tower width; M merged width, 4·V;
 S tokens along one side of a crop; T tokens of one picture; D decoder width. Equal to the official features
-of Phi-3-vision-128k-instruct, measured by tests/phi3_vision/test_model.py.
+of Phi-3-vision-128k-instruct, measured by tests/models/phi3_vision/test_model.py.
 """
 
 from __future__ import annotations

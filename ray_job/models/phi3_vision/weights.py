@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
 from ray_job.errors import ModelError
+from ray_job.models.hub import resolve
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.crops import CLIP_MEAN, CLIP_STD
-from ray_job.models.phi3_vision.hub import resolve
 from ray_job.models.phi3_vision.model import Attention, Phi3VisionModel
 
 __all__ = ["PROCESSOR_FILES", "init_weights", "load", "resolve", "save"]

@@ -1,0 +1,1 @@
+"""All that knows Ray besides the pipeline: sessions, workers, submission, Kubernetes, signals."""

@@ -1,0 +1,223 @@
+"""The trainer of the demo's model: its recipe, its losses, one step, and a state it can continue from.
+
+Knows nothing of folders, time or the command line (`train.py`), nor of where batches come from (`batches.py`).
+
+Shapes: as in `batches.py`; V tower width; D decoder width; T tokens of all pictures; X answer tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ray_job.demo.training.batches import IGNORED, Batch
+from ray_job.demo.training.heads import Loss, PatchHeads, TokenHeads, token_targets
+from ray_job.demo.training.optimiser import Muon
+from ray_job.demo.training.parallel import ALONE, Processes
+from ray_job.demo.training.start import init_tower
+from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
+from ray_job.models.phi3_vision.model import Phi3VisionModel
+from ray_job.models.phi3_vision.weights import init_weights
+
+PARTS = ("tower", "rest")
+LOSSES = ("patches", "answers", "token_what", "token_where")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the trained weights, beside the code."""
+
+    seed: int = 0
+    steps: int = 6800
+    vision_steps: int = 1000  # the first ones train the tower alone
+    num_examples: int = 16  # per step, each with all its questions
+    warmup_steps: int = 40  # of each of the two stages
+    muon_lr: float = 0.015
+    adam_lr: float = 2e-3
+    tower_lr_scale: float = 0.3  # of the tower beside the answers, once it has been trained alone
+    weight_decay: float = 0.05
+    token_loss_scale: float = 0.5  # of what and where a picture's token is, beside the answers
+    token_loss_layer: int = 1  # the decoder layer whose output is asked, from 0
+    average_decay: float = 0.998  # of the running average of the weights, which is what is saved
+
+    def is_vision_only(self, step: int) -> bool:
+        """Whether a step belongs to the first stage."""
+        return step < self.vision_steps
+
+    def lr_scale(self, step: int) -> float:
+        """In each stage a linear warm-up, then a cosine down to 2 %."""
+        first, last = (0, self.vision_steps) if self.is_vision_only(step) else (self.vision_steps, self.steps)
+        step -= first
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, last - first - self.warmup_steps)
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass
+class Progress:
+    """Steps, and the sums of each loss's means, since the last log line."""
+
+    steps: int = 0
+    losses: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(LOSSES, 0.0))
+
+
+class Trainer:
+    """Model, running average and optimisers; one `step` per item of `TrainBatches`.
+
+    Of several processes each has a trainer, and all are the same after every step.
+    """
+
+    def __init__(self, config: Phi3VisionConfig, recipe: Recipe, processes: Processes = ALONE) -> None:
+        self.recipe, self.processes = recipe, processes
+        self.model = Phi3VisionModel(config)
+        init_weights(self.model, recipe.seed)
+        init_tower(self.model.model.vision_embed_tokens.tower, config.vision)
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+        torch.manual_seed(recipe.seed)
+        self.patch_heads = PatchHeads(config.vision.hidden_size)
+        self.token_heads = TokenHeads(config.hidden_size)
+        self._half_way_BLD = torch.empty(0)
+        self.model.model.layers[recipe.token_loss_layer].register_forward_hook(self._keep_half_way)
+        self.muon = Muon(momentum=0.95, weight_decay=recipe.weight_decay, processes=processes)
+        self.groups = parameter_groups(self.model)
+        self.groups["tower", False] += _named(self.patch_heads, "patch_heads")
+        self.groups["rest", False] += _named(self.token_heads, "token_heads")
+        self.parameters = [weight for group in self.groups.values() for _, weight in group]
+        self.adam = torch.optim.AdamW(
+            [{"params": [weight for _, weight in self.groups[part, False]]} for part in PARTS],
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+        )
+        self.steps_done = 0
+        self.progress = Progress()
+
+    def step(self, batch: Batch) -> None:
+        """One update, on the examples of all processes."""
+        losses = self._losses(batch, self.recipe.is_vision_only(self.steps_done))
+        total = self._mean_over_processes(losses)
+        if total.requires_grad:
+            torch.autograd.backward(total)
+        self.processes.sum_gradients(self.parameters)
+        self._update()
+        self.steps_done += 1
+        self.progress.steps += 1
+
+    def state(self) -> dict[str, object]:
+        """All that a continued training needs."""
+        modules = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+        return {**modules, "muon": self.muon.buffers, "steps_done": self.steps_done, "recipe": self.recipe_dict()}
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Takes back a `state`. Raises ValueError if it is of another recipe."""
+        if state["recipe"] != self.recipe_dict():
+            raise ValueError("the checkpoint is of another recipe; give another --out, or delete checkpoint.pt")
+        for name in _STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+        buffers, steps_done = state["muon"], state["steps_done"]
+        assert isinstance(buffers, dict)
+        assert isinstance(steps_done, int)
+        self.muon.buffers, self.steps_done = buffers, steps_done
+
+    def recipe_dict(self) -> dict[str, object]:
+        """The recipe with plain values, which `torch.load` reads without running code."""
+        return dataclasses.asdict(self.recipe)
+
+    def _mean_over_processes(self, losses: dict[str, Loss]) -> Tensor:
+        """This process's part of the loss: the parts of all processes add up to means over all their examples."""
+        own = [(losses[name].sum.item(), losses[name].weight) if name in losses else (0.0, 0.0) for name in LOSSES]
+        own_K2 = torch.tensor(own, dtype=torch.float32)
+        sums_K2 = self.processes.sum(own_K2)
+        total = torch.zeros(())
+        for name, (loss_sum, weight) in zip(LOSSES, sums_K2.tolist(), strict=True):
+            self.progress.losses[name] += loss_sum / max(weight, 1.0)
+            if name in losses:
+                scale = self.recipe.token_loss_scale if name.startswith("token") else 1.0
+                total = total + losses[name].sum * (scale / max(weight, 1.0))
+        return total
+
+    def _losses(self, batch: Batch, is_vision_only: bool) -> dict[str, Loss]:
+        """Those of `LOSSES` that the batch has."""
+        pictures = self.model.model.vision_embed_tokens
+        losses, features_TD = dict[str, Loss](), None
+        if len(batch.crops_N3CC):
+            patches_NPV = pictures.tower(batch.crops_N3CC)
+            losses["patches"] = self.patch_heads.loss(patches_NPV, batch.targets_NP4)
+            if batch.sizes and not is_vision_only:
+                # The rest of PictureEmbedding.forward, whose patches the line above needed.
+                counts = [1 + rows * cols for rows, cols in batch.sizes]
+                merged = torch.split(pictures.merge(patches_NPV[: sum(counts)]), counts)
+                rows = [pictures.arrange(m, *size) for m, size in zip(merged, batch.sizes, strict=True)]
+                features_TD = pictures.img_projection(torch.cat(rows))
+        if is_vision_only or not len(batch.ids_BL):
+            return losses
+        return losses | self._decoder_losses(batch, features_TD)
+
+    def _decoder_losses(self, batch: Batch, features_TD: Tensor | None) -> dict[str, Loss]:
+        """Of the answers' tokens, `<|end|>` included, and of the pictures' tokens half way up."""
+        embeds_BLD = self.model.model.embed_tokens(batch.ids_BL.clamp_min(0))
+        places_T = (batch.ids_BL.flatten() < 0).nonzero()[:, 0]
+        if features_TD is not None:
+            embeds_BLD = embeds_BLD.flatten(0, 1).index_copy(0, places_T, features_TD).view_as(embeds_BLD)
+        hidden_BLD = self.model.hidden_states(
+            embeds_BLD,
+            position_ids_BL=batch.positions_BL,
+            is_long_B=torch.zeros(len(embeds_BLD), dtype=torch.bool),
+            mask_BHLL=batch.attention_mask(),
+        )
+        is_answer_BL = batch.labels_BL != IGNORED
+        logits_XV, labels_X = self.model.lm_head(hidden_BLD[is_answer_BL]), batch.labels_BL[is_answer_BL]
+        losses = {"answers": Loss(F.cross_entropy(logits_XV, labels_X, reduction="sum"), len(labels_X))}
+        if features_TD is not None:
+            numbers_T = -1 - batch.ids_BL.flatten()[places_T]
+            targets = token_targets(self.model.model.vision_embed_tokens, batch.targets_NP4, batch.sizes, numbers_T)
+            half_way_TD = self._half_way_BLD.flatten(0, 1)[places_T]
+            losses["token_what"], losses["token_where"] = self.token_heads.losses(half_way_TD, *targets)
+        return losses
+
+    def _keep_half_way(self, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        self._half_way_BLD = output
+
+    def _update(self) -> None:
+        scale = self.recipe.lr_scale(self.steps_done)
+        for part, adam_group in zip(PARTS, self.adam.param_groups, strict=True):
+            is_slow = part == "tower" and not self.recipe.is_vision_only(self.steps_done)
+            part_scale = scale * (self.recipe.tower_lr_scale if is_slow else 1.0)
+            nn.utils.clip_grad_norm_(adam_group["params"], 1.0)
+            adam_group["lr"] = self.recipe.adam_lr * part_scale
+            self.muon.step(self.groups[part, True], self.recipe.muon_lr * part_scale)
+        self.adam.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+        decay = min(self.recipe.average_decay, (self.steps_done + 1) / (self.steps_done + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+
+
+_STATEFUL = ("model", "average", "patch_heads", "token_heads", "adam")
+
+
+def parameter_groups(model: nn.Module) -> dict[tuple[str, bool], list[tuple[str, nn.Parameter]]]:
+    """Named parameters by part and by whether they are the layers' matrices.
+
+    The others are embeddings, the head, norms, biases and the patch convolution.
+    """
+    groups: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
+    for part, is_matrix in itertools.product(PARTS, (True, False)):
+        groups[part, is_matrix] = []
+    for name, parameter in model.named_parameters():
+        part = "tower" if "img_processor" in name else "rest"
+        is_matrix = parameter.ndim == 2 and ("layers." in name or "img_projection" in name)
+        groups[part, is_matrix].append((name, parameter))
+    return groups
+
+
+def _named(module: nn.Module, prefix: str) -> list[tuple[str, nn.Parameter]]:
+    return [(f"{prefix}.{name}", parameter) for name, parameter in module.named_parameters()]

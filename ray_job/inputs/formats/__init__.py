@@ -1,0 +1,1 @@
+"""Parquet, JSON lines and picture folders as sources of rows."""

@@ -1,0 +1,30 @@
+"""Reading input: from a spec to a `Source` of rows, decided from headers, listings and line counts alone."""
+
+from __future__ import annotations
+
+from ray_job.errors import InputError
+from ray_job.inputs.files import find_files
+from ray_job.inputs.formats.images import open_images
+from ray_job.inputs.formats.jsonl import open_jsonl
+from ray_job.inputs.formats.parquet import open_parquet
+from ray_job.inputs.source import Source, Split, iter_tables
+from ray_job.spec import JobSpec
+from ray_job.storage.places import without_secrets
+
+__all__ = ["Source", "Split", "iter_tables", "open_source"]
+
+
+def open_source(spec: JobSpec) -> Source:
+    """Finds the input's files, decides their format, checks the spec against their columns, and plans the reading.
+
+    Raises:
+        InputError: there is nothing to read, or a file cannot be read at all.
+        SpecError: named columns are missing or cannot be used; every problem at once.
+    """
+    found = find_files(spec.input)
+    openers = {"parquet": open_parquet, "images": open_images, "jsonl": open_jsonl}
+    source = openers[found.format](spec, found)
+    if source.num_rows == 0:
+        where = without_secrets(", ".join(spec.input.path))
+        raise InputError(f"{where}: no rows in {len(found.files)} {found.format} files; check input.path")
+    return source

@@ -1,0 +1,1 @@
+"""A row's pictures: fetched from where the job may read, and decoded safely."""

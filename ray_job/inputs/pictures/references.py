@@ -1,0 +1,173 @@
+"""From what a row says about a picture to its encoded bytes: embedded, as a data URI, or a file within a root.
+
+Nothing outside the root is ever opened: no path that leaves it by `..`, by being absolute, by a link, or by naming
+another bucket or storage, and no URL, unless its host is on a list (`web.py`). To allow more paths, the user sets
+`input.image_root` to a folder that holds it all.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import posixpath
+from collections.abc import Collection, Mapping
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from pyarrow import fs
+
+from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.pictures.web import fetch_url
+from ray_job.spec import LimitsSpec
+from ray_job.storage.places import STORAGE_ERRORS, Location, parse_uri, reason, without_secrets
+
+_DENIED = ("ACCESS_DENIED", "Access Denied", "Forbidden", "Permission denied")
+_SHOWN_CHARS = 200
+_WEB = ("http", "https", "ftp", "ftps")
+
+
+def fetch(value: Any, *, root: Location | None, limits: LimitsSpec, allow_hosts: Collection[str] = ()) -> bytes:
+    """The encoded bytes of one picture.
+
+    Args:
+        value: a {bytes, path} struct (bytes win), bytes, a path, a URI, a `data:` URI, or None.
+        root: relative paths start here, and no path may leave it; None: paths are refused.
+        limits: `max_image_bytes` counts before anything larger is read.
+        allow_hosts: whose https URLs are fetched (`web.py`).
+
+    Raises:
+        RowError: IMAGE_MISSING, IMAGE_EMPTY, IMAGE_TOO_LARGE, IMAGE_FORBIDDEN, IMAGE_UNREADABLE, ROW_MALFORMED, or
+            STORAGE where trying again may help.
+    """
+    if isinstance(value, Mapping):
+        if not {"bytes", "path"} & value.keys():
+            raise RowError(ErrorCode.ROW_MALFORMED, f"a picture with fields {sorted(value)}; {{bytes, path}} is known")
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, str):
+        data = _of_text(value, root, limits, allow_hosts)
+    elif isinstance(value, bytes | bytearray | memoryview):
+        data = bytes(value)
+    elif value is None:
+        raise RowError(ErrorCode.IMAGE_MISSING, "the picture is null")
+    else:
+        raise RowError(ErrorCode.ROW_MALFORMED, f"a picture is bytes, a path or a URI, not {type(value).__name__}")
+    if not data:
+        raise RowError(ErrorCode.IMAGE_EMPTY, f"the picture has zero bytes{_from(value)}")
+    _check_size(len(data), limits.max_image_bytes, "the picture")
+    return data
+
+
+def _of_text(text: str, root: Location | None, limits: LimitsSpec, allow_hosts: Collection[str]) -> bytes:
+    if not text.strip():
+        raise RowError(ErrorCode.IMAGE_MISSING, "the picture's path is empty")
+    if text[:5].lower() == "data:":
+        return _of_data_uri(text, limits.max_image_bytes)
+    if allow_hosts and (parse_uri(text) or ("",))[0] in _WEB:
+        return fetch_url(text, allow_hosts, limits)
+    return _read(resolve(text, root), limits.max_image_bytes)
+
+
+def _of_data_uri(uri: str, max_bytes: int) -> bytes:
+    """Strict base64: `data:image/png;base64,…`."""
+    comma = uri.find(",", 0, 200)
+    if comma < 0 or not uri[:comma].lower().endswith(";base64"):
+        raise RowError(ErrorCode.IMAGE_UNREADABLE, f"not of the form data:image/…;base64,…: {uri[:40]!r}")
+    _check_size((len(uri) - comma) * 3 // 4 - 3, max_bytes, "the data URI")
+    try:
+        payload = uri[comma + 1 :].encode("ascii")
+        return base64.b64decode(unquote_to_bytes(payload) if b"%" in payload else payload, validate=True)
+    except (UnicodeEncodeError, binascii.Error) as error:
+        raise RowError(ErrorCode.IMAGE_UNREADABLE, f"the data URI is not base64: {error}") from None
+
+
+def resolve(reference: str, root: Location | None) -> Location:
+    """The place a path or URI names, which lies within the root.
+
+    Raises:
+        RowError: IMAGE_FORBIDDEN, or IMAGE_MISSING for a name no file can have.
+    """
+    shown = _shown(reference)
+    uri = parse_uri(reference)
+    if uri is not None and uri[0] in _WEB:
+        raise _forbidden(
+            f"{shown} is a URL, and URLs are not fetched unless input.allow_hosts lists their host; list it, download "
+            "the picture first, or put its bytes in the row"
+        )
+    if root is None:
+        raise _forbidden(f"{shown}: no folder holds all inputs; say where pictures may lie with input.image_root")
+    if uri is not None and uri[0] != root.scheme:
+        raise _forbidden(f"{shown} is not in {root}, on whose storage pictures must lie; set input.image_root")
+    if "\0" in reference:
+        raise RowError(ErrorCode.IMAGE_MISSING, f"{shown}: no such file")
+    path = uri[1] if uri is not None else reference
+    if uri is None and not path.startswith("/"):
+        path = posixpath.join(root.path, path)
+    path = posixpath.normpath(path)
+    if not _is_within(path, root.path):
+        raise _forbidden(f"{shown} leads out of {root}; set input.image_root to a folder that holds it")
+    if root.is_local and not _is_within(os.path.realpath(path), os.path.realpath(root.path)):
+        raise _forbidden(f"{shown} is a link out of {root}; set input.image_root to a folder that holds its target")
+    return root.at(path)
+
+
+def _read(location: Location, max_bytes: int) -> bytes:
+    """The bytes of a file; never more than the limit."""
+    try:
+        if location.is_local:  # opening a pipe or a device would wait for ever
+            kind = location.filesystem.get_file_info(location.path).type
+            if kind != fs.FileType.File:
+                known = {fs.FileType.NotFound: "no such file", fs.FileType.Directory: "is a folder"}
+                raise _missing(location, known.get(kind, "is not a regular file"))
+        with location.filesystem.open_input_file(location.path) as file:
+            _check_size(file.size(), max_bytes, str(location))
+            return bytes(file.read())
+    except (FileNotFoundError, NotADirectoryError):
+        raise _missing(location, "no such file") from None
+    except (*STORAGE_ERRORS, ValueError) as error:
+        raise _failed(location, error) from None
+
+
+def _failed(location: Location, error: Exception) -> RowError:
+    text = f"{_shown(str(location))}: {reason(error)}"
+    if isinstance(error, OSError) and location.is_local and _is_no_name(error, location):
+        return RowError(ErrorCode.IMAGE_MISSING, text)
+    if isinstance(error, PermissionError) or any(word in str(error) for word in _DENIED):
+        return RowError(ErrorCode.IMAGE_UNREADABLE, f"{text}; the job may not read it")
+    return RowError(ErrorCode.STORAGE, text)
+
+
+def _is_no_name(error: OSError, location: Location) -> bool:
+    """Whether no file can have this name: too long, or a loop of links."""
+    return any(len(part.encode(errors="replace")) > 255 for part in location.path.split("/")) or (
+        len(location.path) > 4095 or "symbolic links" in str(error)
+    )
+
+
+def _is_within(path: str, folder: str) -> bool:
+    folder = folder.rstrip("/")
+    return path == folder or path.startswith(folder + "/")
+
+
+def _check_size(num_bytes: int, max_bytes: int, what: str) -> None:
+    if num_bytes > max_bytes:
+        raise RowError(
+            ErrorCode.IMAGE_TOO_LARGE, f"{what} has {num_bytes} bytes; limits.max_image_bytes is {max_bytes}"
+        )
+
+
+def _from(value: Any) -> str:
+    return f": {_shown(value)}" if isinstance(value, str) else ""
+
+
+def _shown(text: str) -> str:
+    text = without_secrets(text).encode(errors="replace").decode()
+    return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…")
+
+
+def _missing(location: Location, why: str) -> RowError:
+    return RowError(ErrorCode.IMAGE_MISSING, f"{_shown(str(location))}: {why}")
+
+
+def _forbidden(message: str) -> RowError:
+    return RowError(ErrorCode.IMAGE_FORBIDDEN, message)

@@ -1,0 +1,111 @@
+"""All that can change an answer, field by field: an output is gone on with only where every one of them is the same.
+
+Not among them: how fast or where rows are answered (batching, workers, attention), where files lie, and the limits.
+A limit decides whether a row is answered, never what the answer is, so a limit may be raised and the failed rows
+retried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ray_job.errors import ModelError
+from ray_job.inputs.source import Source
+from ray_job.models.loading import model_folder
+from ray_job.rows import output_schema
+from ray_job.spec import JobSpec
+
+ENGINE_VERSION = 2  # raise it with any change of the code that changes answers
+
+DTYPE = "model.dtype"
+_AUTO = "auto"
+_WHOLE_BYTES = 256 * 2**20
+_SAMPLE_BYTES = 4096
+
+
+def fingerprint_fields(spec: JobSpec, source: Source) -> dict[str, Any]:
+    """The fields by dotted name, values as JSON has them.
+
+    Args:
+        spec: with a settled prompt.
+        source: its input, which settles columns.
+
+    Raises:
+        ModelError: the model's files cannot be read.
+    """
+    schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
+    return {
+        "engine_version": ENGINE_VERSION,
+        **dict(_flat(spec.answer_fields())),
+        "input.image_columns": list(source.image_columns),
+        "generation.overrides_column": source.overrides_column,
+        **{f"model.files.{name}": digest for name, digest in file_digests(model_folder(spec.model)).items()},
+        **{f"output.columns.{field.name}": str(field.type) for field in schema},
+    }
+
+
+def digest(fields: Mapping[str, Any]) -> str:
+    """Hash of the fields: 16 hex digits."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A line for each field that is not the same. A dtype of `auto` agrees with any: the workers will settle it."""
+    lines = []
+    for name in dict.fromkeys([*old, *new]):
+        before, now = (json.dumps(fields[name]) if name in fields else "absent" for fields in (old, new))
+        if before != now and not (name == DTYPE and _AUTO in (old.get(name), new.get(name))):
+            lines.append(f"{name}: was {before}, is {now}")
+    return lines
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Hashes of a model's JSON and safetensors files, by name: 16 hex digits each.
+
+    A file up to 256 MiB is hashed whole. Of a larger one, so that 8 GB do not wait for a disk, the size, the header
+    (every tensor's name, type and place) and each tensor's first and last 4 KiB: an edit in the middle of one tensor
+    that leaves its ends and all others as they were is not seen; training, merging or quantising is.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+        return {path.name: _file_digest(path) for path in files}
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def _file_digest(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        if size <= _WHOLE_BYTES or path.suffix != ".safetensors":
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+        return _sampled_digest(stream, size)
+
+
+def _sampled_digest(stream: BinaryIO, size: int) -> str:
+    (header_len,) = struct.unpack("<Q", stream.read(8))
+    header = stream.read(min(header_len, size))
+    sha = hashlib.sha256(struct.pack("<Q", size) + header)
+    try:
+        tensors = json.loads(header)
+        tensors.pop("__metadata__", None)
+        places = [tensors[name]["data_offsets"] for name in sorted(tensors)]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return hashlib.sha256(struct.pack("<Q", size) + header).hexdigest()[:16]  # loading it will say what is wrong
+    for start, stop in places:
+        for offset in (start, max(start, stop - _SAMPLE_BYTES)):
+            stream.seek(8 + header_len + offset)
+            sha.update(stream.read(min(_SAMPLE_BYTES, stop - start)))
+    return sha.hexdigest()[:16]
+
+
+def _flat(sections: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in sections.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

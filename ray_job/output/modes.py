@@ -1,0 +1,114 @@
+"""What a run finds in its output folder, and whether its mode lets it go on there. Nothing is written yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray_job.errors import FingerprintMismatch, SpecError
+from ray_job.output.fingerprint import differences
+from ray_job.output.ledger import Ledger
+from ray_job.output.manifest import MANIFEST, SUCCESS, InputRecord, Manifest, State
+from ray_job.spec import OutputSpec
+from ray_job.storage.places import Location
+from ray_job.storage.whole_files import is_empty, read_text
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The folder as it was found."""
+
+    old: Manifest | None  # of the runs to go on with; None: a first run
+    ledger: Ledger  # what those runs committed
+    inputs: tuple[InputRecord, ...]  # this run's last
+    is_replaced: bool = False  # there is output to be removed first
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the runs before came to their end."""
+        return self.old is not None and self.old.state == State.COMPLETED
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the input is another than before."""
+        return self.old is not None and self.inputs != self.old.inputs
+
+    @property
+    def input(self) -> InputRecord:
+        """This run's input."""
+        return self.inputs[-1]
+
+
+def open_output(root: Location, spec: OutputSpec, identity: str, num_rows: int, fields: Mapping[str, Any]) -> Opening:
+    """Looks and decides.
+
+    Args:
+        root: the output folder.
+        spec: its mode counts.
+        identity: of the input (`inputs.identity`).
+        num_rows: of the input.
+        fields: of the fingerprint.
+
+    Raises:
+        SpecError: there is something that the mode does not cover.
+        FingerprintMismatch: the output's answers were made another way.
+        RayJobError: the storage fails.
+    """
+    first = (InputRecord(identity, 0, num_rows),)
+    if is_empty(root):
+        return Opening(None, Ledger([], {}), first)
+    if read_text(root, MANIFEST) is None:
+        raise SpecError(
+            [f"output.path: {root} is not empty and has no {MANIFEST}, so it is no job's output; it is not overwritten"]
+        )
+    if spec.mode == "overwrite":
+        return Opening(None, Ledger([], {}), first, is_replaced=True)
+    old = _finished_only_with_marker(root, Manifest.read(root))
+    if spec.mode == "error":
+        raise SpecError([_refusal(root, old)])
+    check_fingerprint(root, old, fields)
+    return Opening(old, Ledger.scan(root), _numbered(old, identity, num_rows))
+
+
+def check_fingerprint(root: Location, old: Manifest, fields: Mapping[str, Any]) -> None:
+    """Refuses to mix answers.
+
+    Raises:
+        FingerprintMismatch: with a line for each field that differs.
+    """
+    lines = differences(old.fields, fields)
+    if lines:
+        raise FingerprintMismatch(
+            f"{root}: the answers there were made by another job ({old.fingerprint}):\n"
+            + "\n".join(f"  - {line}" for line in lines)
+            + "\nSet these back, choose another output.path, or replace the output with --mode overwrite"
+        )
+
+
+def _numbered(old: Manifest, identity: str, num_rows: int) -> tuple[InputRecord, ...]:
+    """The inputs with this run's last: the same as before, or a new one numbered behind it."""
+    last = old.inputs[-1]
+    if (last.identity, last.rows) == (identity, num_rows):
+        return old.inputs
+    return (*old.inputs, InputRecord(identity, last.first_position + last.rows, num_rows))
+
+
+def _finished_only_with_marker(root: Location, manifest: Manifest | None) -> Manifest:
+    """A manifest that says completed without the marker is of a run that died between the two: not finished."""
+    assert manifest is not None
+    if manifest.state == State.COMPLETED and read_text(root, SUCCESS) is None:
+        return replace(manifest, state=State.FINALIZING)
+    return manifest
+
+
+def _refusal(root: Location, old: Manifest) -> str:
+    if old.state == State.COMPLETED:
+        return (
+            f"output.path: {root} is not empty: it holds a finished run of {old.totals.rows} rows. Choose another "
+            "folder, add the rows that are new with --mode append, or replace it with --mode overwrite"
+        )
+    return (
+        f"output.path: {root} is not empty: it holds a run that did not come to its end ({old.state}). Finish it with "
+        "--mode resume, or replace it with --mode overwrite"
+    )

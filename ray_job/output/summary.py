@@ -1,0 +1,82 @@
+"""What a finished run did: for machines as JSON, for people as a table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from ray_job.output.activity import Activity
+from ray_job.output.manifest import Duplicates, Manifest
+from ray_job.output.totals import Totals
+from ray_job.storage.places import Location
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A finished run."""
+
+    output: str
+    input_rows: int
+    totals: Totals  # of the whole output, earlier runs included
+    elapsed_s: float  # of this run
+    fingerprint: str
+    already_done: int = 0  # rows of the input that earlier runs had done
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    activity: Activity = field(default_factory=Activity)  # of this run's workers
+
+    @classmethod
+    def of_manifest(
+        cls, root: Location, manifest: Manifest, elapsed_s: float, activity: Activity | None = None
+    ) -> Self:
+        """The report of the run that a manifest tells of."""
+        return cls(
+            output=str(root),
+            input_rows=manifest.input_rows,
+            totals=manifest.totals,
+            elapsed_s=elapsed_s,
+            fingerprint=manifest.fingerprint,
+            already_done=manifest.already_done,
+            duplicates=manifest.duplicates,
+            activity=activity or Activity(),
+        )
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows done by this run, start-up included."""
+        return (self.input_rows - self.already_done) / max(self.elapsed_s, 1e-9)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON of the report."""
+        return {
+            **asdict(self),
+            "activity": self.activity.totals(),
+            "rows_per_s": round(self.rows_per_s, 3),
+            "completion_tokens_per_s": round(self.totals.completion_tokens / max(self.elapsed_s, 1e-9), 3),
+        }
+
+    def table(self) -> str:
+        """The summary printed at the end of a job."""
+        totals, duplicates = self.totals, self.duplicates
+        rows = [
+            ("rows", f"{self.input_rows}"),
+            *([("already done", f"{self.already_done}")] if self.already_done else []),
+            ("answered", f"{totals.answered}"),
+            ("failed", f"{totals.failed}"),
+            *((f"  {code}", f"{count}") for code, count in totals.error_codes.items()),
+            *([("repeated ids", _repeated(duplicates))] if duplicates.ids else []),
+            ("prompt tokens", f"{totals.prompt_tokens}"),
+            ("answer tokens", f"{totals.completion_tokens}"),
+            ("time", f"{self.elapsed_s:.1f} s"),
+            ("rows/s", f"{self.rows_per_s:.1f}"),
+            *self.activity.lines(),
+            ("parts", f"{totals.parts}"),
+            ("output", self.output),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _repeated(duplicates: Duplicates) -> str:
+    return f"{duplicates.ids} ids have {duplicates.rows} more rows each their own answer, e.g. " + ", ".join(
+        duplicates.examples
+    )

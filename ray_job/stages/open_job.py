@@ -1,0 +1,22 @@
+"""From a spec to all that a job needs before its first row: the input's plan and a preparer. Reads headers only."""
+
+from __future__ import annotations
+
+from ray_job.inputs.opening import open_source
+from ray_job.inputs.source import Source
+from ray_job.models.loading import load_config, load_processor, settle_model
+from ray_job.spec import JobSpec
+from ray_job.stages.prepare import Preparer
+
+
+def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
+    """Checks a spec against its input's headers and its model's small files, and settles what they decide.
+
+    Raises:
+        SpecError, InputError: the input is not there, or has not the columns the spec names.
+        ModelError: the model's folder has no usable configuration or tokenizer.
+    """
+    source = open_source(spec)
+    spec = spec.model_copy(update={"prompt": source.prompt, "model": settle_model(spec.model)})
+    limit = spec.limits.max_prompt_tokens or load_config(spec.model).max_position_embeddings - 1
+    return spec, source, Preparer(spec, source.without_splits(), load_processor(spec.model), limit)

@@ -1,0 +1,257 @@
+"""The CPU stage: a row of the user's columns becomes samples, with pictures decoded and resized to uint8.
+
+It needs no torch and no model, only the processor. Whatever is wrong with a row ends in that row's samples as an
+error; nothing a row holds can raise out of here.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.inputs.pictures.decode import decode, fetch, picture_size, pictures_of
+from ray_job.inputs.source import Source
+from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+from ray_job.prompts.conversation import Conversations, image_parts, template_fields
+from ray_job.prompts.parts import Message
+from ray_job.rows import (
+    ATTEMPTS,
+    PICTURES,
+    POSITION,
+    PREPARE_S,
+    QUESTION_INDEX,
+    QUESTIONS,
+    READ_ERROR,
+    ROW_ID,
+    SAMPLES,
+    error_record,
+    prepared_schema,
+)
+from ray_job.spec import GenerationParams, JobSpec
+from ray_job.stages.poison import DurableStore, PoisonSearch
+from ray_job.storage.retrying import Retrying
+
+
+@dataclass
+class Prepared:
+    """One row, ready to be generated: its samples and the pictures they share."""
+
+    samples: list[dict[str, Any]] = field(default_factory=list)  # values of SAMPLE_TYPE
+    pictures: list[dict[str, Any]] = field(default_factory=list)  # values of PICTURE_TYPE
+    num_questions: int = 1  # the row has in all; `samples` are those asked for
+    num_retries: int = 0  # of what failed for a passing reason
+
+
+class Preparer:
+    """Prepares tables of rows.
+
+    Args:
+        spec: with a settled prompt.
+        source: tells which columns hold pictures and which are kept.
+        processor: the model's.
+        max_prompt_tokens: longer prompts are an error.
+    """
+
+    def __init__(self, spec: JobSpec, source: Source, processor: Phi3VisionProcessor, max_prompt_tokens: int) -> None:
+        self._spec = spec
+        self._source = source
+        self._processor = processor
+        self._max_prompt_tokens = max_prompt_tokens
+        self._params = spec.generation.params
+        self._conversations = Conversations(spec.prompt, processor.special_tokens)
+        self._poison = PoisonSearch(None, Stage.PREPARE)
+        self._busy_since_s: float | None = None  # with one row, by time.monotonic
+
+    def with_store(self, store: DurableStore) -> Self:
+        """The same for a worker's process: blocks are noted there, so that rows it dies of are found."""
+        other = copy.copy(self)
+        other._poison = PoisonSearch(store, Stage.PREPARE, self._spec.limits.row_deadline_s)
+        return other
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows as read → rows of `rows.prepared_schema`."""
+        kept = [field.name for field in self._source.kept]
+        schema = prepared_schema(self._source.id_field.type, self._source.kept)
+        seconds = [0.0] * table.num_rows
+        rows = self._rows(table, seconds)
+        tried = table.column(ATTEMPTS).to_pylist() if ATTEMPTS in table.column_names else [0] * len(rows)
+        columns = [table.column(POSITION)]
+        columns.append(pa.array([n + row.num_retries for n, row in zip(tried, rows, strict=True)], pa.int32()))
+        columns.append(pa.array([row.num_questions for row in rows], pa.int32()))
+        columns += [table.column(name) for name in (ROW_ID, *kept)]
+        columns.append(pa.array([row.samples for row in rows], schema.field(SAMPLES).type))
+        columns.append(pa.array([row.pictures for row in rows], schema.field(PICTURES).type))
+        columns.append(pa.array(seconds, schema.field(PREPARE_S).type))
+        return pa.table(columns, schema=schema)
+
+    def _rows(self, table: pa.Table, seconds: list[float]) -> list[Prepared]:
+        """Each row prepared, and how long it took; those found to be deadly are errors."""
+        values = self.values(table)
+        rows = [Prepared()] * len(values)
+        if not values:
+            return rows
+        block = self._poison.begin(table.column(POSITION).to_numpy(), [row[ROW_ID] for row in values])
+        for row in block.poisoned:
+            record = error_record(self._poison.error(row))
+            rows[row.place] = _failed_row(values[row.place].get(QUESTIONS), record, row.tries - 1)
+        with self._poison.watch(lambda: self._busy_since_s):
+            for piece in block.pieces():
+                for place in range(piece.start, piece.stop):
+                    self._busy_since_s = started_s = time.monotonic()
+                    rows[place] = self.row(values[place])
+                    rows[place].num_retries += piece.tries - 1
+                    seconds[place] = time.monotonic() - started_s
+        self._busy_since_s = None
+        self._poison.finish(block)
+        return rows
+
+    def values(self, table: pa.Table) -> list[dict[str, Any]]:
+        """What `row` reads of each row."""
+        return row_values(table, self._source)
+
+    def row(self, row: Mapping[str, Any], *, headers_only: bool = False) -> Prepared:
+        """One row; an error of the row becomes an error of its sample.
+
+        With `headers_only` no picture is decoded: sizes come from headers, and the pictures have no pixels.
+        """
+        wanted = row.get(QUESTIONS)  # None: all
+        if row.get(READ_ERROR) is not None:
+            return _failed_row(wanted, row[READ_ERROR])
+        retrying = Retrying(self._spec.limits.max_attempts)
+        try:
+            pictures, sizes = retrying(lambda: self._pictures(row, headers_only), _is_retryable)
+            conversations = self._conversations.of_row(row, len(sizes))
+            params = self._row_params(row)
+        except RowError as error:
+            return _failed_row(wanted, error_record(error), retrying.num_retries)
+        samples = [
+            self._sample(index, messages, sizes, self._seeded(params, row[ROW_ID], index))
+            for index, messages in enumerate(conversations)
+            if wanted is None or index in wanted
+        ]
+        return Prepared(samples, pictures, len(conversations), retrying.num_retries)
+
+    def _pictures(self, row: Mapping[str, Any], headers_only: bool) -> tuple[list[dict[str, Any]], list[int]]:
+        """The row's pictures as values of PICTURE_TYPE, and how many tokens each takes."""
+        values = picture_values(row, self._source)
+        if len(values) > self._spec.limits.max_images:
+            limit = self._spec.limits.max_images
+            raise RowError(ErrorCode.TOO_MANY_IMAGES, f"{len(values)} pictures; limits.max_images is {limit}")
+        pictures, num_tokens = [], []
+        for index, value in enumerate(values, start=1):
+            try:
+                picture, (width, height) = self._picture(value, headers_only)
+                num_tokens.append(self._processor.image_tokens(width, height))
+            except RowError as error:
+                raise RowError(error.code, f"picture {index}: {error.message}", error.stage) from None
+            pictures.append(picture)
+        return pictures, num_tokens
+
+    def _picture(self, value: Any, headers_only: bool) -> tuple[dict[str, Any], tuple[int, int]]:
+        """One picture as a value of PICTURE_TYPE, and its own width and height."""
+        data = fetch_picture(value, self._spec, self._source)
+        picture: dict[str, Any] = {"digest": hashlib.blake2b(data, digest_size=16).digest()}
+        if headers_only:
+            return picture, picture_size(data, self._spec.limits)
+        image = decode(data, self._spec.limits)
+        pixels_HWC = self._processor.picture(image)
+        picture |= {"height": pixels_HWC.shape[0], "width": pixels_HWC.shape[1], "pixels": pixels_HWC.tobytes()}
+        return picture, image.size
+
+    def _row_params(self, row: Mapping[str, Any]) -> GenerationParams:
+        """The job's parameters with the row's own on top."""
+        column = self._source.overrides_column
+        overrides = row.get(column) if column is not None else None
+        if overrides is None:
+            return self._params
+        try:
+            if isinstance(overrides, str):
+                overrides = json.loads(overrides)
+            if not isinstance(overrides, dict):
+                raise ValueError(f"expected an object, got {type(overrides).__name__}")
+            return self._params.overridden({key: value for key, value in overrides.items() if value is not None})
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in error.errors())
+            raise RowError(ErrorCode.PARAMS_INVALID, f"column {column!r}: {problems}") from None
+        except ValueError as error:
+            raise RowError(ErrorCode.PARAMS_INVALID, f"column {column!r}: {error}") from None
+
+    def _seeded(self, params: GenerationParams, row_id: Any, question_index: int) -> GenerationParams:
+        """The job's seed is mixed with the row's id; a row's own seed stays."""
+        if params.is_greedy or params.seed != self._params.seed:
+            return params
+        text = f"{params.seed}/{row_id}/{question_index}".encode()
+        seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+        return params.model_copy(update={"seed": seed})
+
+    def _sample(
+        self, index: int, messages: list[Message], image_tokens: list[int], params: GenerationParams
+    ) -> dict[str, Any]:
+        try:
+            input_ids = self._processor.encode(self._processor.chat_parts(messages), image_tokens)
+            if len(input_ids) > self._max_prompt_tokens:
+                raise RowError(
+                    ErrorCode.PROMPT_TOO_LONG,
+                    f"{len(input_ids)} tokens, {sum(image_tokens)} of them pictures; the limit is "
+                    f"{self._max_prompt_tokens}. Shorten the prompt or lower model.num_crops",
+                )
+        except RowError as error:
+            return _failed(index, error_record(error))
+        return {
+            QUESTION_INDEX: index,
+            "input_ids": input_ids,
+            "params": params.model_dump_json(exclude_defaults=True),
+            "error": None,
+        }
+
+
+def row_values(table: pa.Table, source: Source) -> list[dict[str, Any]]:
+    """What prompts, pictures and parameters need of each row, as Python values; the other columns stay in Arrow.
+
+    Dates and times become text here: Python's cannot hold all of Arrow's.
+    """
+    prompt = source.prompt
+    named = (source.overrides_column, prompt.messages_column, prompt.questions_column)
+    fields = template_fields(prompt.template or "")
+    names = (ROW_ID, READ_ERROR, QUESTIONS, *source.image_columns, *named, *fields)
+    columns = {name: table.column(name) for name in names if name is not None and name in table.column_names}
+    for name, column in columns.items():
+        if pa.types.is_temporal(column.type):
+            columns[name] = column.cast(pa.string())
+    return pa.table(columns).to_pylist()  # type: ignore[no-any-return]
+
+
+def fetch_picture(value: Any, spec: JobSpec, source: Source) -> bytes:
+    """The encoded bytes of one of a row's pictures, from where the job may read. Raises RowError as `fetch`."""
+    return fetch(value, root=source.image_root, limits=spec.limits, allow_hosts=spec.input.allow_hosts)
+
+
+def picture_values(row: Mapping[str, Any], source: Source) -> list[Any]:
+    """A row's pictures in order, as the row has them; each is for `fetch_picture`."""
+    messages_column = source.prompt.messages_column
+    if messages_column is not None and not source.image_columns:
+        return image_parts(row.get(messages_column))
+    return pictures_of(row, source.image_columns)
+
+
+def _failed_row(wanted: list[int] | None, error: Mapping[str, Any], num_retries: int = 0) -> Prepared:
+    """A row that could not be asked anything: one error, or one for each question that was left of it."""
+    samples = [_failed(index, error) for index in wanted or [0]]
+    return Prepared(samples, num_questions=max(wanted or [0]) + 1, num_retries=num_retries)
+
+
+def _is_retryable(error: Exception) -> bool:
+    return isinstance(error, RowError) and error.is_retryable
+
+
+def _failed(index: int, error: Mapping[str, Any]) -> dict[str, Any]:
+    return {QUESTION_INDEX: index, "input_ids": None, "params": None, "error": dict(error)}

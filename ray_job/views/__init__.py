@@ -1,0 +1,1 @@
+"""What people look at: progress, previews, galleries and the HTML page."""

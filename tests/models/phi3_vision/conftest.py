@@ -1,0 +1,91 @@
+"""Fixtures for the Phi-3-Vision tests: golden models, the official files where present, measured differences."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ray_job.models.phi3_vision import weights
+from ray_job.models.phi3_vision.model import Phi3VisionModel
+
+from .oracle import GOLDEN, Compare
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    # The tiny models are slower on several threads, and sums keep one order.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def official() -> Path:
+    """Folder with the published small files of Phi-3-vision-128k-instruct; not part of this repository."""
+    default = Path(__file__).parents[3].parent / "shared" / "oracle" / "phi3-vision-files"
+    folder = Path(os.environ.get("PHI3_VISION_FILES", default))
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip("the official Phi-3-vision files are absent; name their folder in PHI3_VISION_FILES")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden tiny model as a loadable folder: its tower's shape merged into config.json."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for file in (GOLDEN / "tiny-mha").iterdir():
+        shutil.copyfile(file, folder / file.name)
+    config = json.loads((folder / "config.json").read_text())
+    config["img_processor"]["vision_config"] = json.loads((folder / "oracle_clip_config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session", params=["sdpa", "eager"])
+def model(request: pytest.FixtureRequest, tiny_folder: Path) -> Phi3VisionModel:
+    """The golden tiny model in float32, with both attentions."""
+    return weights.load(tiny_folder, dtype=torch.float32, attention=request.param)
+
+
+@pytest.fixture(scope="session")
+def sdpa_model(tiny_folder: Path) -> Phi3VisionModel:
+    """The golden tiny model in float32, with the default attention."""
+    return weights.load(tiny_folder, dtype=torch.float32)
+
+
+@pytest.fixture
+def close(request: pytest.FixtureRequest) -> Compare:
+    """Asserts a largest absolute difference and keeps it; `pytest -v` prints the largest of each kind."""
+
+    def compare(name: str, got: Tensor, want: Tensor, atol: float) -> None:
+        assert got.shape == want.shape, name
+        difference = float((got.float() - want.float()).abs().max())
+        group = f"{request.node.originalname}: {name}"
+        # What `record_property` does, but for its warning under --junitxml.
+        request.node.user_properties.append((group, difference))
+        assert difference <= atol, f"{name}: largest difference {difference}, allowed {atol}"
+
+    return compare
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The largest measured differences, by test and name."""
+    if terminalreporter.config.get_verbosity() < 0:
+        return
+    largest: dict[str, float] = {}
+    for report in terminalreporter.getreports("passed"):
+        for group, value in report.user_properties:
+            if report.when == "call" and isinstance(value, float):
+                largest[group] = max(value, largest.get(group, 0.0))
+    if largest:
+        terminalreporter.section("largest differences")
+        for group in sorted(largest):
+            terminalreporter.write_line(f"{largest[group]:.1e}  {group}")

@@ -1,0 +1,72 @@
+"""A model in a bucket: fetched once on a machine however many ask, whole or not at all, and anew when it changes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from ray_job.errors import ModelError
+from ray_job.models.loading import load_config, model_folder
+from ray_job.models.store import fetch
+from ray_job.spec import ModelSpec
+
+_ASK = "import logging, sys; logging.basicConfig(level='INFO'); from ray_job.models.store import fetch; " + (
+    "print(fetch(sys.argv[1], with_weights=True))"
+)
+
+
+@pytest.fixture
+def store(s3_store: fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> fs.S3FileSystem:
+    monkeypatch.setenv("RAY_JOB_CACHE", str(tmp_path / "cache"))
+    s3_store.create_dir("models")
+    return s3_store
+
+
+@pytest.fixture
+def uri(store: fs.S3FileSystem) -> str:
+    """The demo model in a bucket, with code beside it that is none of ours."""
+    fs.copy_files(str(model_folder(ModelSpec())), "models/demo", destination_filesystem=store)
+    with store.open_output_stream("models/demo/modeling_phi3_v.py") as stream:
+        stream.write(b"raise SystemExit('executed')")
+    return "s3://models/demo"
+
+
+def test_processes_of_one_machine_fetch_once(uri: str, store: fs.S3FileSystem) -> None:
+    folder = fetch(uri, with_weights=False)
+    assert (folder / "config.json").exists()
+    assert not (folder / "model.safetensors").exists()
+    model = ModelSpec(path=uri)
+    assert load_config(model) == load_config(ModelSpec())
+
+    asking = [
+        subprocess.Popen(
+            [sys.executable, "-c", _ASK, uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        )
+        for _ in range(3)
+    ]
+    said = [process.communicate(timeout=60) for process in asking]
+    assert {out.strip() for out, _ in said} == {str(folder)}, said
+    assert sum(err.count("model.safetensors") for _, err in said) == 1, said
+    original = model_folder(ModelSpec()) / "model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
+    assert not list(folder.glob("*.py"))
+
+    with store.open_output_stream("models/demo/generation_config.json") as stream:
+        stream.write(b"{}")
+    assert fetch(uri, with_weights=True) != folder
+
+
+def test_what_cannot_be_fetched_says_why(uri: str, store: fs.S3FileSystem, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"model\.path: s3://models/absent"):
+        fetch("s3://models/absent", with_weights=True)
+    store.create_dir("empty")
+    with pytest.raises(ModelError, match="holds no"):
+        fetch("s3://empty", with_weights=True)
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ModelError, match="Set RAY_JOB_CACHE to a folder"):
+        fetch(uri, with_weights=True)
