@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -24,6 +23,8 @@ from ray_job.errors import ErrorCode, RayJobError
 from ray_job.inputs.source import iter_tables
 from ray_job.rows import POSITION, ROW_ID, SAMPLES
 from ray_job.stages.open_job import open_job
+
+from tests.memory import forget_peak, now_mib, peak_mib
 
 from .conftest import encoded, noise
 
@@ -46,9 +47,10 @@ SPECIAL = (
 
 @pytest.fixture(autouse=True)
 def _bounded_memory() -> Iterator[None]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget_peak()
+    before = now_mib()
     yield
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MEMORY_MIB
+    assert peak_mib() - before < MEMORY_MIB
 
 
 def mutated(data: bytes, dice: random.Random) -> bytes:
