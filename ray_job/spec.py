@@ -336,9 +336,7 @@ class JobSpec(_Section):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            from ray_job.storage.places import without_secrets
-
-            raise SpecError([without_secrets(_problem(detail, data)) for detail in error.errors()], source) from None
+            raise SpecError([_problem(detail, data) for detail in error.errors()], source) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:

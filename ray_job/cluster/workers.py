@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 
 from ray_job.errors import SpecError
+from ray_job.redaction.logs import logger_of
 from ray_job.spec import JobSpec
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger_of(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ class RowDatasource(ray.data.Datasource):
 
     A task reads neighbouring splits one after the other and yields small tables; it carries its own splits, the source
     without any, and which of its rows are left to do. Rows are numbered over the whole input (`rows.POSITION`), and
-    within a window of bounded size (`windows.py`) those with equal pictures stand together. Put `.repartition(target_num_rows_per_block=…)` behind
-    it: Ray gathers a task's tables into blocks of its own size.
+    within a window of bounded size (`windows.py`) those with equal pictures stand together. Put
+    `.repartition(target_num_rows_per_block=…)` behind it: Ray gathers a task's tables into blocks of its own size.
 
     Args:
         source: what to read.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import logging
 import os
 import posixpath
 import shutil
@@ -15,12 +14,13 @@ from pathlib import Path
 from pyarrow import fs
 
 from ray_job.errors import InputError, ModelError
+from ray_job.redaction.logs import logger_of
 from ray_job.storage.places import STORAGE_ERRORS, Location, list_files, locate, reason
 
 _CACHE = "RAY_JOB_CACHE"
 _SMALL, _WEIGHTS = ".json", ".safetensors"  # nothing else is fetched: no code, no pickles
 _CHUNK_BYTES = 16 * 2**20
-_LOG = logging.getLogger(__name__)
+_LOG = logger_of(__name__)
 
 
 def fetch(uri: str, *, with_weights: bool) -> Path:

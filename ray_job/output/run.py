@@ -12,7 +12,6 @@ whose they are.
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -38,11 +37,12 @@ from ray_job.output.parts import DATA, ERRORS, Receipt
 from ray_job.output.resume import what_is_left
 from ray_job.output.summary import Report
 from ray_job.output.totals import Totals
+from ray_job.redaction.logs import logger_of
 from ray_job.spec import JobSpec
 from ray_job.storage.places import Location, locate
 from ray_job.storage.whole_files import part_files, remove, remove_leftovers, write_json, write_whole
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger_of(__name__)
 
 
 class Run:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from ray_job.errors import InputError
 from ray_job.inputs.files import find_files
+from ray_job.redaction.text import without_secrets
 from ray_job.spec import InputSpec
-from ray_job.storage.places import expand, list_files, locate, open_input, parse_uri, without_secrets
+from ray_job.storage.places import expand, list_files, locate, open_input, parse_uri
 
 from .conftest import ids_of, opened
 

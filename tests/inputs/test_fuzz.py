@@ -23,7 +23,6 @@ from ray_job.errors import ErrorCode, RayJobError
 from ray_job.inputs.source import iter_tables
 from ray_job.rows import POSITION, ROW_ID, SAMPLES
 from ray_job.stages.open_job import open_job
-
 from tests.memory import forget_peak, now_mib, peak_mib
 
 from .conftest import encoded, noise

@@ -19,8 +19,9 @@ from pyarrow import fs
 
 from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.pictures.web import fetch_url
+from ray_job.redaction.text import public_uri
 from ray_job.spec import LimitsSpec
-from ray_job.storage.places import STORAGE_ERRORS, Location, parse_uri, reason, without_secrets
+from ray_job.storage.places import STORAGE_ERRORS, Location, account_of, parse_uri, reason
 
 _DENIED = ("ACCESS_DENIED", "Access Denied", "Forbidden", "Permission denied")
 _SHOWN_CHARS = 200
@@ -96,7 +97,7 @@ def resolve(reference: str, root: Location | None) -> Location:
         )
     if root is None:
         raise _forbidden(f"{shown}: no folder holds all inputs; say where pictures may lie with input.image_root")
-    if uri is not None and uri[0] != root.scheme:
+    if uri is not None and (uri[0], account_of(reference)) != (root.scheme, root.account):
         raise _forbidden(f"{shown} is not in {root}, on whose storage pictures must lie; set input.image_root")
     if "\0" in reference:
         raise RowError(ErrorCode.IMAGE_MISSING, f"{shown}: no such file")
@@ -161,7 +162,7 @@ def _from(value: Any) -> str:
 
 
 def _shown(text: str) -> str:
-    text = without_secrets(text).encode(errors="replace").decode()
+    text = public_uri(text).encode(errors="replace").decode()
     return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…")
 
 

@@ -16,8 +16,9 @@ from contextlib import ExitStack
 from urllib.parse import SplitResult, urlsplit
 
 from ray_job.errors import ErrorCode, RowError
+from ray_job.redaction.text import public_uri
 from ray_job.spec import LimitsSpec
-from ray_job.storage.places import reason, without_secrets
+from ray_job.storage.places import reason
 
 _PORT = 443
 _SHOWN_CHARS = 200
@@ -35,7 +36,7 @@ def fetch_url(url: str, allow_hosts: Collection[str], limits: LimitsSpec) -> byt
         RowError: IMAGE_FORBIDDEN, IMAGE_MISSING, IMAGE_TOO_LARGE, IMAGE_UNREADABLE, or STORAGE where trying again may
             help.
     """
-    shown = repr(without_secrets(url)[:_SHOWN_CHARS])
+    shown = repr(public_uri(url)[:_SHOWN_CHARS])
     parts, host, port = _checked(url, shown, allow_hosts)
     connection = _PinnedConnection(host, port, shown, limits.fetch_timeout_s)
     try:
