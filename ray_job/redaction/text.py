@@ -78,7 +78,7 @@ def _without_user(scheme: str, rest: str) -> str:
     region = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if ":" in region and "@" in rest:  # a password may hold slashes, and more
         user, _, rest = rest.rpartition("@")
-        if re.search(r"@.*[?#]", user, re.DOTALL):  # a password with a ? in it, or options with an @
+        if re.search(r"[?#]", user):  # a password with a ? in it, or options with an @
             return HIDDEN
         return _container(scheme, user.partition(":")[0]) + rest
     if "@" in region:

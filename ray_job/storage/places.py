@@ -23,6 +23,7 @@ from ray_job.errors import InputError
 from ray_job.redaction.text import public_uri, without_parts_of, without_secrets
 from ray_job.storage.azure import SCHEMES as AZURE
 from ray_job.storage.azure import azure_uri, parse_azure
+from ray_job.storage.globs import glob_pattern
 
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://(.*)$", re.DOTALL)
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # Spark's names for the same places
@@ -173,7 +174,7 @@ def expand(location: Location) -> tuple[Location, list[fs.FileInfo]]:
         raise InputError(f"{location}: no such file or folder. Check input.path; relative paths start where you are")
     head = posixpath.dirname(location.path[: glob.start()])
     base = location.at(head)
-    pattern = _glob_pattern(location.path[len(head) :].lstrip("/"))
+    pattern = glob_pattern(location.path[len(head) :].lstrip("/"))
     files = [info for info in list_files(base, recursive=True) if _matches(pattern, str(info.path), head)]
     if not files:
         raise InputError(f"{location}: nothing matches. Folders below {base} are searched where the pattern names them")
@@ -216,18 +217,3 @@ def _matches(pattern: re.Pattern[str], path: str, head: str) -> bool:
     """Whether a file, or a folder it lies in, matches a pattern relative to `head`."""
     parts = path[len(head) :].lstrip("/").split("/")
     return any(pattern.fullmatch("/".join(parts[:depth])) for depth in range(len(parts), 0, -1))
-
-
-def _glob_pattern(glob: str) -> re.Pattern[str]:
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", glob)
-    known = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    regex = "".join(
-        known[part] if part in known else _glob_class(part) if place % 2 else re.escape(part)
-        for place, part in enumerate(parts)
-    )
-    return re.compile(regex, re.DOTALL)
-
-
-def _glob_class(part: str) -> str:
-    body = part[1:-1].replace("\\", r"\\")
-    return f"[^{body[1:]}]" if body.startswith("!") else f"[{body}]"

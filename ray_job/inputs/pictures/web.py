@@ -6,7 +6,6 @@ The address is looked up once, checked, and connected to, so that a name cannot 
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import socket
 import ssl
 import threading
@@ -16,6 +15,7 @@ from contextlib import ExitStack
 from urllib.parse import SplitResult, urlsplit
 
 from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.pictures.addresses import is_public
 from ray_job.redaction.text import public_uri
 from ray_job.spec import LimitsSpec
 from ray_job.storage.places import reason
@@ -107,16 +107,10 @@ class _PinnedConnection(http.client.HTTPSConnection):
 def _public_address(host: str, port: int, shown: str) -> str:
     """An address of the host; all of them must be public, or one asked for at another moment may be another."""
     addresses = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    private = [address for address in addresses if not _is_public(address)]
+    private = [address for address in addresses if not is_public(address)]
     if private:
         raise _forbidden(f"{shown} leads to the private address {private[0]}")
     return addresses[0]
-
-
-def _is_public(address: str) -> bool:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
-    return parsed.is_global and not parsed.is_multicast and (inner is None or inner.is_global)
 
 
 def _body(response: http.client.HTTPResponse, shown: str, max_bytes: int) -> bytes:
