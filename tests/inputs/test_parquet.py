@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_job.errors import InputError, SpecError
-from ray_job.inputs.pictures.decode import fetch, pictures_of
+from ray_job.inputs.pictures.decode import pictures_of
+from ray_job.inputs.pictures.references import read_picture
 from ray_job.inputs.source import iter_tables
 from ray_job.inputs.wide_types import widened
 from ray_job.spec import LimitsSpec
@@ -55,7 +56,7 @@ def test_every_form_of_picture_column_is_delivered(tmp_path: Path, values: pa.Ar
     assert source.columns.field("image").type == widened(values.type)
     assert source.kept == ()
     good, missing = (pictures_of(row, source.image_columns) for row in rows_of(source))
-    assert fetch(good[0], root=source.image_root, limits=LimitsSpec()) == b"p"
+    assert read_picture(good[0], root=source.image_root, limits=LimitsSpec()) == b"p"
     assert missing == [None]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.pictures.addresses import is_public
-from ray_job.inputs.pictures.references import fetch
+from ray_job.inputs.pictures.references import read_picture
 from ray_job.spec import LimitsSpec
 from tests.https import https_server, make_certificate, trust
 
@@ -63,14 +63,14 @@ def host(port: int, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def refused(url: str, *allow_hosts: str, limits: LimitsSpec = LIMITS) -> RowError:
     with pytest.raises(RowError) as caught:
-        fetch(url, root=None, limits=limits, allow_hosts=allow_hosts)
+        read_picture(url, root=None, limits=limits, allow_hosts=allow_hosts)
     return caught.value
 
 
 def test_a_listed_host_is_fetched_from(host: str) -> None:
-    assert fetch(f"https://{host}/ok", root=None, limits=LIMITS, allow_hosts=[host.upper()]) == b"picture"
+    assert read_picture(f"https://{host}/ok", root=None, limits=LIMITS, allow_hosts=[host.upper()]) == b"picture"
     value = {"bytes": None, "path": f"https://{host}/ok?size=3"}
-    assert fetch(value, root=None, limits=LIMITS, allow_hosts=["other", host]) == b"picturesize=3"
+    assert read_picture(value, root=None, limits=LIMITS, allow_hosts=["other", host]) == b"picturesize=3"
 
 
 def test_what_a_server_may_not_do(host: str) -> None:

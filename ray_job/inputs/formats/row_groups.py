@@ -46,7 +46,7 @@ def rows_at_once(group: pq.RowGroupMetaData, names: Sequence[str], max_rows: int
     chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in names]
     num_rows = max(1, group.num_rows)
     # With a dictionary each value may be as long as all of it: the chunk's size does not say how much it becomes.
-    per_row = sum(c.total_uncompressed_size * -(-c.num_values // num_rows) for c in chunks if _is_repeating(c))
+    per_row: int = sum(c.total_uncompressed_size * -(-c.num_values // num_rows) for c in chunks if _is_repeating(c))
     sizes = [(_decoded_bytes(c), _is_even(c)) for c in chunks if not _is_repeating(c)]
     most = sum(size * max_rows // num_rows if is_even else size for size, is_even in sizes)
     if most + per_row * max_rows <= PIECE_BYTES:
