@@ -6,9 +6,7 @@
 With the no-op engine reading, preparing, moving, writing and counting are all there is. A larger size against the one
 before it shows what each further row costs once everything has started, and whether that grows.
 
-Measured on two cores: with the no-op engine a further row costs 2.0 ms, of which 0.5 are the bare loop's; ten times the
-rows took 5.2 times as long. With the demo's model a further row ran at 1.26 times the speed of the bare loop (`--rows
-500 3000`), as preparing goes on beside the engine. What bounds driver memory: `cluster/backpressure.py`.
+Figures are in `bench/RESULTS.md`. What bounds driver memory: `cluster/backpressure.py`.
 """
 
 from __future__ import annotations
