@@ -1,4 +1,4 @@
-"""How many rows get another answer in company than alone: the demo's model and questions, in any dtype.
+"""How many rows are answered differently beside other rows than alone: the demo's model and questions, in any dtype.
 
     python -m ray_job bench agreement --rows 1000 --dtype bfloat16
 

@@ -223,12 +223,12 @@ class _Bench:
         self.machine = measure_machine(model.config, self._ours.dtype, model.device)
 
     def warm_up(self) -> None:
-        """Lets every runner make what is made once."""
+        """Runs each runner a little, so that what is made once is not measured."""
         for runner in _RUNNERS:
             self._run(runner, self._samples("long-tailed", 2, runner)[:2])
 
     def measure(self, workload: str, runner: str | Peer, rows: int) -> tuple[Measured, baselines.Answers]:
-        """Every row answered, its tokens counted. Raises PeerError."""
+        """Answers every row and counts the tokens. Raises PeerError."""
         if isinstance(runner, Peer):
             return self._measure_peer(workload, runner, rows)
         samples = self._samples(workload, rows, runner)
@@ -273,7 +273,7 @@ class _Bench:
 
 
 def _count_tokens(answers: baselines.Answers, samples: Sequence[Sample]) -> int:
-    """Tokens in all. Every row must have been answered in full."""
+    """All tokens of the answers. Every row must have been answered in full."""
     expected = {sample.key: sample.params.max_new_tokens for sample in samples}
     assert {key: len(tokens) for key, tokens in answers.items()} == expected
     return sum(expected.values())
@@ -295,7 +295,7 @@ def _print_row(last: Measured, measured: Sequence[Measured]) -> None:
 
 
 def _print_workload(workload: str, measured: Sequence[Measured], alike: dict[str, int]) -> None:
-    """How many times as fast as each of the others, and how many rows got the engine's very tokens."""
+    """Prints how many times as fast the engine is as each runner, and how many rows got the engine's tokens."""
     ratios = _ratios(measured).get(workload)
     if ratios:
         shown = (f"{ratio:.2f} × {runner} ({alike[runner]} rows alike)" for runner, ratio in ratios.items())
@@ -338,7 +338,7 @@ def _ratios(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """The processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -347,7 +347,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """Of the repository this runs in, if it is one."""
+    """The commit of the repository this runs in, if it is one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -222,7 +222,7 @@ def _words(ids: Sequence[int]) -> str:
 
 
 class _Usage:
-    """What the processes that this one starts use while open, read from /proc now and then."""
+    """CPU time and memory of the processes that this one starts, sampled from /proc while open."""
 
     def __init__(self) -> None:
         self.peak_gib = 0.0
@@ -285,7 +285,7 @@ def _line(row: Measured) -> str:
 
 
 def _alike(answers: Mapping[str, Mapping[int, str]]) -> dict[str, int]:
-    """Rows with our job's very tokens, by job. Random weights leave many near ties, which rounding may turn."""
+    """Rows with our job's tokens, by job. Random weights leave many near ties, which rounding may turn."""
     ours = answers.get("ours", {})
     return {job: sum(ours.get(key) == text for key, text in theirs.items()) for job, theirs in answers.items()}
 

@@ -1,4 +1,4 @@
-"""Rows as users have them, made up from a seed: what is asked, of which pictures, and how long the answers are.
+"""Rows like users' own, made from a seed: what is asked, of which pictures, and how long the answers are.
 
 Pictures are noise of the size that the picture processor would give; their content changes no timing.
 """
@@ -56,7 +56,7 @@ class Workload:
         return found
 
     def uniform(self, rows: int) -> list[Sample]:
-        """Equal pictures' sizes, prompts and answers: nothing to gain from any order, but no picture twice."""
+        """Pictures, prompts and answers of one size, no picture twice: no order of rows gains anything."""
         return [self._sample(key, [self._picture(672, 672)], self._text(32, 32), 32) for key in range(rows)]
 
     def long(self, rows: int) -> list[Sample]:
