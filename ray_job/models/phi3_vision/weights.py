@@ -16,13 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
 from ray_job.errors import ModelError
 from ray_job.models.hub import resolve
+from ray_job.models.phi3_vision.attention import Attention
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.crops import CLIP_MEAN, CLIP_STD
-from ray_job.models.phi3_vision.model import Attention, Phi3VisionModel
+from ray_job.models.phi3_vision.model import Phi3VisionModel
+from ray_job.models.phi3_vision.vision_layer import PatchEmbeddings
 
 __all__ = ["PROCESSOR_FILES", "init_weights", "load", "resolve", "save"]
 
@@ -60,7 +61,6 @@ def load(
             for name in opened.keys():  # noqa: SIM118 - safe_open is no dict
                 weights[name] = opened.get_tensor(name).to(dtype)
     model.load_state_dict(weights, strict=True, assign=True)
-    model.materialise_buffers(torch.device(device))
     return model.eval()
 
 
@@ -100,8 +100,8 @@ def init_weights(model: Phi3VisionModel, seed: int) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
             _fill_normal(module.weight, std, generator)
-        elif isinstance(module, CLIPVisionEmbeddings):
-            _fill_normal(module.class_embedding, module.embed_dim**-0.5, generator)
+        elif isinstance(module, PatchEmbeddings):
+            _fill_normal(module.class_embedding, len(module.class_embedding) ** -0.5, generator)
         elif "Norm" in type(module).__name__:
             weight = module.weight
             assert isinstance(weight, Tensor)
