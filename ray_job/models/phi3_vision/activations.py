@@ -1,4 +1,4 @@
-"""The activation functions a configuration may name; `configuration.py` checks the names without torch."""
+"""The activation functions a configuration may name; `config_fields.py` checks the names without torch."""
 
 from __future__ import annotations
 

@@ -48,4 +48,6 @@ def _eager(query_BNLC: Tensor, key_BNKC: Tensor, value_BNKC: Tensor, mask_BHLK: 
     scores_BNLK = query_BNLC @ key_BNKC.transpose(2, 3) * query_BNLC.shape[-1] ** -0.5
     if mask_BHLK is not None:
         scores_BNLK = scores_BNLK + mask_BHLK
-    return scores_BNLK.softmax(-1, dtype=torch.float32).to(query_BNLC.dtype) @ value_BNKC
+    weights_BNLK = scores_BNLK.softmax(-1, dtype=torch.float32).to(query_BNLC.dtype)
+    attended_BNLC: Tensor = weights_BNLK @ value_BNKC
+    return attended_BNLC

@@ -20,9 +20,10 @@ from ray_job.errors import ModelError
 from ray_job.models.phi3_vision.attention import Attention
 from ray_job.models.phi3_vision.cache import KeyValueStore, KVCache
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
-from ray_job.models.phi3_vision.crops import CLIP_MEAN, CLIP_STD, pixels_to_crops
+from ray_job.models.phi3_vision.crops import pixels_to_crops
 from ray_job.models.phi3_vision.decoder_layer import DecoderLayer, RMSNorm
 from ray_job.models.phi3_vision.mask import additive, causal_mask, needs_window
+from ray_job.models.phi3_vision.preprocessor_config import CLIP_MEAN, CLIP_STD
 from ray_job.models.phi3_vision.rope import RopeTables
 from ray_job.models.phi3_vision.vision import PictureEmbedding
 
@@ -40,7 +41,7 @@ class Decoder(nn.Module):
 
 
 class Phi3VisionModel(nn.Module):
-    """The model an engine drives. `state_dict()` has exactly the official checkpoint's keys."""
+    """The model an engine drives. `state_dict()` has exactly the official checkpoint's keys, also with a tied head."""
 
     def __init__(
         self,
@@ -59,6 +60,15 @@ class Phi3VisionModel(nn.Module):
         self.model = Decoder(config, attention)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rope = RopeTables(config)
+        self.tie_head()
+
+    def tie_head(self) -> None:
+        """Where the configuration ties them, makes the head's matrix the token embedding's, held once.
+
+        To be called again after parameters were replaced, as by `load_state_dict(…, assign=True)`.
+        """
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     @property
     def device(self) -> torch.device:

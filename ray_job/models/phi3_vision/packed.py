@@ -1,6 +1,6 @@
 """Phi-3-Vision as a continuously batching engine drives it: tokens of many rows side by side, without padding.
 
-The layers' submodules and weights are the model's; only attention is the engine's, which knows where each row's keys lie.
+Submodules and weights are the model's; only attention is the engine's, which knows where each row's keys lie.
 Equal to `model.py`, measured by tests/engine/test_packed.py.
 
 Shapes: T tokens of any rows, packed, S of them whose hidden states are wanted; D decoder width;
@@ -148,7 +148,7 @@ class PackedPhi3Vision:
 
 
 class _Layer:
-    """A decoder layer without its attention, over the library's submodules and weights."""
+    """A decoder layer without its attention, over the model's submodules and weights."""
 
     def __init__(self, layer: DecoderLayer, pack: bool) -> None:
         self.input_layernorm = layer.input_layernorm

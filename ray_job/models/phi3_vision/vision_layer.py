@@ -28,7 +28,9 @@ class PatchEmbeddings(nn.Module):
     def forward(self, crops_N3CC: Tensor) -> Tensor:
         """(N, 3, C, C), any float dtype → (N, P, V). Raises ValueError for crops of another size."""
         if crops_N3CC.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(f"crops of {tuple(crops_N3CC.shape[-2:])} pixels, the tower reads {self.image_size} each way")
+            raise ValueError(
+                f"crops of {tuple(crops_N3CC.shape[-2:])} pixels, the tower reads {self.image_size} each way"
+            )
         patches_NVSS: Tensor = self.patch_embedding(crops_N3CC.to(self.patch_embedding.weight.dtype))
         patches_NPV = patches_NVSS.flatten(2).transpose(1, 2)
         class_N1V = self.class_embedding.expand(len(crops_N3CC), 1, -1)
