@@ -145,7 +145,7 @@ class ContinuousEngine:
         """A row for the queue. Raises RowError for one that can never run."""
         try:
             row = RunningRow.of(sample, self._vocabulary, self._model.max_len)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise _generation_failed(error) from None
         if row.max_tokens > self._scheduler.max_tokens:
             raise _out_of_memory(f"{row.max_tokens} tokens, and the KV pool holds {self._scheduler.max_tokens}")

@@ -86,7 +86,7 @@ def _draw(logits_SV: Tensor, params: Sequence[GenerationParams], counters: Seque
     draw = _Draw(
         # From the largest logit down, nothing grows beyond float32 however low the temperature.
         scaled_SV=(logits_SV - logits_SV.amax(dim=-1, keepdim=True)) / column([param.temperature for param in params]),
-        top_k_S1=column([param.top_k or vocab_size for param in params]),
+        top_k_S1=column([min(param.top_k or vocab_size, vocab_size) for param in params]),
         top_p_S1=column([param.top_p for param in params]),
         u_S1=uniform(seeds_S, torch.tensor(counters, device=device))[:, None],
     )
