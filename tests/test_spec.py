@@ -150,7 +150,9 @@ def numeric_fields() -> list[tuple[str, str]]:
 
 
 def test_there_are_numeric_fields_to_test() -> None:
-    assert {("generation", "max_new_tokens"), ("generation", "stop_token_ids"), ("input", "limit")} <= {*numeric_fields()}
+    assert {("generation", "max_new_tokens"), ("generation", "stop_token_ids"), ("input", "limit")} <= {
+        *numeric_fields()
+    }
     assert len(numeric_fields()) > 25
 
 

@@ -1,4 +1,4 @@
-"""Whole rows that ask the same again: answered once. Knows no model and no torch."""
+"""Samples that are equal in all that an answer depends on are run once. No model, no torch."""
 
 from __future__ import annotations
 

@@ -42,6 +42,6 @@ class VisionCache:
         return features_TD
 
     def clear(self) -> None:
-        """Keeps none."""
+        """Forgets all that no row holds."""
         self._kept.clear()
         self._num_bytes = 0

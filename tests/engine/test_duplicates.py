@@ -31,7 +31,9 @@ def test_followers_come_out_with_the_one_that_is_run() -> None:
     assert duplicates.leads(sample(2, ids=(1, 3)))
     assert not duplicates.leads(sample(3))
     results = duplicates.fan_out(first, answer(0))
-    assert [(result.key, result.text, result.token_ids) for result in results] == [(k, "yes", (5, 6)) for k in (0, 1, 3)]
+    assert [(result.key, result.text, result.token_ids) for result in results] == [
+        (k, "yes", (5, 6)) for k in (0, 1, 3)
+    ]
     assert results[0].latency_ms == 70.0
     assert all(0 <= result.latency_ms < 70_000 for result in results[1:]), "milliseconds since each came"
     assert duplicates.num_found == 2
