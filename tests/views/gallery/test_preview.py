@@ -47,9 +47,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     loaded: list[str] = []
     load = ray_job.stages.generate.load_engine
 
-    def counting(spec: JobSpec) -> Any:
+    def counting(spec: JobSpec, *placement: Any) -> Any:
         loaded.append(spec.model.path)
-        return load(spec)
+        return load(spec, *placement)
 
     monkeypatch.setattr("ray_job.stages.generate.load_engine", counting)
     return loaded
