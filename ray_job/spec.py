@@ -155,7 +155,11 @@ class ModelSpec(_Section):
         description="`auto`: bfloat16 on a GPU, float32 on a CPU. A CPU without arithmetic for a 16-bit dtype keeps "
         "the weights in it, half the memory, and computes in float32.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: a GPU where the actor has one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="`auto`: the GPU that `workers.gpus_per_actor` gives the actor, and a CPU where that is 0. `cuda` "
+        "and `cpu` settle what `auto` means there, and must agree with a number.",
+    )
     attention: Literal["sdpa", "eager"] = "sdpa"
     num_crops: int | None = Field(
         None, ge=1, le=64, description="Most local crops a picture is cut into. Default: the model's own."
@@ -300,14 +304,23 @@ class WorkersSpec(_Section):
     max_actors: int | None = Field(None, ge=1, description="Default: min_actors (a fixed pool).")
     gpus_per_actor: float | Literal["auto"] = Field(
         "auto",
-        description="GPUs an actor takes; a fraction shares one. `auto`: 1 where the cluster has GPUs, else 0. A model "
-        "lies on one GPU whole: there is no tensor parallelism.",
+        description="GPUs an actor takes; a fraction shares one, memory included. `auto`: 1 where the cluster has "
+        "GPUs, else 0. With 0 it computes on CPUs, whatever GPUs there are; with more, a GPU that torch cannot use "
+        "is an error. A model lies on one GPU whole: there is no tensor parallelism.",
     )
     cpus_per_actor: float = Field(
-        0.0, ge=0, description="CPUs reserved per actor. 0 leaves them to reading and preparing."
+        0.0,
+        ge=0,
+        description="CPUs reserved per actor, and the most threads it computes with. 0 reserves none, so that reading "
+        "and preparing share them with it.",
     )
     prepare_tasks: int | None = Field(None, ge=1, description="Most preparing tasks at once. Default: Ray decides.")
-    threads: int | None = Field(None, ge=1, description="Threads of a CPU actor. Default: the CPUs per actor.")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="Threads an actor computes with. Default: cpus_per_actor; where that is 0, the CPUs of its "
+        "machine (those its cgroup allows) divided by the actors that a full pool puts there.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -399,6 +412,13 @@ class JobSpec(_Section):
         if self.output.retry_failed and self.output.mode not in ("resume", "append"):
             raise ValueError(
                 f"output.retry_failed goes with output.mode resume or append, and the mode is {self.output.mode!r}"
+            )
+        gpus = self.workers.gpus_per_actor
+        if gpus != "auto" and self.model.device == ("cpu" if gpus else "cuda"):
+            raise ValueError(
+                f"model.device is {self.model.device} and workers.gpus_per_actor is {gpus:g}: "
+                + ("the GPU would be reserved and not used" if gpus else "the actor would have no GPU to compute on")
+                + "; leave one of them at auto"
             )
         if self.limits.max_images == 0 and self.input.format == "images":
             raise ValueError("limits.max_images is 0 but input.format is images")

@@ -22,7 +22,7 @@ from ray_job.engine.duplicates import Duplicates
 from ray_job.engine.encoder import PictureEncoder
 from ray_job.engine.interface import Slots, Vocabulary
 from ray_job.engine.kv_cache import KVPool
-from ray_job.engine.memory import default_pool_tokens, is_fatal, is_out_of_memory, release_memory
+from ray_job.engine.memory import free_bytes, is_fatal, is_out_of_memory, pool_tokens, release_memory
 from ray_job.engine.packed_model import PackedModel
 from ray_job.engine.row import Chunk
 from ray_job.engine.running import RunningRow
@@ -45,7 +45,7 @@ class ContinuousEngine:
         vocabulary: of the model's tokenizer.
         max_slots: most rows that run together.
         max_tokens: KV pool in tokens, taken from memory at the first step; the longest row that can be run.
-            None: what fits in a quarter of a CPU's free memory, or 80 % of a GPU's.
+            None: what `memory.pool_tokens` gives to a process that has the device for itself, one step's at least.
         step_tokens: most tokens a step computes; a longer prompt takes several steps. Fewer make
             smaller matrix products, which are slower for each token.
         max_crops: most crops of pictures that a step encodes; one picture is always allowed. None: 8, or 2 on a CPU,
@@ -82,7 +82,7 @@ class ContinuousEngine:
         self._meter = Meter()
         self._scheduler = Scheduler[RunningRow](
             max_slots=max_slots,
-            max_tokens=max_tokens or default_pool_tokens(model),
+            max_tokens=max_tokens or pool_tokens(model, free_bytes(model.device), step_tokens),
             step_tokens=step_tokens,
             min_shared=min_shared_tokens if prefix_sharing else None,
         )
