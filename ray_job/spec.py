@@ -18,6 +18,7 @@ from ray_job.errors import SpecError
 
 # Parts of a large job are large enough to leave few files; a small one has at least so many, where blocks allow.
 _MOST_PART_ROWS, _FEWEST_PARTS = 256, 20
+MAX_QUESTIONS = 2**16  # of one row
 
 
 def _as_tuple(value: object) -> object:
@@ -105,6 +106,20 @@ class PromptSpec(_Section):
             raise ValueError(f"{' and '.join(chosen)} exclude each other; keep one")
         if self.messages_column is not None and self.template is not None:
             raise ValueError("messages_column and template exclude each other; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        questions = self.questions or ()
+        if len(questions) > MAX_QUESTIONS:
+            raise ValueError(
+                f"questions: {len(questions)} of them; allowed: {MAX_QUESTIONS}. Ask the rest in another job"
+            )
+        texts = {"template": (self.template,), "system": (self.system,), "questions": questions}
+        for name, values in texts.items():
+            for text in values:
+                if text is not None and text.encode(errors="replace").decode() != text:
+                    raise ValueError(f"{name}: holds half of a surrogate pair, which is no character; remove it")
         return self
 
 
