@@ -12,10 +12,18 @@ _Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 def python_values(column: _Column) -> list[Any]:
     """Values as `to_pylist` gives them; one that Python cannot hold is a text, within its list or struct too."""
+    if column.type == pa.time64("ns"):  # Python would drop the nanoseconds
+        return _texts(column)
     try:
-        return column.to_pylist()  # type: ignore[no-any-return]
+        values = column.to_pylist()
     except Exception:  # Arrow lets through whatever Python's own types raise
         return [_python_value(value) for value in column]
+    if pa.types.is_temporal(column.type):  # pandas takes the least number of nanoseconds for "not a time"
+        return [
+            values[row] if values[row] == values[row] else _texts(column[row : row + 1])[0]
+            for row in range(len(values))
+        ]
+    return values  # type: ignore[no-any-return]
 
 
 def prompt_values(column: _Column) -> list[Any]:
