@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ray_job.errors import ErrorCode, RowError, SpecError
-from ray_job.prompts.json_text import parse_json
+from ray_job.prompts.json_text import has_half_pair, parse_json
 from ray_job.prompts.parts import ImageTag, Message, Part, Text, parse_markup, parse_tags
 from ray_job.spec import MAX_QUESTIONS, PromptSpec
 
@@ -146,6 +146,8 @@ class Conversations:
         return parts
 
     def _parse_column(self, text: str) -> list[Part]:
+        if has_half_pair(text):
+            raise _malformed("a text holds half of a surrogate pair, which is no character")
         if self._prompt.column_markup == "tags":
             return parse_tags(text)
         if self._prompt.column_markup == "special":

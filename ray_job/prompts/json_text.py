@@ -53,6 +53,11 @@ def parse_json(
     return value
 
 
+def has_half_pair(text: str) -> bool:
+    """Whether half of a surrogate pair is in it: it is then no text that a file, a tokenizer or Arrow can take."""
+    return not text.isascii() and text.encode(errors="replace").decode() != text
+
+
 def _parsed(text: str) -> Any:
     # Counting brackets is quick, and few texts have so many that their depth must be looked at.
     if text.count("[") + text.count("{") > MAX_DEPTH:

@@ -1,4 +1,4 @@
-"""Every type that Parquet holds, through reading, preparing, generating, writing and back; as a kept column and as id."""
+"""Every type that Parquet holds, read, prepared, generated, written and read back: as a kept column and as an id."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_values_beyond_python_are_written_and_shown(
 
 
 def test_a_preview_shows_values_beyond_python(tmp_path: Path) -> None:
-    table = pa.table({name: values for name, values in far().items()})
+    table = pa.table(far())
     shown = preview(job(tmp_path, table, id_column="timestamp_ms"), 2)
     assert len(shown.cards) == 2
     assert shown.summary.startswith("2 answered, 0 failed")

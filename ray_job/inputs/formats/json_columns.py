@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ray_job.errors import Stage
 from ray_job.inputs.source import malformed
-from ray_job.prompts.json_text import parse_json
+from ray_job.prompts.json_text import has_half_pair, parse_json
 
 _INT64 = range(-(2**63), 2**63)
 _NUMBERS = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -39,7 +39,7 @@ def infer_columns(objects: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType
     kinds: dict[str, set[str]] = {}
     for item in objects:
         for key, value in item.items():
-            if not _is_name(key):
+            if has_half_pair(key):
                 continue
             seen = kinds.setdefault(key, set())
             if value is not None:
@@ -84,11 +84,6 @@ def _reference(item: Any) -> str:
     if not isinstance(item, str):
         raise malformed(f"must be a text or a list of texts, got {type(item).__name__}")
     return item
-
-
-def _is_name(key: str) -> bool:
-    """Whether it is all of characters, without half a surrogate pair."""
-    return key.isascii() or key.encode(errors="replace").decode() == key
 
 
 def _kind(value: Any) -> str:
