@@ -92,7 +92,7 @@ def output_rows(out: Path) -> list[dict[str, Any]]:
 def test_every_type_that_parquet_holds_passes_through(tmp_path: Path) -> None:
     kept = columns()
     table = pa.table({"id": ["a", "b", "c"], **kept})
-    for place in range(table.num_rows):  # blocks of several files, each with dictionaries of its own
+    for place in range(table.num_rows):
         pq.write_table(table.slice(place, 1), tmp_path / f"{place}.parquet")
     spec = job(tmp_path, tmp_path / "out", input={"id_column": "id", "image_columns": [], "keep_columns": list(kept)})
     report = run_job(spec)
