@@ -67,7 +67,7 @@ class InputSpec(_Section):
     )
     keep_columns: Strings | None = Field(
         None,
-        description="Columns passed through to the output, of any type that Parquet holds; dictionaries as their values. "
+        description="Columns passed through to the output, of any type that Parquet holds; dictionaries as values. "
         "Default: all columns of plain types except the id.",
     )
     limit: int | None = Field(None, ge=1, description="Only the first N rows.")

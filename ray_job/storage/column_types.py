@@ -1,7 +1,7 @@
 """The Arrow type of one column on its way: as it is read, as it travels between stages, as Parquet gives it back.
 
-plain     values as they are, however a file encodes them: no dictionaries, no extension types of a user's own,
-          which no other process need know
+plain     values as they are, however a file encodes them: no dictionaries, no list views, which Ray cannot send, and
+          no extension types of a user's own, which no other process knows
 carried   what every kernel between reading and writing can work on: no views, no extension types
 stored    what the output holds, and so what its schema says from the start
 """
@@ -17,11 +17,15 @@ _Change = Callable[[pa.DataType], pa.DataType]
 
 
 def plain_type(type_: pa.DataType) -> pa.DataType:
-    """Without dictionaries, run-length encoding and extension types that Arrow itself does not have."""
+    """Without dictionaries, run-length encoding, list views and extension types that Arrow itself does not have."""
     if pa.types.is_dictionary(type_) or pa.types.is_run_end_encoded(type_):
         return plain_type(type_.value_type)
     if isinstance(type_, pa.ExtensionType):
         return plain_type(type_.storage_type)
+    if pa.types.is_list_view(type_):
+        return pa.list_(_changed(type_.value_field, plain_type))
+    if pa.types.is_large_list_view(type_):
+        return pa.large_list(_changed(type_.value_field, plain_type))
     return _with_inner(type_, plain_type)
 
 
@@ -98,15 +102,10 @@ def _with_inner(type_: pa.DataType, change: _Change) -> pa.DataType:
         return pa.map_(_changed(type_.key_field, change), _changed(type_.item_field, change), type_.keys_sorted)
     if types.is_fixed_size_list(type_):
         return pa.list_(_changed(type_.value_field, change), type_.list_size)
-    makers: dict[Callable[[pa.DataType], bool], Callable[[pa.Field], pa.DataType]] = {
-        types.is_list: pa.list_,
-        types.is_large_list: pa.large_list,
-        types.is_list_view: pa.list_view,
-        types.is_large_list_view: pa.large_list_view,
-    }
-    for is_kind, make in makers.items():
-        if is_kind(type_):
-            return make(_changed(type_.value_field, change))
+    if types.is_list(type_):
+        return pa.list_(_changed(type_.value_field, change))
+    if types.is_large_list(type_):
+        return pa.large_list(_changed(type_.value_field, change))
     return type_
 
 
