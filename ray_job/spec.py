@@ -32,6 +32,7 @@ _MOST_PART_ROWS, _FEWEST_PARTS = 256, 20
 _LOWEST_TEMPERATURE = 1e-5
 LENGTH_NAMES = ("max_new_tokens", "max_completion_tokens", "max_tokens")
 """What engines and APIs call the longest answer; the first is ours."""
+MAX_QUESTIONS = 2**16  # of one row
 
 
 def _as_tuple(value: object) -> object:
@@ -98,7 +99,8 @@ class InputSpec(_Section):
     )
     keep_columns: Strings | None = Field(
         None,
-        description="Columns passed through to the output. Default: all columns of plain types except the id.",
+        description="Columns passed through to the output, of any type that Parquet holds; dictionaries as values. "
+        "Default: all columns of plain types except the id.",
     )
     limit: int | None = Field(None, ge=1, description="Only the first N rows.")
 
@@ -137,6 +139,20 @@ class PromptSpec(_Section):
             raise ValueError(f"{' and '.join(chosen)} exclude each other; keep one")
         if self.messages_column is not None and self.template is not None:
             raise ValueError("messages_column and template exclude each other; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        questions = self.questions or ()
+        if len(questions) > MAX_QUESTIONS:
+            raise ValueError(
+                f"questions: {len(questions)} of them; allowed: {MAX_QUESTIONS}. Ask the rest in another job"
+            )
+        texts = {"template": (self.template,), "system": (self.system,), "questions": questions}
+        for name, values in texts.items():
+            for text in values:
+                if text is not None and text.encode(errors="replace").decode() != text:
+                    raise ValueError(f"{name}: holds half of a surrogate pair, which is no character; remove it")
         return self
 
 

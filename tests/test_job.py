@@ -28,8 +28,12 @@ from ray_job.inputs.formats.parquet import ParquetSource
 from ray_job.inputs.opening import open_source
 from ray_job.inputs.source import Split
 from ray_job.output.status import job_status
+from ray_job.output.verify import verify
 from ray_job.rows import RESULT_FIELDS
 from ray_job.storage.places import locate
+from ray_job.storage.values import python_rows
+
+from .columns import columns
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -84,6 +88,23 @@ def job(path: Path, out: Path, **sections: Any) -> JobSpec:
 def output_rows(out: Path) -> list[dict[str, Any]]:
     folders = [out / name for name in ("data", "errors") if (out / name).exists()]
     return [row for folder in folders for row in pq.read_table(folder).to_pylist()]
+
+
+def test_every_type_that_parquet_holds_passes_through(tmp_path: Path) -> None:
+    kept = columns()
+    table = pa.table({"id": ["a", "b", "c"], **kept})
+    for place in range(table.num_rows):
+        pq.write_table(table.slice(place, 1), tmp_path / f"{place}.parquet")
+    spec = job(tmp_path, tmp_path / "out", input={"id_column": "id", "image_columns": [], "keep_columns": list(kept)})
+    report = run_job(spec)
+    assert (report.totals.answered, report.totals.failed) == (3, 0)
+    assert verify(locate(str(tmp_path / "out"))).problems == ()
+    read = pa.concat_tables([pq.read_table(tmp_path / f"{place}.parquet") for place in range(3)])
+    expected = {row["id"]: row for row in python_rows(read)}
+    written = python_rows(pq.read_table(tmp_path / "out" / "data"))
+    assert len(written) == 3
+    for row in written:
+        assert {name: row[name] for name in kept} == {name: expected[row["row_id"]][name] for name in kept}
 
 
 class PartWatcher:

@@ -169,7 +169,8 @@ def _cause(error: BaseException) -> RayJobError:
             f"{' '.join(['', *getattr(error, '__notes__', [])])} What is committed is whole: once the cause is gone, "
             "or with a higher limit, finish with --mode resume"
         )
-    lines = [line for line in text.splitlines() if line.strip()]
+    # Ray ends a worker's error with advice on its own settings.
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("To change retry attempts")]
     return RayJobError(f"a worker failed: {lines[-1].strip() if lines else type(error).__name__}")
 
 

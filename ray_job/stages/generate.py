@@ -46,6 +46,7 @@ from ray_job.rows import (
 )
 from ray_job.spec import GenerationParams, JobSpec
 from ray_job.stages.poison import Block, DurableStore, PoisonSearch, ReadersWriterLock
+from ray_job.storage.values import python_values
 
 Place: TypeAlias = Callable[[JobSpec, DurableStore | None], Placement]
 """Says, in the actor's own process, where it computes and with how much; the store is shared with the other actors."""
@@ -207,8 +208,12 @@ class _PreparedRows:
         if sample["error"] is not None:
             self._errors[position] = sample["error"]
             return
-        params = GenerationParams.model_validate_json(sample["params"])
-        self.samples.append(Sample(position, sample["input_ids"], pictures, params))
+        try:
+            params = GenerationParams.model_validate_json(sample["params"])
+            self.samples.append(Sample(position, sample["input_ids"], pictures, params))
+        except BaseException as error:  # of this row, or it goes on from there
+            (row_id,) = python_values(self._table.column(ROW_ID).slice(row_index, 1))
+            self._errors[position] = error_record(RowError.of(error, Stage.GENERATE, row_id))
 
     def outcomes(self, results: Sequence[Result]) -> Counter[tuple[catalog.Metric, str | None]]:
         """How the samples ended, as metrics count it."""
@@ -225,7 +230,7 @@ class _PreparedRows:
     def sample_ids(self) -> Sequence[Any]:
         """The row's id of each of `samples`."""
         indices = [self._row_indices[sample.key] for sample in self.samples]
-        return self._table.column(ROW_ID).take(pa.array(indices)).to_pylist()  # type: ignore[no-any-return]
+        return python_values(self._table.column(ROW_ID).take(pa.array(indices)))
 
     def with_results(self, results: Sequence[Result], schema: pa.Schema, worker: str) -> pa.Table:
         """One output row per sample; `worker` stands in the first."""
