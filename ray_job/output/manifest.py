@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -24,8 +24,8 @@ class State(StrEnum):
     """Where a run stands; the manifest's `state`."""
 
     IN_PROGRESS = "in_progress"
-    FINALIZING = "finalizing"
-    COMPLETED = "completed"
+    FINALIZING = "finalizing"  # all rows are committed; they are being counted, or `_SUCCESS` is still to be written
+    COMPLETED = "completed"  # counted, and `_SUCCESS` is there
     FAILED = "failed"
     CANCELLED = "cancelled"
 
@@ -86,6 +86,9 @@ class Manifest:
     def read(cls, root: Location) -> Self | None:
         """The manifest there is, if any.
 
+        One that says completed without `_SUCCESS` beside it is of a run that died between the two: it is read as
+        finalizing.
+
         Raises:
             SpecError: the file is no manifest of this version.
         """
@@ -95,12 +98,12 @@ class Manifest:
         try:
             fields = json.loads(text)
             fields.pop("fingerprint")
-            fields["state"] = State(fields["state"])
+            fields["state"] = state = State(fields["state"])
             fields["inputs"] = tuple(InputRecord(**record) for record in fields["inputs"])
             fields["totals"] = Totals(**fields["totals"])
             duplicates = fields["duplicates"]
             fields["duplicates"] = Duplicates(**{**duplicates, "examples": tuple(duplicates["examples"])})
-            return cls(**fields)
+            manifest = cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SpecError(
                 [
@@ -108,6 +111,9 @@ class Manifest:
                     "may be whole, but nothing says which job they belong to. Move the folder away, or set output.path"
                 ]
             ) from None
+        if state == State.COMPLETED and read_text(root, SUCCESS) is None:
+            return replace(manifest, state=State.FINALIZING)
+        return manifest
 
 
 def public_spec(spec: JobSpec) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ray_job.output.compaction import read_part
 from ray_job.output.duplicates import find_duplicates
 from ray_job.output.ledger import Ledger, Part
 from ray_job.output.manifest import MANIFEST, SUCCESS, Manifest, State
-from ray_job.output.parts import DATA
+from ray_job.output.parts import DATA, stored_schema
 from ray_job.output.totals import Totals
 from ray_job.rows import QUESTION_INDEX, ROW_ID, Status
 from ray_job.storage.places import Location
@@ -79,10 +79,12 @@ def verify(root: Location) -> Verification:
 
 def _state_problems(root: Location, manifest: Manifest) -> Iterator[str]:
     has_marker = read_text(root, SUCCESS) is not None
-    if manifest.state != State.COMPLETED:
-        yield f"the run is not finished ({manifest.state}); finish it with --mode resume"
-    if has_marker != (manifest.state == State.COMPLETED):
-        yield f"{SUCCESS} is {'there' if has_marker else 'missing'}, and the manifest says {manifest.state}"
+    if manifest.state == State.COMPLETED:  # and so the marker is there
+        return
+    missing = "" if has_marker else f"{SUCCESS} is missing: "
+    yield f"{missing}the run is not finished ({manifest.state}); finish it with --mode resume"
+    if has_marker:
+        yield f"{SUCCESS} is there, and the manifest says {manifest.state}"
 
 
 def _count_problems(ledger: Ledger, manifest: Manifest, totals: Totals) -> Iterator[str]:
@@ -109,33 +111,65 @@ def _count_problems(ledger: Ledger, manifest: Manifest, totals: Totals) -> Itera
 
 
 def _part_problems(ledger: Ledger, manifest: Manifest) -> Iterator[str]:
-    expected = {
-        name.removeprefix(_COLUMNS): type_ for name, type_ in manifest.fields.items() if name.startswith(_COLUMNS)
-    }
+    columns = _Columns(ledger, manifest)
     for part in ledger.parts:
         try:
             table = read_part(part)
         except RayJobError as error:
             yield str(error)
             continue
-        columns = {field.name: str(field.type) for field in table.schema}
-        if columns != expected:
-            yield f"{part.name}: its columns are {columns}, the job's {expected}"
+        if problem := columns.problem(part, table.schema):
+            yield f"{part.name}: {problem}"
         else:
             yield from _row_problems(part, table)
+
+
+class _Columns:
+    """Compares the columns of parts with those the manifest names.
+
+    A part may have been written with a type that Parquet gives back as another (`parts.stored_schema`), and written
+    again as it was given back. The manifest names the type of the first writing, and names alone do not tell what
+    becomes of it; the parts do.
+    """
+
+    def __init__(self, ledger: Ledger, manifest: Manifest) -> None:
+        self._expected = {
+            name.removeprefix(_COLUMNS): type_ for name, type_ in manifest.fields.items() if name.startswith(_COLUMNS)
+        }
+        schemas = {str(part.schema): part.schema for part in ledger.parts}
+        self._stored = {name: stored_schema(schema) for name, schema in schemas.items()}
+        self._same = {
+            (str(written.type), str(stored.type))
+            for name, schema in schemas.items()
+            for written, stored in zip(schema, self._stored[name], strict=True)
+        }
+
+    def problem(self, part: Part, found: pa.Schema) -> str | None:
+        """What is wrong with a part's columns, if anything."""
+        columns = {field.name: str(field.type) for field in part.schema}
+        if list(columns) != list(self._expected):
+            return f"its columns are {', '.join(columns)}; the job's are {', '.join(self._expected)}"
+        for name, expected in self._expected.items():
+            if columns[name] != expected and (expected, columns[name]) not in self._same:
+                return f"its column {name} is {columns[name]}; the job's is {expected}"
+        stored = self._stored[str(part.schema)]
+        for field, real in zip(stored, found, strict=False):
+            if (field.name, field.type) != (real.name, real.type):
+                return f"its column {real.name} is {real.type}; its footer says {field.name}, {field.type}"
+        return None
 
 
 def _row_problems(part: Part, table: pa.Table) -> Iterator[str]:
     status = str(Status.OK if part.folder == DATA else Status.ERROR)
     num_alien = table.num_rows - (pc.sum(pc.equal(table.column("status"), status)).as_py() or 0)
     if num_alien:
-        yield f"{part.name}: {num_alien} rows have not the status {status!r}"
+        yield f"{part.name}: the status of {num_alien} rows is not {status!r}"
     if table.column(ROW_ID).null_count:
         yield f"{part.name}: {table.column(ROW_ID).null_count} rows have no id"
     if QUESTION_INDEX in table.column_names:
         asked = table.column(QUESTION_INDEX).to_numpy()
         if not np.array_equal(asked, questions_of(part.account.keys)):
-            yield f"{part.name}: its questions are not those its footer tells of"
+            yield f"{part.name}: its questions are not those its footer names"
 
 
 _COLUMNS = "output.columns."
