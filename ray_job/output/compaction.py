@@ -34,7 +34,7 @@ def drop_superseded(root: Location, ledger: Ledger) -> int:
 
 
 def _rewrite(root: Location, part: Part, counts: Bools) -> None:
-    rows = read_part(part).filter(pa.array(counts)).cast(part.schema)
+    rows = read_part(part).filter(pa.array(counts))
     account = part.account
     kept = replace(
         account,

@@ -10,6 +10,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,6 +70,9 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
 def written_schema(metadata: pq.FileMetaData) -> pa.Schema:
     """The schema a part was written with, as its footer tells; what it is read back with where the footer does not."""
     text = (metadata.metadata or {}).get(_ARROW_SCHEMA)
-    if text is None:
-        return metadata.schema.to_arrow_schema().remove_metadata()
+    return metadata.schema.to_arrow_schema().remove_metadata() if text is None else _parsed_schema(text)
+
+
+@lru_cache(maxsize=16)  # the parts of an output share it
+def _parsed_schema(text: bytes) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))).remove_metadata()

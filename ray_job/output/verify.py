@@ -19,7 +19,7 @@ from ray_job.output.manifest import MANIFEST, SUCCESS, Manifest, State
 from ray_job.output.parts import DATA, stored_schema
 from ray_job.output.totals import Totals
 from ray_job.rows import QUESTION_INDEX, ROW_ID, Status
-from ray_job.storage.places import Location
+from ray_job.storage.places import STORAGE_ERRORS, Location
 from ray_job.storage.whole_files import read_text
 
 _MAX_SHOWN = 20
@@ -127,35 +127,39 @@ def _part_problems(ledger: Ledger, manifest: Manifest) -> Iterator[str]:
 class _Columns:
     """Compares the columns of parts with those the manifest names.
 
-    A part may have been written with a type that Parquet gives back as another (`parts.stored_schema`), and written
-    again as it was given back. The manifest names the type of the first writing, and names alone do not tell what
-    becomes of it; the parts do.
+    A part may have been written with a type that Parquet gives back as another (`parts.stored_schema`), and be written
+    again as it was given back. So what counts is what each is given back as; the manifest names the types, and the
+    parts tell which type has that name.
     """
 
     def __init__(self, ledger: Ledger, manifest: Manifest) -> None:
         self._expected = {
             name.removeprefix(_COLUMNS): type_ for name, type_ in manifest.fields.items() if name.startswith(_COLUMNS)
         }
-        schemas = {str(part.schema): part.schema for part in ledger.parts}
-        self._stored = {name: stored_schema(schema) for name, schema in schemas.items()}
-        self._same = {
-            (str(written.type), str(stored.type))
-            for name, schema in schemas.items()
-            for written, stored in zip(schema, self._stored[name], strict=True)
-        }
+        self._stored: dict[int, pa.Schema | None] = {}  # by the id of a part's schema, which the ledger keeps
+        self._named: dict[str, pa.DataType] = {}
+        for schema in {id(part.schema): part.schema for part in ledger.parts}.values():
+            self._stored[id(schema)] = stored = _stored_schema(schema)
+            for written, given_back in zip(schema, stored or (), strict=False):
+                self._named[str(given_back.type)] = self._named[str(written.type)] = given_back.type
 
     def problem(self, part: Part, found: pa.Schema) -> str | None:
         """What is wrong with a part's columns, if anything."""
-        columns = {field.name: str(field.type) for field in part.schema}
-        if list(columns) != list(self._expected):
-            return f"its columns are {', '.join(columns)}; the job's are {', '.join(self._expected)}"
-        for name, expected in self._expected.items():
-            if columns[name] != expected and (expected, columns[name]) not in self._same:
-                return f"its column {name} is {columns[name]}; the job's is {expected}"
-        stored = self._stored[str(part.schema)]
-        for field, real in zip(stored, found, strict=False):
-            if (field.name, field.type) != (real.name, real.type):
-                return f"its column {real.name} is {real.type}; its footer says {field.name}, {field.type}"
+        stored = self._stored[id(part.schema)]
+        if stored is None or [(field.name, field.type) for field in stored] != [(f.name, f.type) for f in found]:
+            return "its footer does not say which columns it has; it is damaged"
+        if stored.names != list(self._expected):
+            return f"its columns are {', '.join(stored.names)}; the job's are {', '.join(self._expected)}"
+        for field, (name, expected) in zip(stored, self._expected.items(), strict=True):
+            if field.type != self._named.get(expected):
+                return f"its column {name} is {field.type}; the job's is {expected}"
+        return None
+
+
+def _stored_schema(schema: pa.Schema) -> pa.Schema | None:
+    try:
+        return stored_schema(schema)
+    except (*STORAGE_ERRORS, ValueError):  # a name or type that was damaged
         return None
 
 
