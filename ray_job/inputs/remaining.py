@@ -81,6 +81,5 @@ def with_account(schema: pa.Schema) -> pa.Schema:
 
 def _bounds(again: pa.Table, start: int, stop: int) -> tuple[int, int]:
     """Offset and length of the rows from `start` to before `stop`."""
-    rows = again.column(_ROW)
-    first, last = np.searchsorted(rows.chunk(0) if rows.num_chunks == 1 else rows, (start, stop))  # one is not copied
+    first, last = np.searchsorted(again.column(_ROW).to_numpy(), (start, stop))
     return int(first), int(last - first)

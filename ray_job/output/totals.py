@@ -69,8 +69,9 @@ class Totals:
         codes = ", ".join(f"{count} {code}" for code, count in self.error_codes.items())
         if limits.max_errors is not None and self.failed > limits.max_errors:
             raise TooManyRowErrors(f"{self.failed} rows failed ({codes}); limits.max_errors is {limits.max_errors}")
-        rate = limits.max_error_rate
-        if rate is not None and self.failed > rate * max(num_rows, self.answered + self.failed):
+        rate, num_all = limits.max_error_rate, max(num_rows, self.answered + self.failed)
+        if rate is not None and self.failed > rate * num_all:
+            what = "rows" if num_all == num_rows else "questions"
             raise TooManyRowErrors(
-                f"{self.failed} of {num_rows} rows failed ({codes}); limits.max_error_rate is {rate}"
+                f"{self.failed} of {num_all} {what} failed ({codes}); limits.max_error_rate is {rate}"
             )
