@@ -83,6 +83,18 @@ class Manifest:
         write_json(root, MANIFEST, content)
 
     @classmethod
+    def of_output(cls, root: Location) -> Self:
+        """The manifest of a folder that must have one.
+
+        Raises:
+            SpecError: it has none, or the file is no manifest of this version.
+        """
+        manifest = cls.read(root)
+        if manifest is None:
+            raise SpecError([f"{root}: no job's output here, since it has no {MANIFEST}. Check the path"])
+        return manifest
+
+    @classmethod
     def read(cls, root: Location) -> Self | None:
         """The manifest there is, if any.
 

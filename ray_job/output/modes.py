@@ -68,12 +68,11 @@ def open_output(root: Location, spec: OutputSpec, identity: str, num_rows: int, 
         return Opening(None, Ledger([], {}), first)
     if read_text(root, MANIFEST) is None:
         raise SpecError(
-            [f"output.path: {root} is not empty and has no {MANIFEST}, so it is no job's output; it is not overwritten"]
+            [f"output.path: {root} is not empty and has no {MANIFEST}, so it is no job's output; it is left alone"]
         )
     if spec.mode == "overwrite":
         return Opening(None, Ledger([], {}), first, is_replaced=True)
-    old = Manifest.read(root)
-    assert old is not None, "it was there a moment ago"
+    old = Manifest.of_output(root)
     if spec.mode == "error":
         raise SpecError([_refusal(root, old)])
     check_fingerprint(root, old, fields)

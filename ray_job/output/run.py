@@ -29,6 +29,7 @@ from ray_job.inputs.remaining import Remaining
 from ray_job.inputs.source import Source
 from ray_job.output.activity import Activity
 from ray_job.output.compaction import drop_superseded
+from ray_job.output.count import RowCount
 from ray_job.output.duplicates import find_duplicates
 from ray_job.output.fingerprint import DTYPE, fingerprint_fields, settled
 from ray_job.output.ledger import Ledger
@@ -220,8 +221,8 @@ class Run:
             TooManyRowErrors: of them all, too many failed.
         """
         if self._manifest is None:
-            if self._opening.is_finished and self._opening.old is not None:
-                old = self._opening.old
+            old = self._opening.old
+            if old is not None and self._opening.is_finished and self._opening.has_all_parts:
                 return Report.of_manifest(self.root, replace(old, already_done=old.input_rows), self._elapsed_s)
             self.begin()
         self._write_manifest(state=State.FINALIZING, totals=self.totals)
@@ -246,22 +247,14 @@ class Run:
         Raises:
             AccountingError: with the counts.
         """
-        record, rows = self._opening.input, ledger.rows()
-        numbers = rows.positions - record.first_position
-        num_own = int(np.count_nonzero((numbers >= 0) & (numbers < record.rows)))
-        num_alien = int(np.count_nonzero(numbers >= record.rows))
-        num_torn = int(np.count_nonzero(~rows.is_whole))
-        problems = [f"{name} {problem}" for name, problem in ledger.unreadable.items()]
-        if num_own + self._num_known != record.rows:
-            problems.append(
-                f"{record.rows} rows were read, {self._num_known} were known, the parts hold {num_own} more"
-            )
-        if num_alien or num_torn or ledger.num_superseded:
-            doubled = f"{ledger.num_superseded} records are doubled"
-            problems.append(f"{num_alien} rows are of no input, {num_torn} lack questions, {doubled}")
+        assert self._manifest is not None, "begin first"
+        problems = [f"{name}: damaged: {problem}" for name, problem in ledger.unreadable.items()]
+        count = RowCount.of_ledger(ledger, self._manifest.inputs[-1])
+        problems += count.problems()
         if problems:
             raise AccountingError(
-                f"{self.root}: {'; '.join(problems)}. Keep the folder; --mode resume does what is missing"
+                f"{self.root}: {count.input_rows} rows were read, and {'; '.join(problems)}. Keep the folder; "
+                "--mode resume does what is missing"
             )
 
     def _check_change(self, num_new: int) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_job.errors import RayJobError, SpecError
+from ray_job.errors import RayJobError
 from ray_job.output.account import questions_of
 from ray_job.output.compaction import read_part
+from ray_job.output.count import RowCount
 from ray_job.output.duplicates import find_duplicates
 from ray_job.output.ledger import Ledger, Part
-from ray_job.output.manifest import MANIFEST, SUCCESS, Manifest, State
+from ray_job.output.manifest import SUCCESS, Manifest, State
 from ray_job.output.parts import DATA, stored_schema
 from ray_job.output.totals import Totals
 from ray_job.rows import QUESTION_INDEX, ROW_ID, Status
@@ -62,9 +63,7 @@ def verify(root: Location) -> Verification:
         SpecError: there is no manifest, or it cannot be read.
         RayJobError: the storage fails.
     """
-    manifest = Manifest.read(root)
-    if manifest is None:
-        raise SpecError([f"{root} has no {MANIFEST}: no job's output"])
+    manifest = Manifest.of_output(root)
     ledger = Ledger.scan(root)
     problems = [f"{name}: damaged: {problem}" for name, problem in ledger.unreadable.items()]
     problems += _part_problems(ledger, manifest)
@@ -88,19 +87,7 @@ def _state_problems(root: Location, manifest: Manifest) -> Iterator[str]:
 
 
 def _count_problems(ledger: Ledger, manifest: Manifest, totals: Totals) -> Iterator[str]:
-    rows, record = ledger.rows(), manifest.inputs[-1]
-    if ledger.num_superseded:
-        yield f"{ledger.num_superseded} records are doubled: their rows have another that counts"
-    num_torn = int(np.count_nonzero(rows.num_found != rows.num_questions))
-    if num_torn:
-        yield f"{num_torn} rows have more or fewer records than questions"
-    numbers = rows.positions - record.first_position
-    num_own = int(np.count_nonzero((numbers >= 0) & (numbers < record.rows)))
-    if num_own + record.known_rows != record.rows:
-        missing = record.rows - record.known_rows - num_own
-        yield f"{missing} of the input's {record.rows} rows are missing"
-    if len(numbers) and numbers.max() >= record.rows:
-        yield f"{int(np.count_nonzero(numbers >= record.rows))} rows are of no input"
+    yield from RowCount.of_ledger(ledger, manifest.inputs[-1]).problems()
     if manifest.state == State.COMPLETED and totals != manifest.totals:
         pairs = [
             f"{name} {value}, the manifest says {asdict(manifest.totals)[name]}"

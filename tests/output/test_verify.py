@@ -379,3 +379,15 @@ def test_an_unfinished_run_and_a_marker_without_one_are_told(job: QuietJob) -> N
 )
 def test_damage_is_told_from_a_storage_that_fails(error: Exception, is_part_damaged: bool) -> None:
     assert is_damage(error) == is_part_damaged
+
+
+def test_a_finished_output_that_something_was_added_to_is_cleaned_by_resuming(job: QuietJob) -> None:
+    """With the command itself: nothing is left to do, and still there is something to mend."""
+    part = job.parts()[0]
+    shutil.copyfile(part, part.with_name("part-0001-copy.parquet"))
+    of_another_program(job.out / "data" / "part-00000.parquet")
+    assert not verify(job.root).is_good
+    report = run_job(job.spec("resume"), stream=io.StringIO())
+    assert (report.input_rows, report.already_done) == (NUM_ROWS, NUM_ROWS)
+    job.verified()
+    assert len(job.parts()) == 3
