@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_job.inputs.remaining import AGAIN_SCHEMA
@@ -136,6 +136,7 @@ def test_a_row_whose_first_question_was_done_before_is_counted_when_its_second_i
     assert PartialRows(again({})).num_completed(receipt) == 0, "here the first is still to come"
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_each_row_is_counted_once_however_its_questions_fall_into_parts(data: st.DataObject) -> None:
     """By receipts made as the writer makes them; rows begun before have some of their questions left."""
