@@ -65,7 +65,7 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
                     run.add(receipt)
             stop.disarm()
         stop.check(run.num_left)
-        return run.finish()
+        return run.finish(stop.ignore)
 
 
 def stream_receipts(

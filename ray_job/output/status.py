@@ -6,10 +6,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ray_job.errors import SpecError
 from ray_job.output.ledger import Ledger
 from ray_job.output.lock import is_locked
-from ray_job.output.manifest import MANIFEST, Manifest, State, placement_text
+from ray_job.output.manifest import Manifest, State, placement_text
 from ray_job.output.totals import Totals
 from ray_job.storage.places import Location
 
@@ -72,10 +71,7 @@ def job_status(root: Location) -> JobStatus:
         SpecError: there is no manifest, or it cannot be read.
         RayJobError: the storage fails.
     """
-    manifest = Manifest.read(root)
-    if manifest is None:
-        raise SpecError([f"{root} has no {MANIFEST}: no job's output"])
-    return status_of(root, manifest, Ledger.scan(root))
+    return status_of(root, Manifest.of_output(root), Ledger.scan(root))
 
 
 def status_of(root: Location, manifest: Manifest, ledger: Ledger) -> JobStatus:

@@ -79,7 +79,7 @@ class Report:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def _repeated(duplicates: Duplicates) -> str:
-    return f"{duplicates.ids} ids have {duplicates.rows} more rows each their own answer, e.g. " + ", ".join(
-        duplicates.examples
-    )
+def _repeated(found: Duplicates) -> str:
+    ids = "1 id comes" if found.ids == 1 else f"{found.ids} ids come"
+    rows = "1 further row" if found.rows == 1 else f"{found.rows} further rows"
+    return f"{ids} more than once, in {rows}; each row has its own answer: {', '.join(found.examples)}"

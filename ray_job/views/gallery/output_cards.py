@@ -66,10 +66,7 @@ class OutputGallery:
             RayJobError: the storage fails.
         """
         root = locate(path)
-        manifest = Manifest.read(root)
-        if manifest is None:
-            raise SpecError([f"{root} has no {MANIFEST}: no job's output"])
-        return cls(root, manifest, Ledger.scan(root))
+        return cls(root, Manifest.of_output(root), Ledger.scan(root))
 
     def sample(self, n: int) -> list[Card]:
         """About n cards from all over the output: mostly answers, up to a quarter errors."""
