@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_job.storage.values import python_values
+
 _LONG = 64  # characters or bytes; of what is longer, a hash is kept
 
 
@@ -23,7 +25,8 @@ def together(table: pa.Table, image_columns: Sequence[str]) -> pa.Table:
     columns = [table.column(name) for name in image_columns]
     groups: dict[Hashable, list[int]] = {}
     for index in range(table.num_rows):
-        shown = [column[index].as_py() for column in columns]  # one row's at a time: pictures are large
+        # One row's at a time: pictures are large.
+        shown = [python_values(column.slice(index, 1))[0] for column in columns]
         key = _key(shown) if any(shown) else index  # rows without a picture have nothing in common
         groups.setdefault(key, []).append(index)
     if len(groups) == table.num_rows:

@@ -1,4 +1,4 @@
-"""A block's pictures over a real HTTPS server: at once, over kept connections, each once, with each row its own error."""
+"""A block's pictures over a real HTTPS server: at once, over kept connections, each once, each row with its error."""
 
 from __future__ import annotations
 

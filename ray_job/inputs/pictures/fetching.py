@@ -25,7 +25,8 @@ class _Picture:
     """One reference."""
 
     rows_left: int  # that name it and are not done
-    future: Future[bytes] | None = None  # None: not begun
+    future: Future[bytes] | None = None  # None: not begun, or to be tried again
+    is_begun: bool = False
     num_bytes: int = 0  # held
 
 
@@ -113,12 +114,13 @@ class PictureFetcher:
                 return
             reference = self._waiting.popleft()
             picture = self._pictures[reference]
-            if picture.rows_left and picture.future is None:
+            if picture.rows_left and not picture.is_begun:
                 self._begin(reference, picture)
 
     def _begin(self, reference: str, picture: _Picture) -> Future[bytes]:
         assert self._pool is not None
         self._num_running += 1
+        picture.is_begun = True
         picture.future = self._pool.submit(self._fetch, reference, picture)
         return picture.future
 
