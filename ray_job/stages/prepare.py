@@ -43,7 +43,9 @@ from ray_job.stages.fetch import RowPictures, picture_bytes, picture_values
 from ray_job.stages.poison import DurableStore, PoisonSearch
 from ray_job.storage.column_types import with_types
 from ray_job.storage.retrying import Retrying
-from ray_job.storage.values import prompt_rows
+from ray_job.storage.values import PromptRows, prompt_rows
+
+_MANY_BYTES = 64 * 2**20  # of a block: beyond it, its rows become Python's one at a time
 
 
 @dataclass
@@ -122,7 +124,7 @@ class Preparer:
         self._poison.finish(block)
         return rows
 
-    def values(self, table: pa.Table) -> list[dict[str, Any]]:
+    def values(self, table: pa.Table) -> Sequence[dict[str, Any]]:
         """What `row` reads of each row."""
         return row_values(table, self._source)
 
@@ -242,7 +244,7 @@ class Preparer:
         }
 
 
-def row_values(table: pa.Table, source: Source) -> list[dict[str, Any]]:
+def row_values(table: pa.Table, source: Source) -> Sequence[dict[str, Any]]:
     """What prompts, pictures and parameters need of each row, as Python values; the other columns stay in Arrow."""
     prompt = source.prompt
     named = (source.overrides_column, prompt.messages_column, prompt.questions_column)
@@ -251,7 +253,8 @@ def row_values(table: pa.Table, source: Source) -> list[dict[str, Any]]:
     wanted = [name for name in dict.fromkeys(names) if name is not None and name in table.column_names]
     own = {field.name: field for field in (source.id_field, *source.columns)}  # tables carry columns in other types
     schema = pa.schema([own.get(name, table.schema.field(name)) for name in wanted])
-    return prompt_rows(with_types(table.select(wanted), schema))
+    table = with_types(table.select(wanted), schema)
+    return PromptRows(table) if table.nbytes > _MANY_BYTES else prompt_rows(table)
 
 
 def _failed_row(wanted: list[int] | None, error: Mapping[str, Any], num_retries: int = 0) -> Prepared:

@@ -3,7 +3,8 @@ not have, no text that is not UTF-8; Arrow's own conversion raises for all of a 
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias, overload
 
 import pyarrow as pa
 
@@ -39,6 +40,29 @@ def python_rows(table: pa.Table) -> list[dict[str, Any]]:
 def prompt_rows(table: pa.Table) -> list[dict[str, Any]]:
     """A table's rows, their values as `prompt_values` gives them."""
     return _rows(table.column_names, [prompt_values(column) for column in table.columns], table.num_rows)
+
+
+class PromptRows(Sequence[dict[str, Any]]):
+    """A table's rows as `prompt_rows` gives them, each made when it is asked for: for tables with large values."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @overload
+    def __getitem__(self, place: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[dict[str, Any]]: ...
+    def __getitem__(self, place: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+        if isinstance(place, slice):
+            start, stop, step = place.indices(len(self))
+            assert step == 1, "neighbouring rows"
+            return PromptRows(self._table.slice(start, max(0, stop - start)))
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        return prompt_rows(self._table.slice(place % len(self), 1))[0]
 
 
 def _rows(names: list[str], columns: list[list[Any]], num_rows: int) -> list[dict[str, Any]]:

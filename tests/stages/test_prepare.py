@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from ray_job.inputs.source import iter_tables
-from ray_job.rows import PICTURES, POSITION, SAMPLES, WORKER, output_schema, result_schema
+from ray_job.rows import PICTURES, POSITION, PREPARE_S, SAMPLES, WORKER, output_schema, result_schema
 from ray_job.spec import JobSpec
 from ray_job.stages.generate import GenerateActor
 from ray_job.stages.open_job import open_job
+from ray_job.storage.values import PromptRows, prompt_rows
 
 
 def png(width: int = 40, height: int = 30) -> bytes:
@@ -204,3 +205,22 @@ def test_a_rows_own_seed_is_used_as_it_is(spec: JobSpec, tmp_path: Path, job_see
     seeds = [params.get("seed", 0) for params in found if isinstance(params, dict)]
     assert seeds[:8] == own * 2
     assert len({job_seed, *seeds[8:]}) == 3, "without one, the job's seed is mixed with the row's id"
+
+
+def test_rows_of_a_large_block_are_made_one_at_a_time_and_are_the_same(
+    spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, expected, _ = prepared(spec)
+    monkeypatch.setattr("ray_job.stages.prepare._MANY_BYTES", 0)
+    spec, source, preparer = open_job(spec)
+    (rows,) = iter_tables(source)
+    values = preparer.values(rows)
+    assert isinstance(values, PromptRows)
+    assert list(values) == prompt_rows(rows.select(list(values[0])))
+    assert list(values[3:5]) == [values[3], values[4]]
+    assert values[-1] == values[len(values) - 1]
+    with pytest.raises(IndexError):
+        values[len(values)]
+    _, found, _ = prepared(spec)
+    untimed = [name for name in expected.column_names if name != PREPARE_S]
+    assert found.select(untimed).equals(expected.select(untimed))
