@@ -9,15 +9,29 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from ray_job.errors import SpecError
 
 # Parts of a large job are large enough to leave few files; a small one has at least so many, where blocks allow.
 _MOST_PART_ROWS, _FEWEST_PARTS = 256, 20
+# Below this temperature a token that is not the likeliest could only be drawn where logits differ by rounding.
+_LOWEST_TEMPERATURE = 1e-5
+LENGTH_NAMES = ("max_new_tokens", "max_completion_tokens", "max_tokens")
+"""What engines and APIs call the longest answer; the first is ours."""
 
 
 def _as_tuple(value: object) -> object:
@@ -33,7 +47,25 @@ Ints = Annotated[tuple[int, ...], BeforeValidator(_as_tuple), _one_or_many("inte
 
 
 class _Section(BaseModel):
+    """Unknown keys are refused, and true or false where a number belongs; a text that spells a number is one.
+
+    The latter since YAML reads `1e-5` as text.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        assert info.field_name is not None
+        values = value if isinstance(value, list | tuple) else [value]
+        if _has_numbers(cls.model_fields[info.field_name].annotation) and any(isinstance(v, bool) for v in values):
+            raise ValueError(f"got {value!r}; allowed: a number")
+        return value
+
+
+def _has_numbers(annotation: Any) -> bool:
+    return annotation in (int, float) or any(map(_has_numbers, get_args(annotation)))
 
 
 class InputSpec(_Section):
@@ -134,14 +166,48 @@ class ModelSpec(_Section):
     )
 
 
+def with_one_length(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Generation parameters, the longest answer under our name for it. Raises ValueError where two names differ."""
+    given = {name: params[name] for name in LENGTH_NAMES if params.get(name) is not None}
+    value, *others = given.values() or [None]
+    if any(other != value for other in others):
+        values = " and ".join(map(repr, given.values()))
+        raise ValueError(f"{' and '.join(given)} differ ({values}) and mean the same limit; keep one")
+    rest = {name: value for name, value in params.items() if name not in LENGTH_NAMES[1:]}
+    return rest | ({LENGTH_NAMES[0]: value} if given else {})
+
+
+def _with_other_length_names(schema: dict[str, Any]) -> None:
+    ours, *others = LENGTH_NAMES
+    found = {key: value for key, value in schema["properties"][ours].items() if key not in ("default", "title")}
+    schema["properties"] |= {name: {**found, "description": f"The same as `{ours}`."} for name in others}
+
+
 class GenerationParams(_Section):
     """How an answer is generated. Each field can be overridden per row by `overrides_column`."""
 
-    max_new_tokens: int = Field(128, ge=1, description="Most tokens in an answer.")
-    temperature: float = Field(0.0, ge=0.0, le=100.0, description="0: greedy. Otherwise: sampling.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int = Field(0, ge=0, description="0: off.")
-    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0, description="1: off.")
+    model_config = ConfigDict(json_schema_extra=_with_other_length_names)
+
+    max_new_tokens: int = Field(
+        128, ge=1, description="Most tokens in an answer. `max_tokens` and `max_completion_tokens` mean the same."
+    )
+    temperature: float = Field(
+        0.0, ge=0.0, le=100.0, description="0, and anything below 0.00001: greedy. Otherwise: sampling."
+    )
+    top_p: float = Field(
+        1.0,
+        ge=0.0,
+        le=1.0,
+        description="Sample from the likeliest tokens that have this probability together. 1: off. 0: the likeliest "
+        "token alone, as in OpenAI's API (vLLM refuses 0).",
+    )
+    top_k: int = Field(0, ge=-1, description="Sample from this many of the likeliest tokens. 0 or -1: off, as in vLLM.")
+    repetition_penalty: float = Field(
+        1.0,
+        ge=0.01,
+        le=10.0,
+        description="Divides positive and multiplies negative logits of tokens in prompt or answer. 1: off.",
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -150,6 +216,16 @@ class GenerationParams(_Section):
     )
     stop: Strings = Field((), description="Strings that end an answer; they are cut off.")
     stop_token_ids: Ints = Field((), description="Token ids that end an answer, beside the model's own.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, data: Any) -> Any:
+        return with_one_length(data) if isinstance(data, Mapping) else data
+
+    @field_validator("top_k", mode="after")
+    @classmethod
+    def _one_way_to_say_off(cls, top_k: int) -> int:
+        return max(top_k, 0)
 
     @model_validator(mode="after")
     def _no_empty_stop(self) -> Self:
@@ -160,15 +236,17 @@ class GenerationParams(_Section):
     @property
     def is_greedy(self) -> bool:
         """Whether the answer is the most likely token at every step."""
-        return self.temperature == 0.0
+        return self.temperature < _LOWEST_TEMPERATURE or self.top_p == 0.0 or self.top_k == 1
 
     def overridden(self, overrides: Mapping[str, Any]) -> GenerationParams:
-        """These parameters with some replaced.
+        """These parameters with some replaced; `model_fields_set` of the result has the names of those.
 
         Raises:
-            pydantic.ValidationError: a name or value is not allowed.
+            ValueError: a name or value is not allowed; pydantic.ValidationError where it is one field's.
         """
-        return GenerationParams.model_validate({**self.model_dump(), **overrides})
+        own = with_one_length(overrides)
+        whole = GenerationParams.model_validate({**self.model_dump(), **own})
+        return GenerationParams.model_construct(set(own), **dict(whole))
 
 
 class GenerationSpec(GenerationParams):
@@ -358,7 +436,7 @@ class JobSpec(_Section):
         except ValidationError as error:
             from ray_job.storage.places import without_secrets
 
-            raise SpecError([without_secrets(_problem(detail, data)) for detail in error.errors()], source) from None
+            raise SpecError([without_secrets(line) for line in problems(error, cls)], source) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
@@ -428,24 +506,32 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     if not isinstance(section, dict):
         raise SpecError([f"{name}: {'.'.join(keys[:-1])} is not a section"], "--set")
     try:
-        section[keys[-1]] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise SpecError([f"{name}: {text!r} is not a YAML value"], "--set") from None
+    if keys[:-1] == ["generation"] and keys[-1] in LENGTH_NAMES:  # else the file's would contradict it
+        for other in LENGTH_NAMES:
+            section.pop(other, None)
+    section[keys[-1]] = value
 
 
-def _problem(detail: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """One validation error as a line: field, value, what is allowed, nearest name."""
+def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Why a mapping is not valid for `model`, a line for each field: value, what is allowed, nearest name."""
+    return [_problem(detail, model) for detail in error.errors()]
+
+
+def _problem(detail: Mapping[str, Any], model: type[BaseModel]) -> str:
     location = [str(part) for part in detail["loc"] if not str(part).startswith(("function-", "tagged-"))]
-    field = ".".join(location) or "spec"
+    field = ".".join(location) or ("spec" if model is JobSpec else "")
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(model, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{field}: got {detail['input']!r}; unknown key; {hint}allowed: {', '.join(known)}"
     if detail["type"] == "missing":
         return f"{field}: missing; it is required"
     if detail["type"] == "value_error":
-        return f"{field}: {detail['ctx']['error']}"
+        return f"{field}: {detail['ctx']['error']}".removeprefix(": ")
     if detail["type"] == "literal_error":
         return _literal_problem(field, detail)
     allowed = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
@@ -459,8 +545,7 @@ def _literal_problem(field: str, detail: Mapping[str, Any]) -> str:
     return f"{field}: got {detail['input']!r}; allowed: {', '.join(choices)}{hint}"
 
 
-def _known_keys(section: Sequence[str]) -> list[str]:
-    model: type[BaseModel] = JobSpec
+def _known_keys(model: type[BaseModel], section: Sequence[str]) -> list[str]:
     for key in section:
         annotation = model.model_fields[key].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

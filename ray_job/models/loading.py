@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from ray_job.errors import ModelError, first_line
 from ray_job.models.cuda import Cuda, is_usable
-from ray_job.models.hub import resolve
+from ray_job.models.hub import snapshot_folder
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.placement import Placement
-from ray_job.models.store import fetch
+from ray_job.models.store import download_model
 from ray_job.models.threads import compute_with
 from ray_job.spec import JobSpec, ModelSpec
 from ray_job.storage.places import parse_uri
@@ -30,7 +30,7 @@ _TEXT_TOKENS = 1024  # room for what stands beside a picture
 
 
 def model_folder(model: ModelSpec, *, with_weights: bool = True) -> Path:
-    """Where the model's files are on this machine; a hub id's or a bucket's are fetched, once for all its processes.
+    """Where the model's files are on this machine; a hub id's or a bucket's are downloaded, once for all its processes.
 
     Raises:
         ModelError: there is no such model.
@@ -38,8 +38,8 @@ def model_folder(model: ModelSpec, *, with_weights: bool = True) -> Path:
     if model.path in (DEMO, NOOP):
         return Path(__file__).parent.parent / "demo" / "model"
     if parse_uri(model.path) is not None:
-        return fetch(model.path, with_weights=with_weights)
-    return resolve(model.path, model.revision)
+        return download_model(model.path, with_weights=with_weights)
+    return snapshot_folder(model.path, model.revision)
 
 
 def settle_model(model: ModelSpec) -> ModelSpec:

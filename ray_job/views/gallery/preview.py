@@ -23,7 +23,7 @@ from ray_job.views.gallery.render import cards_html, cards_text
 
 @dataclass(frozen=True)
 class Preview:
-    """What came of the rows: `table` is what the job's parts would hold of them; `show` shows the cards."""
+    """A few answered rows: `table` is what the job's parts would hold of them; `show` shows the cards."""
 
     table: pa.Table
     cards: tuple[Card, ...]  # one for each row of the table
@@ -77,7 +77,7 @@ def preview(spec: JobSpec, n: int = 8, *, seed: int | None = None) -> Preview:
 
 
 def _cards(table: pa.Table, rows: pa.Table, maker: CardMaker) -> tuple[Card, ...]:
-    """Output rows come in the order of the input's, each once for every question."""
+    """Cards of the output rows, which come in the order of the input's, one for each question."""
     values = row_values(rows, maker.source)
     positions = table.column(POSITION).to_pylist()
     return tuple(maker.card(record, values[place]) for record, place in zip(table.to_pylist(), positions, strict=True))

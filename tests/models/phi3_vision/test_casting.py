@@ -55,7 +55,6 @@ def test_continuous_engine_answers_as_each_row_alone(packs: bool) -> None:
         kept = Phi3VisionModel(config)
     narrow = {name: tensor.to(torch.bfloat16) for name, tensor in tiny_model().state_dict().items()}
     kept.load_state_dict(narrow, assign=True)
-    kept.materialise_buffers(CPU)
     cast_layerwise(kept.eval(), torch.float32)
     rows = samples(7, 60)
     expected = alone(kept, rows)
