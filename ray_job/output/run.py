@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
@@ -141,11 +142,12 @@ class Run:
         """Rows no receipt has come for."""
         return self.expected_rows - self.totals.rows if self._manifest is not None else self.remaining.num_rows
 
-    def begin(self, dtype: str | None = None) -> None:
+    def begin(self, dtype: str | None = None, placement: Mapping[str, Any] | None = None) -> None:
         """Marks the output as being worked on, and clears away what is replaced or damaged.
 
         Args:
             dtype: the model's, where workers have settled it.
+            placement: what the actors compute with, for the manifest; by default what an earlier run's did.
 
         Raises:
             FingerprintMismatch: earlier answers were made with another dtype.
@@ -184,6 +186,7 @@ class Run:
             already_done=record.rows - remaining.num_rows,
             spec=public_spec(self._spec),
             versions=versions(),
+            placement=dict(placement or (opening.old.placement if opening.old is not None else {})),
         )
         self._write_manifest()
 

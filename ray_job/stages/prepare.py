@@ -36,7 +36,7 @@ from ray_job.rows import (
     error_record,
     prepared_schema,
 )
-from ray_job.spec import GenerationParams, JobSpec
+from ray_job.spec import GenerationParams, JobSpec, problems
 from ray_job.stages.poison import DurableStore, PoisonSearch
 from ray_job.storage.column_types import with_types
 from ray_job.storage.retrying import Retrying
@@ -177,28 +177,29 @@ class Preparer:
         return picture, image.size
 
     def _row_params(self, row: Mapping[str, Any]) -> GenerationParams:
-        """The job's parameters with the row's own on top."""
+        """The job's parameters with the row's own on top; a column that is empty or null overrides nothing."""
         column = self._source.overrides_column
         overrides = row.get(column) if column is not None else None
-        if overrides is None:
-            return self._params
         try:
             if isinstance(overrides, str):
-                overrides = parse_json(overrides, ErrorCode.PARAMS_INVALID)
+                overrides = parse_json(overrides, ErrorCode.PARAMS_INVALID) if overrides.strip() else None
+            if overrides is None:
+                return self._params
             if not isinstance(overrides, dict):
                 raise ValueError(f"expected an object, got {type(overrides).__name__}")
             return self._params.overridden({key: value for key, value in overrides.items() if value is not None})
         except RowError as error:
             raise RowError(error.code, f"column {column!r}: {error.message}", error.stage) from None
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in error.errors())
-            raise RowError(ErrorCode.PARAMS_INVALID, f"column {column!r}: {problems}") from None
+            text = "; ".join(problems(error, GenerationParams))
+            raise RowError(ErrorCode.PARAMS_INVALID, f"column {column!r}: {text}") from None
         except ValueError as error:
             raise RowError(ErrorCode.PARAMS_INVALID, f"column {column!r}: {error}") from None
 
     def _seeded(self, params: GenerationParams, row_id: Any, question_index: int) -> GenerationParams:
-        """The job's seed is mixed with the row's id; a row's own seed stays."""
-        if params.is_greedy or params.seed != self._params.seed:
+        """The job's seed is mixed with the row's id; a row's own seed stays, whatever the job's is."""
+        is_own = params is not self._params and "seed" in params.model_fields_set
+        if params.is_greedy or is_own:
             return params
         text = f"{params.seed}/{row_id}/{question_index}".encode()
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1

@@ -45,7 +45,7 @@ class Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One output row: what was asked, and what came of it."""
+    """One output row: what was asked and what was answered."""
 
     row_id: Any
     question_index: int | None  # where rows have several
@@ -118,7 +118,7 @@ def make_card(
     pictures: tuple[Thumbnail | str, ...] = (),
     num_more_pictures: int = 0,
 ) -> Card:
-    """An output row as a card."""
+    """Makes the card of an output row."""
     usage = record["usage"] or {}
     return Card(
         row_id=record[ROW_ID],

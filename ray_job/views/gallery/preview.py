@@ -26,7 +26,7 @@ from ray_job.views.gallery.render import cards_html, cards_text
 
 @dataclass(frozen=True)
 class Preview:
-    """What came of the rows: `table` is what the job's parts would hold of them; `show` shows the cards."""
+    """A few answered rows: `table` is what the job's parts would hold of them; `show` shows the cards."""
 
     table: pa.Table
     cards: tuple[Card, ...]  # one for each row of the table
@@ -82,6 +82,6 @@ def preview(spec: JobSpec, n: int = 8, *, seed: int | None = None) -> Preview:
 
 
 def _cards(output: pa.Table, positions: Sequence[int], rows: pa.Table, maker: CardMaker) -> tuple[Card, ...]:
-    """Output rows come in the order of the input's, each once for every question."""
+    """Cards of the output rows, which come in the order of the input's, one for each question."""
     values, records = row_values(rows, maker.source), python_rows(output)
     return tuple(maker.card(record, values[place]) for record, place in zip(records, positions, strict=True))
