@@ -24,9 +24,8 @@ def test_what_two_prompts_have_in_common(
 ) -> None:
     """Placeholders are the same where their numbers and their pictures are."""
     common = 0
-    for mine, its in zip(
-        zip(one, keys(one, first), strict=True), zip(two, keys(two, second), strict=True), strict=False
-    ):
+    pairs = (list(zip(ids, keys(ids, digests), strict=True)) for ids, digests in ((one, first), (two, second)))
+    for mine, its in zip(*pairs, strict=False):
         if mine != its:
             break
         common += 1
