@@ -79,6 +79,13 @@ def test_only_what_is_long_enough_is_shared(least: int | None) -> None:
     assert [index.is_worth(count) for count in range(5)] == [least is not None and count >= least for count in range(5)]
 
 
+def test_one_token_may_be_worth_sharing() -> None:
+    index = PrefixIndex[Row](1)
+    index.add(row([1, 9]))
+    assert [piece.length for piece in index.longest(row([1, 8]))] == [1]
+    assert index.longest(row([2, 9])) == []
+
+
 def test_other_pictures_or_factors_share_nothing_after_them() -> None:
     index = PrefixIndex[Row](3)
     index.add(row([1, -1, -1, 5], b"cat"))
