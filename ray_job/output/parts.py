@@ -1,7 +1,7 @@
 """A part: what its receipt says, and one Parquet file that is visible whole or not at all.
 
-Answered rows go to `data/`, failed ones to `errors/`, under the same name and with the same schema; each file's footer
-says what it holds (`account.py`).
+Answered rows go to `data/` and failed rows to `errors/`, under the same name and with the same schema. The footer of
+each file says which rows it holds (`account.py`).
 """
 
 from __future__ import annotations
