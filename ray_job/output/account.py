@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 
 from ray_job.errors import RayJobError
 from ray_job.rows import NUM_QUESTIONS, POSITION, QUESTION_INDEX
+from ray_job.spec import MAX_QUESTIONS
 
 FOOTER_KEY = "ray_job"
-_QUESTION_BITS = 16
-MAX_QUESTIONS = 1 << _QUESTION_BITS
+_QUESTION_BITS = (MAX_QUESTIONS - 1).bit_length()
 Ints = npt.NDArray[np.int64]
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ray_job.errors import RayJobError
 from ray_job.output.ledger import Bools, Ledger, Part, is_damage
 from ray_job.output.parts import write_part
+from ray_job.storage.column_types import filtered
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
 from ray_job.storage.whole_files import remove
 
@@ -34,7 +35,7 @@ def drop_superseded(root: Location, ledger: Ledger) -> int:
 
 
 def _rewrite(root: Location, part: Part, counts: Bools) -> None:
-    rows = read_part(part).filter(pa.array(counts))
+    rows = filtered(read_part(part), pa.array(counts))
     account = part.account
     kept = replace(
         account,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
@@ -71,6 +72,7 @@ class Manifest:
     error: str | None = None
     spec: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str | None] = field(default_factory=dict)
+    placement: dict[str, Any] = field(default_factory=dict)  # what actors compute with (`Workers.record`)
 
     @property
     def fingerprint(self) -> str:
@@ -136,6 +138,13 @@ def public_spec(spec: JobSpec) -> dict[str, Any]:
         if dump[section][key] is not None:
             dump[section][key] = without_secrets(dump[section][key])
     return dump
+
+
+def placement_text(placement: Mapping[str, Any]) -> str:
+    """A manifest's `placement` in words."""
+    threads = [str(num) for num in placement.get("threads_per_actor", [])]
+    parts = [str(placement[name]) for name in ("device", "dtype") if name in placement]
+    return ", ".join([*parts, *([f"{' or '.join(threads)} threads an actor"] if threads else [])])
 
 
 def versions() -> dict[str, str | None]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
@@ -157,11 +157,12 @@ class Run:
         """Rows that are not committed yet, or not with every question."""
         return self.expected_rows - self.totals.rows if self._manifest is not None else self.remaining.num_rows
 
-    def begin(self, dtype: str | None = None) -> None:
+    def begin(self, dtype: str | None = None, placement: Mapping[str, Any] | None = None) -> None:
         """Marks the output as in progress, and deletes what is replaced or damaged.
 
         Args:
             dtype: of the model, once the workers are settled; by default what earlier runs settled.
+            placement: what the actors compute with, for the manifest; by default what an earlier run's did.
 
         Raises:
             FingerprintMismatch: earlier answers were made with another dtype.
@@ -204,6 +205,7 @@ class Run:
             already_done=record.rows - remaining.num_rows,
             spec=public_spec(self._spec),
             versions=versions(),
+            placement=dict(placement or (existing.previous.placement if existing.previous is not None else {})),
         )
         self._write_manifest()
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ray_job.output.ledger import Ledger
 from ray_job.output.lock import is_locked
-from ray_job.output.manifest import Manifest, State
+from ray_job.output.manifest import Manifest, State, placement_text
 from ray_job.output.totals import Totals
 from ray_job.storage.places import Location
 
@@ -35,6 +35,7 @@ class JobStatus:
     rows_per_s: float | None  # over the newest parts
     newest_part_age_s: float | None
     fingerprint: str
+    placement: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON."""
@@ -59,6 +60,7 @@ class JobStatus:
             *((f"  {code}", f"{count}") for code, count in self.error_codes.items()),
             *([("rows/s", f"{self.rows_per_s:.1f}")] if self.rows_per_s is not None else []),
             ("parts", f"{self.parts}, the newest {age}"),
+            *([("computed on", placement_text(self.placement))] if self.placement else []),
             ("fingerprint", self.fingerprint),
             ("output", self.output),
         ]
@@ -96,6 +98,7 @@ def status_of(root: Location, manifest: Manifest, ledger: Ledger) -> JobStatus:
         rows_per_s=_rate(ledger, manifest),
         newest_part_age_s=None if newest_s is None else max(0.0, time.time() - newest_s),
         fingerprint=manifest.fingerprint,
+        placement=manifest.placement,
     )
 
 

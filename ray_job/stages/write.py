@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from ray_job.output.account import Account
 from ray_job.output.parts import DATA, ERRORS, RECEIPT_SCHEMA, Receipt, write_part
 from ray_job.rows import ATTEMPTS, POSITION, QUESTION_INDEX, WORKER, Status
+from ray_job.storage.column_types import with_types
 from ray_job.storage.places import Location
 
 
@@ -49,7 +50,7 @@ class PartWriter:
         for folder, rows in ((ERRORS, failed), (DATA, answered)):
             if rows.num_rows:
                 account = Account.of_results(rows, self._run)
-                write_part(self._root, f"{folder}/{name}", rows.select(self._schema.names).cast(self._schema), account)
+                write_part(self._root, f"{folder}/{name}", with_types(rows, self._schema), account)
         whole = Account.of_results(table, self._run)
         num_rows, partial_rows = _partial_rows(whole)
         receipt = Receipt(
