@@ -413,8 +413,8 @@ class OutputSpec(_Section):
     part_rows: int | None = Field(
         None,
         ge=1,
-        description="Rows of one Parquet part; what is in none when a job dies is done again. Default: 256, and of a "
-        "small input a twentieth, both in whole blocks.",
+        description="Rows of one Parquet part; rows that are in no part when a job dies are answered again. Default: "
+        "256, or of a small input a twentieth, both in whole blocks.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def test_weights_are_known_by_their_content(tmp_path: Path, monkeypatch: pytest.
     assert file_digests(tmp_path)["model.safetensors"] not in seen
     file.write_bytes(b"\xff" * 300)
     assert file_digests(tmp_path)["model.safetensors"] not in seen
+    assert all(re.fullmatch("[0-9a-f]{16}", value) for value in [*seen, *file_digests(tmp_path).values()])
 
 
 def test_only_files_a_model_is_made_of_count(tmp_path: Path) -> None:
