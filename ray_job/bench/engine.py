@@ -177,7 +177,6 @@ def build_model(
     with torch.device("meta"):
         model = Phi3VisionModel(config)
     model = model.to_empty(device=device).to(dtype)
-    model.materialise_buffers(device)
     with torch.no_grad():
         if full_size:  # drawing four billion normal numbers on a CPU takes minutes
             for parameter in model.parameters():
@@ -207,7 +206,6 @@ def twin(model: Phi3VisionModel) -> Phi3VisionModel:
     with torch.device("meta"):
         other = Phi3VisionModel(model.config, model.attention, model.image_mean, model.image_std)
     other.load_state_dict(model.state_dict(), strict=True, assign=True)
-    other.materialise_buffers(model.device)
     return other.eval()
 
 
