@@ -12,18 +12,21 @@
     RowError                        one row's failure. It is data: it ends in that row's `error` column
                                     and never leaves the stage that caught it.
 
-Fatal errors say what happened, where, and what to do. A `RowError` is never fatal and a fatal error is
+No message holds credentials: they are taken out here, whoever raises (`redaction`). Fatal errors say what happened,
+where, and what to do. A `RowError` is never fatal and a fatal error is
 never turned into a row's error.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Self
 
-_LOG = logging.getLogger(__name__)
+from ray_job.redaction.logs import logger_of
+from ray_job.redaction.text import without_secrets
+
+_LOG = logger_of(__name__)
 _SHOWN_CHARS = 300
 
 
@@ -32,6 +35,9 @@ class RayJobError(Exception):
 
     exit_code = 1
 
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_secrets(each) if isinstance(each, str) else each for each in args))
+
 
 class SpecError(RayJobError):
     """The job description is wrong. `problems` holds one line per mistake."""
@@ -39,7 +45,7 @@ class SpecError(RayJobError):
     exit_code = 2
 
     def __init__(self, problems: Sequence[str], source: str = "spec") -> None:
-        self.problems = list(problems)
+        self.problems = [without_secrets(problem) for problem in problems]
         self.source = source
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
         super().__init__(f"{source}: {count}\n" + "\n".join(f"  - {line}" for line in self.problems))
@@ -122,9 +128,9 @@ class RowError(Exception):
     """One row's failure: a code to filter on and a message that says what to do."""
 
     def __init__(self, code: ErrorCode, message: str, stage: Stage = Stage.PREPARE) -> None:
-        super().__init__(message)
         self.code = code
-        self.message = message
+        self.message = without_secrets(message)
+        super().__init__(self.message)
         self.stage = stage
 
     @property
@@ -160,7 +166,7 @@ class RowError(Exception):
 
 def first_line(error: BaseException) -> str:
     """What an error says in one line; its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 _logged: set[tuple[type[BaseException], str, int]] = set()

@@ -364,6 +364,7 @@ class LimitsSpec(_Section):
     max_pixels: int = Field(89_478_485, ge=1, description="Pixels of a picture, before decoding it.")
     max_image_bytes: int = Field(64 * 2**20, ge=1, description="Encoded bytes of a picture.")
     fetch_timeout_s: float = Field(30.0, gt=0, description="Seconds to fetch a picture from the web, all in all.")
+    max_fetches: int = Field(16, ge=1, le=256, description="Pictures that a preparing task fetches at once.")
     max_images: int = Field(64, ge=0, description="Pictures of a row.")
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="Prompt tokens of a row, pictures included. Default: what the model can hold."
@@ -457,9 +458,7 @@ class JobSpec(_Section):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            from ray_job.storage.places import without_secrets
-
-            raise SpecError([without_secrets(line) for line in problems(error, cls)], source) from None
+            raise SpecError(problems(error, cls), source) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,9 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ray_job.errors import Interrupted
+from ray_job.redaction.logs import logger_of
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_LOG = logging.getLogger(__name__)
+_LOG = logger_of(__name__)
 
 
 class Stop:

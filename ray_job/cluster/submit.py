@@ -24,8 +24,9 @@ from typing import Any, TextIO
 import yaml
 
 from ray_job.errors import Interrupted, RayJobError, SpecError, first_line
+from ray_job.redaction.text import public_uri
 from ray_job.spec import JobSpec
-from ray_job.storage.places import parse_uri, without_secrets
+from ray_job.storage.places import parse_uri
 
 ENTRYPOINT = "python -m ray_job run job.yaml"
 DETACHED = 130  # what shells give for Ctrl-C
@@ -153,7 +154,7 @@ def submit_job(spec: JobSpec, address: str | None = None, job_id: str | None = N
 
 def _submit(client: Any, spec: JobSpec, job_id: str | None) -> tuple[str, bool]:
     """The submission's id, and whether it was made now."""
-    digest, output = _digest(spec), without_secrets(spec.output.path)
+    digest, output = _digest(spec), public_uri(spec.output.path)
     started_s = time.monotonic()
     while True:
         attempts = _attempts(client, job_id)

@@ -12,8 +12,9 @@ from typing import Any, Self
 from ray_job.errors import Interrupted, SpecError
 from ray_job.output.fingerprint import digest
 from ray_job.output.totals import Totals
+from ray_job.redaction.text import public_uri, without_secrets
 from ray_job.spec import JobSpec
-from ray_job.storage.places import Location, without_secrets
+from ray_job.storage.places import Location
 from ray_job.storage.whole_files import read_text, write_json
 
 MANIFEST, REPORT, SUCCESS = "_manifest.json", "_report.json", "_SUCCESS"
@@ -82,6 +83,7 @@ class Manifest:
     def write(self, root: Location) -> None:
         """Replaces the file."""
         content = {"fingerprint": self.fingerprint, **asdict(self)}
+        content["error"] = None if self.error is None else without_secrets(self.error)
         write_json(root, MANIFEST, content)
 
     @classmethod
@@ -133,10 +135,10 @@ class Manifest:
 def public_spec(spec: JobSpec) -> dict[str, Any]:
     """The spec as a manifest may show it: without credentials in its URIs."""
     dump: dict[str, Any] = spec.model_dump(mode="json")
-    dump["input"]["path"] = [without_secrets(path) for path in dump["input"]["path"]]
+    dump["input"]["path"] = [public_uri(path) for path in dump["input"]["path"]]
     for section, key in (("output", "path"), ("input", "image_root"), ("model", "path")):
         if dump[section][key] is not None:
-            dump[section][key] = without_secrets(dump[section][key])
+            dump[section][key] = public_uri(dump[section][key])
     return dump
 
 

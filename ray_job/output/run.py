@@ -13,7 +13,6 @@ whatever the manifest says; once it exists, nothing that happens to the run chan
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -42,6 +41,7 @@ from ray_job.output.parts import DATA, ERRORS, Receipt
 from ray_job.output.resume import what_is_left
 from ray_job.output.summary import Report
 from ray_job.output.totals import Totals
+from ray_job.redaction.logs import logger_of
 from ray_job.spec import JobSpec
 from ray_job.storage.places import Location, locate
 from ray_job.storage.whole_files import (
@@ -54,7 +54,7 @@ from ray_job.storage.whole_files import (
     write_whole,
 )
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger_of(__name__)
 
 
 class Run:
