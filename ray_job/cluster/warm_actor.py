@@ -72,8 +72,8 @@ class WarmActor:
 
         if not ray.is_initialized():
             self.actor = None  # it was of a Ray that is gone
-            self._session.enter_context(ray_session(spec.limits))
-        with ray_session(spec.limits):
+            self._session.enter_context(ray_session())
+        with ray_session():
             was_there = self.actor is not None
             if self.actor is None:
                 workers = settle_workers(spec)
