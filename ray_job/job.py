@@ -55,8 +55,7 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
     ):
         if run.needs_ids or run.remaining.num_rows:
             progress.phase("starting Ray")
-            with ray_session(), JobStore() as store:
-                liveness.watch()
+            with ray_session(), liveness.watching(), JobStore() as store:
                 flag = StopFlag(store)
                 stop.arm(flag.set)
                 workers = settle_workers(spec)
@@ -126,9 +125,10 @@ def stream_receipts(
         batch_format="pyarrow",
         num_cpus=cpus.write,
     )
-    with closing(iter(receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))) as tables:
-        for table in tables:
-            yield from Receipt.of_table(table)
+    # Not `iter_batches`: it leaves a thread behind.
+    for bundle in receipts.iter_internal_ref_bundles():
+        for block in ray.get(bundle.block_refs):
+            yield from Receipt.of_table(block)
 
 
 def _unchanged(table: pa.Table) -> pa.Table:

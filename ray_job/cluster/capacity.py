@@ -46,7 +46,7 @@ def settle_stages(workers: Workers, max_wait_s: float) -> StageCpus:
     """
     import ray
 
-    resources = ray.cluster_resources()
+    resources, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
     num_cpus, num_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     held = _held_by_caller()
     cpus_needed, gpus_needed = workers.min_actors * workers.cpus_per_actor, workers.min_actors * workers.gpus_per_actor
@@ -56,24 +56,17 @@ def settle_stages(workers: Workers, max_wait_s: float) -> StageCpus:
         kept = ", ".join(f"{held.get(name, 0):g} of the cluster's {resources.get(name, 0):g} {name}s" for name in held)
         raise SpecError(
             [
-                f"the Ray task or actor that this job is run from holds {kept}, and waits for the job, which needs them. "
-                "Run the job from the driver, or give that task num_cpus=0 and num_gpus=0"
+                f"the Ray task or actor that runs this job holds {kept}, which the job needs while the task waits for "
+                "it. Run the job from a driver, or give the task num_cpus=0 and num_gpus=0"
             ],
             "run_job",
         )
     stages = StageCpus.fit(left) if left > 0 else StageCpus()
-    free = ray.available_resources()
     for name, needed in (("CPU", max(stages.read, cpus_needed)), ("GPU", gpus_needed)):
         total, available = resources.get(name, 0.0), free.get(name, 0.0)
         if total >= needed > available:
-            _LOG.warning(
-                "waiting for %g of the cluster's %g %ss: other work holds %g of them; at most limits.no_progress_s, %g s",
-                needed,
-                total,
-                name,
-                total - available,
-                max_wait_s,
-            )
+            held_by_others = f"{total - available:g} of the cluster's {total:g} {name}s are held by other work"
+            _LOG.warning("%s; waiting for %g, at most limits.no_progress_s, %g s", held_by_others, needed, max_wait_s)
     return stages
 
 
@@ -84,5 +77,5 @@ def _held_by_caller() -> dict[str, float]:
     context = ray.get_runtime_context()
     if context.worker.mode != ray.WORKER_MODE:
         return {}
-    assigned = context.get_assigned_resources()
+    assigned = context.get_assigned_resources()  # type: ignore[no-untyped-call]
     return {name: assigned[name] for name in ("CPU", "GPU") if assigned.get(name)}

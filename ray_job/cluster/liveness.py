@@ -12,20 +12,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from ray_job.cluster.causes import RESUME
-from ray_job.errors import ClusterLost, Interrupted
+from ray_job.errors import ClusterLost, RayJobError
 
 _ASK_INTERVAL_S = 1.0
 _CONNECT_S = 5.0
 _UNWIND_S = 5.0  # for the job's thread to raise by itself; it may hang in a call to the dead process
 _RAYS_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"  # after which Ray's core ends this process
 _RAYS_PATIENCE_S = 60.0
+_RAYLET_PATIENCE_S = 3.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -50,7 +51,7 @@ class Peer:
 class Liveness:
     """Ends the process with exit code 75 if Ray dies under the job and the job's own thread cannot end it.
 
-    Use it in a `with` around all that may call Ray; errors that a dead Ray causes become `ClusterLost`.
+    Use it in a `with` around all that may call Ray, its end included.
 
     Args:
         say: records how the job ended, on another thread, before the process ends.
@@ -60,24 +61,33 @@ class Liveness:
         self._say = say
         self._peers: list[Peer] = []
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="liveness", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._is_over.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
-        if isinstance(error, Exception) and not isinstance(error, ClusterLost | Interrupted):
-            for peer in self._peers:
-                if not peer.is_there():
-                    raise _lost(peer) from error
 
-    def watch(self) -> None:
-        """To be called once Ray is connected."""
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While open, Ray is connected and should live. What Ray raises because it does not becomes `ClusterLost`."""
         self._peers = _peers()
+        self._thread = threading.Thread(target=self._watch, name="liveness", daemon=True)
         self._thread.start()
+        try:
+            yield
+        except Exception as error:
+            for peer in self._peers:
+                if not isinstance(error, RayJobError) and not peer.is_there():
+                    raise _lost(peer) from error
+            raise
+        finally:
+            # With a dead process, disconnecting may hang as well: then the watch goes on.
+            if all(peer.is_there() for peer in self._peers):
+                self._is_over.set()
 
     def _watch(self) -> None:
         lost = _first_lost(self._peers, self._is_over)
@@ -118,9 +128,12 @@ def _peers() -> list[Peer]:
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
     limit_s = float(os.environ.get(_RAYS_PATIENCE) or _RAYS_PATIENCE_S)
-    peers = [Peer("Ray's control process (gcs_server)", host.strip("[]"), int(port), max(1.0, 0.75 * limit_s - _UNWIND_S))]
+    peers = [
+        Peer("Ray's control process (gcs_server)", host.strip("[]"), int(port), max(1.0, 0.75 * limit_s - _UNWIND_S))
+    ]
     own = context.get_node_id()
     for node in ray.nodes():  # type: ignore[no-untyped-call]
         if node["NodeID"] == own:
-            peers.append(Peer("this machine's raylet", node["NodeManagerAddress"], node["NodeManagerPort"], 3.0))
+            address, port = node["NodeManagerAddress"], node["NodeManagerPort"]
+            peers.append(Peer("this machine's raylet", address, port, _RAYLET_PATIENCE_S))
     return peers

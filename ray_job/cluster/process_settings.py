@@ -1,4 +1,4 @@
-"""What a job changes in its caller's process while it uses Ray, and puts back: environment, loggers, signal handlers."""
+"""What a job changes in its caller's process while it uses Ray, and puts back: environment, loggers, handlers."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -99,10 +100,34 @@ def _open(stack: ExitStack) -> None:
     else:
         options |= {"include_dashboard": False, "address": "local"}
         environment |= _LOCAL_ENVIRONMENT
-    stack.enter_context(borrowed_process(environment, lambda: _connect(address, options)))
+    stack.enter_context(borrowed_process(environment, lambda: _on_lasting_thread(stack, address, options)))
     import ray
 
     stack.callback(ray.shutdown)
+
+
+def _on_lasting_thread(stack: ExitStack, address: str | None, options: dict[str, Any]) -> None:
+    """Connects on a thread that outlives the session: Ray's processes end with the thread that started them."""
+    if threading.current_thread() is threading.main_thread():
+        _connect(address, options)
+        return
+    connected: Future[None] = Future()
+    is_over = threading.Event()
+
+    def keep() -> None:
+        try:
+            _connect(address, options)
+        except BaseException as error:
+            connected.set_exception(error)
+            return
+        connected.set_result(None)
+        is_over.wait()
+
+    thread = threading.Thread(target=keep, name="ray session", daemon=True)
+    stack.callback(thread.join)
+    stack.callback(is_over.set)
+    thread.start()
+    connected.result()
 
 
 def _connect(address: str | None, options: dict[str, Any]) -> None:
