@@ -66,7 +66,7 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
                 with closing(stream_receipts(spec, source, preparer, workers, cpus, run, store, flag)) as receipts:
                     for receipt in receipts:
                         run.add(receipt)
-            stop.disarm()
+                stop.disarm()
         stop.check(run.num_left)
         return run.finish()
 
