@@ -59,16 +59,16 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
                 flag = StopFlag(store)
                 stop.arm(flag.set)
                 workers = settle_workers(spec)
-                cpus = settle_stages(workers, spec.limits.no_progress_s)
+                cpus = settle_stages(workers)
                 progress.phase("finding what is left" if run.needs_ids else "waiting for the first part")
-                run.begin(workers.dtype)
+                run.begin(workers.dtype, workers.record(spec))
                 progress.count(run.expected_rows)
                 with closing(stream_receipts(spec, source, preparer, workers, cpus, run, store, flag)) as receipts:
                     for receipt in receipts:
                         run.add(receipt)
                 stop.disarm()
         stop.check(run.num_left)
-        return run.finish()
+        return run.finish(stop.ignore)
 
 
 def stream_receipts(
@@ -106,7 +106,7 @@ def stream_receipts(
         )
         results = prepared.map_batches(
             GenerateActor,
-            fn_constructor_args=(spec, schema, flag.is_set, store),
+            fn_constructor_args=(spec, schema, flag.is_set, store, workers.place),
             # Ray wants a number where there are GPUs; blocks have this size already.
             batch_size=spec.batching.block_rows if workers.gpus_per_actor else None,
             batch_format="pyarrow",

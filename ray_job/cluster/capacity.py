@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_job.cluster.workers import Workers
@@ -34,26 +35,21 @@ class StageCpus:
         return cls() if share >= 1 else cls(share * _READ, share * _PREPARE, share * _WRITE, max_tasks=1)
 
 
-def settle_stages(workers: Workers, max_wait_s: float) -> StageCpus:
-    """The stages' CPUs, here and now; says what the job will wait for.
-
-    Args:
-        workers: the actors.
-        max_wait_s: for the warning.
+def settle_stages(workers: Workers) -> StageCpus:
+    """The stages' CPUs, here and now; a warning says what the job has to wait for.
 
     Raises:
         SpecError: this runs in a Ray task or actor that holds what the job needs.
     """
     import ray
 
-    resources, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-    num_cpus, num_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    held = _held_by_caller()
-    cpus_needed, gpus_needed = workers.min_actors * workers.cpus_per_actor, workers.min_actors * workers.gpus_per_actor
-    left = num_cpus - held.get("CPU", 0.0) - cpus_needed
-    gpus_left = num_gpus - held.get("GPU", 0.0) - gpus_needed
-    if held and num_cpus and (left < _LEAST or gpus_left < 0):
-        kept = ", ".join(f"{held.get(name, 0):g} of the cluster's {resources.get(name, 0):g} {name}s" for name in held)
+    resources, held = ray.cluster_resources(), _held_by_caller()  # type: ignore[no-untyped-call]
+    needed = {"CPU": workers.min_actors * workers.cpus_per_actor, "GPU": workers.min_actors * workers.gpus_per_actor}
+    left = {name: resources.get(name, 0.0) - held.get(name, 0.0) - needed[name] for name in needed}
+    if held and (left["CPU"] < _LEAST or left["GPU"] < 0):
+        kept = " and ".join(
+            f"{num:g} of the cluster's {resources.get(name, 0):g} {name}s" for name, num in held.items()
+        )
         raise SpecError(
             [
                 f"the Ray task or actor that runs this job holds {kept}, which the job needs while the task waits for "
@@ -61,13 +57,26 @@ def settle_stages(workers: Workers, max_wait_s: float) -> StageCpus:
             ],
             "run_job",
         )
-    stages = StageCpus.fit(left) if left > 0 else StageCpus()
-    for name, needed in (("CPU", max(stages.read, cpus_needed)), ("GPU", gpus_needed)):
-        total, available = resources.get(name, 0.0), free.get(name, 0.0)
-        if total >= needed > available:
-            held_by_others = f"{total - available:g} of the cluster's {total:g} {name}s are held by other work"
-            _LOG.warning("%s; waiting for %g, at most limits.no_progress_s, %g s", held_by_others, needed, max_wait_s)
+    stages = StageCpus.fit(left["CPU"]) if left["CPU"] > 0 else StageCpus()
+    say_what_is_held({"CPU": needed["CPU"] + stages.read, "GPU": needed["GPU"]})
     return stages
+
+
+def say_what_is_held(needed: Mapping[str, float]) -> None:
+    """Warns of resources that the cluster has, and that other work holds now.
+
+    Args:
+        needed: resource → how many.
+    """
+    import ray
+
+    resources, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+    for name, num in needed.items():
+        total, available = resources.get(name, 0.0), free.get(name, 0.0)
+        if total >= num > available:
+            _LOG.warning(
+                "waiting for %g %ss: other work holds %g of the cluster's %g", num, name, total - available, total
+            )
 
 
 def _held_by_caller() -> dict[str, float]:

@@ -28,10 +28,6 @@ _ENVIRONMENT = {
 _LOCAL_ENVIRONMENT = {
     # Nobody can ask for the tasks' events without a dashboard; the driver would gather 0.3 kB of them for each row.
     "RAY_task_events_report_interval_ms": "0",
-    # An actor's threads share the cores with preparing tasks; spinning for each other they would starve both. GNU's
-    # OpenMP may spin for some microseconds: on quiet cores nearly as fast as spinning on (`bench/RESULTS.md`).
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "1000",
 }
 
 

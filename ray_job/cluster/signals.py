@@ -21,7 +21,7 @@ class Stop:
 
     Before `arm` a signal raises `Interrupted` at once. After it, the first signal calls `admit_no_more` and leaves the
     job `grace_s` seconds to finish by itself; then, or at a second signal, `Interrupted` is raised in the main thread.
-    Whichever way it ends, `--mode resume` finishes the output.
+    After `ignore` nothing is raised any more. Whichever way it ends, `--mode resume` finishes the output.
     """
 
     def __init__(self, grace_s: float) -> None:
@@ -32,6 +32,7 @@ class Stop:
         self._was_asked, self._is_over = threading.Event(), threading.Event()
         self._lock = threading.Lock()  # held while this process signals itself: never after `disarm`
         self._thread: threading.Thread | None = None
+        self._is_ignoring = False
 
     def arm(self, admit_no_more: Callable[[], None]) -> None:
         """Takes the signals back from Ray, which sets handlers of its own when it starts.
@@ -52,6 +53,11 @@ class Stop:
         self._was_asked.set()
         if self._thread is not None:
             self._thread.join()
+
+    def ignore(self) -> None:
+        """From here on, until the handlers are as they were, a signal changes nothing: all is done."""
+        self.disarm()
+        self._is_ignoring = True
 
     def check(self, num_left: int) -> None:
         """To be called when all rows taken on are committed.
@@ -84,6 +90,8 @@ class Stop:
                 signal.pthread_kill(main, signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._is_ignoring:
+            return
         is_first, self._name = self._name is None, self._name or signal.Signals(number).name
         if self._has_overrun:
             if not self._is_over.is_set():

@@ -172,7 +172,9 @@ def _submit(client: Any, spec: JobSpec, job_id: str | None) -> tuple[str, bool]:
                 raise
             if {info.submission_id for info in _attempts(client, job_id)} == {info.submission_id for info in attempts}:
                 if number == 1:
-                    raise SpecError([f"{submission_id!r} is taken by another job of this cluster"], "--job-id") from None
+                    raise SpecError(
+                        [f"{submission_id!r} is taken by another job of this cluster"], "--job-id"
+                    ) from None
                 next_number = number + 1  # another job has that very id
             # Else somebody has just made this attempt: attach to it.
 
@@ -195,6 +197,10 @@ def _running(attempts: Sequence[Any], job_id: str | None, digest: str, output: s
     if info.metadata.get(_SPEC) != digest:
         raise SpecError([f"{info.submission_id} runs with another spec; wait for it or stop it"], "--job-id")
     return str(info.submission_id)
+
+
+def _ids(attempts: Sequence[Any]) -> set[str]:
+    return {str(info.submission_id) for info in attempts}
 
 
 def _number(submission_id: str, job_id: str | None) -> int:
@@ -249,7 +255,9 @@ def _find_address(address: str | None) -> str:
     if address is None:
         raise SpecError(["none; give the dashboard's, such as http://localhost:8265, or set RAY_ADDRESS"], "--address")
     if address.startswith("ray://"):
-        raise SpecError([f"{address} is a Ray Client's address; give the dashboard's, such as http://head:8265"], "--address")
+        raise SpecError(
+            [f"{address} is a Ray Client's address; give the dashboard's, such as http://head:8265"], "--address"
+        )
     return address
 
 
@@ -305,7 +313,7 @@ def _retriable(spec: JobSpec, job_id: str) -> JobSpec:
     if not _JOB_ID.fullmatch(job_id):
         raise SpecError([f"got {job_id!r}; allowed: letters, digits, '.', '_' and '-'"], "--job-id")
     if spec.output.mode == "overwrite":
-        raise SpecError(["resumes the same run, and output.mode overwrite begins anew; leave one of them out"], "--job-id")
+        raise SpecError(["resumes the same run, and output.mode overwrite begins anew; leave one out"], "--job-id")
     if spec.output.mode == "append":
         return spec
     return spec.model_copy(update={"output": spec.output.model_copy(update={"mode": "resume"})})

@@ -78,6 +78,7 @@ class _Embedding(nn.Embedding):
 
     def __init__(self, kept: nn.Embedding, dtype: torch.dtype) -> None:
         super().__init__(kept.num_embeddings, kept.embedding_dim, kept.padding_idx, _weight=kept.weight)
+        self.weight = kept.weight  # the same parameter, which a tied head shares, not another one over its memory
         self._dtype = dtype
 
     def forward(self, ids: Tensor) -> Tensor:

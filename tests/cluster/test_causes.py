@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -12,28 +12,36 @@ import ray.data
 
 from ray_job.cluster.causes import cause_of, true_causes
 from ray_job.cluster.dataset_options import configure
+from ray_job.cluster.session import ray_session
 from ray_job.errors import ClusterLost, ModelError, RayJobError, SpecError
 from ray_job.spec import JobSpec
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.usefixtures("session"), pytest.mark.cluster, pytest.mark.timeout(180)]
 RESUME = "What is committed is whole: finish with --mode resume"
 SPEC = JobSpec.from_dict({"input": {"path": "in"}, "output": {"path": "out"}})
 
 
-class Unpicklable(Exception):
+@pytest.fixture(scope="module")
+def session(local_ray: None) -> Iterator[None]:
+    """One for all of this module."""
+    with ray_session():
+        yield
+
+
+class UnpicklableError(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"number {number}\nand a second line")
         self.lock = threading.Lock()
 
 
-class TwoArguments(Exception):
+class TwoArgumentsError(Exception):
     """Pickles, and does not unpickle."""
 
     def __init__(self, first: int, second: int) -> None:
         super().__init__(f"{first} and {second}")
 
 
-class Speechless(Exception):
+class SpeechlessError(Exception):
     def __str__(self) -> str:
         raise ZeroDivisionError
 
@@ -60,12 +68,12 @@ def raising(error: BaseException) -> Callable[[], None]:
 
 
 def unpicklable() -> None:
-    raise Unpicklable(7)
+    raise UnpicklableError(7)
 
 
 FAILURES: dict[str, tuple[Callable[[], None], str]] = {
     "lines": (
-        raising(ValueError("first\n\nthird: File \"x\", line 3\n    indented")),
+        raising(ValueError('first\n\nthird: File "x", line 3\n    indented')),
         'ValueError: first\n\nthird: File "x", line 3\n    indented',
     ),
     "chained": (chained, "RuntimeError: outer"),
@@ -76,8 +84,8 @@ FAILURES: dict[str, tuple[Callable[[], None], str]] = {
     "file": (raising(FileNotFoundError(2, "No such file", "/x")), "FileNotFoundError: [Errno 2] No such file: '/x'"),
     "group": (raising(ExceptionGroup("several", [ValueError("a")])), "ExceptionGroup: several (1 sub-exception)"),
     "retried": (raising(OSError("AWS Error SLOW_DOWN")), "OSError: AWS Error SLOW_DOWN"),
-    "unpicklable": (unpicklable, "Unpicklable: number 7\nand a second line"),
-    "two arguments": (raising(TwoArguments(1, 2)), "TwoArguments: 1 and 2"),
+    "unpicklable": (unpicklable, "UnpicklableError: number 7\nand a second line"),
+    "two arguments": (raising(TwoArgumentsError(1, 2)), "TwoArgumentsError: 1 and 2"),
 }
 
 
@@ -125,7 +133,7 @@ def test_what_an_actors_constructor_raises_is_named() -> None:
 
 
 def test_a_message_that_cannot_be_made_is_left_out() -> None:
-    assert str(cause_of(Speechless())) == f"a worker failed: Speechless. {RESUME}"
+    assert str(cause_of(SpeechlessError())) == f"a worker failed: SpeechlessError. {RESUME}"
 
 
 def test_the_death_of_the_drivers_raylet_says_what_to_do() -> None:

@@ -12,11 +12,11 @@ from pyarrow import fs
 
 from ray_job.errors import ModelError
 from ray_job.models.loading import load_config, model_folder
-from ray_job.models.store import fetch
+from ray_job.models.store import download_model
 from ray_job.spec import ModelSpec
 
-_ASK = "import logging, sys; logging.basicConfig(level='INFO'); from ray_job.models.store import fetch; " + (
-    "print(fetch(sys.argv[1], with_weights=True))"
+_ASK = "import logging, sys; logging.basicConfig(level='INFO'); from ray_job.models.store import download_model; " + (
+    "print(download_model(sys.argv[1], with_weights=True))"
 )
 
 
@@ -37,7 +37,7 @@ def uri(store: fs.S3FileSystem) -> str:
 
 
 def test_processes_of_one_machine_fetch_once(uri: str, store: fs.S3FileSystem) -> None:
-    folder = fetch(uri, with_weights=False)
+    folder = download_model(uri, with_weights=False)
     assert (folder / "config.json").exists()
     assert not (folder / "model.safetensors").exists()
     model = ModelSpec(path=uri)
@@ -58,15 +58,15 @@ def test_processes_of_one_machine_fetch_once(uri: str, store: fs.S3FileSystem) -
 
     with store.open_output_stream("models/demo/generation_config.json") as stream:
         stream.write(b"{}")
-    assert fetch(uri, with_weights=True) != folder
+    assert download_model(uri, with_weights=True) != folder
 
 
 def test_what_cannot_be_fetched_says_why(uri: str, store: fs.S3FileSystem, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.path: s3://models/absent"):
-        fetch("s3://models/absent", with_weights=True)
+        download_model("s3://models/absent", with_weights=True)
     store.create_dir("empty")
     with pytest.raises(ModelError, match="holds no"):
-        fetch("s3://empty", with_weights=True)
+        download_model("s3://empty", with_weights=True)
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(ModelError, match="Set RAY_JOB_CACHE to a folder"):
-        fetch(uri, with_weights=True)
+        download_model(uri, with_weights=True)

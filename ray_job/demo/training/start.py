@@ -11,10 +11,10 @@ import math
 
 import torch
 from torch import Tensor
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from ray_job.models.phi3_vision.configuration import VisionConfig
 from ray_job.models.phi3_vision.vision import VisionTower
+from ray_job.models.phi3_vision.vision_layer import VisionLayer
 
 _DIRECTIONS = ((0, -1), (0, 1), (-1, 0), (1, 0))  # (rows, columns), by head
 _DISTANCES = (1, 1, 2)  # by layer
@@ -38,7 +38,7 @@ def init_tower(tower: VisionTower, config: VisionConfig) -> None:
     layers = tower.encoder["layers"]
     assert isinstance(layers, torch.nn.ModuleList)
     for layer, distance in zip(layers, _DISTANCES, strict=False):
-        assert isinstance(layer, CLIPEncoderLayer)
+        assert isinstance(layer, VisionLayer)
         attention = layer.self_attn
         attention.q_proj.weight.mul_(0.1)
         attention.k_proj.weight.mul_(0.1)

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from ray_job.models.phi3_vision.preprocessor_config import CLIP_MEAN, CLIP_STD
 
 
 def pixels_to_crops(

@@ -1,4 +1,4 @@
-"""Phi-3-Vision on the transformers library's own Phi-3 and CLIP layers, under the official checkpoint's names.
+"""Phi-3-Vision in plain torch, its parameters under the official checkpoint's names.
 
 Knows no tokenizer, no batch policy and no sampling: an engine calls `encode_pictures`, `embed_row` and
 `forward`, a trainer `hidden_states` and `lm_head`. Rotary tables are chosen for each row (`rope.py`), masks
@@ -12,22 +12,20 @@ measured by tests/models/phi3_vision/test_model.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import Phi3Config
-from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm
 
 from ray_job.errors import ModelError
+from ray_job.models.phi3_vision.attention import Attention
 from ray_job.models.phi3_vision.cache import KeyValueStore, KVCache
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
-from ray_job.models.phi3_vision.crops import CLIP_MEAN, CLIP_STD, pixels_to_crops
+from ray_job.models.phi3_vision.crops import pixels_to_crops
+from ray_job.models.phi3_vision.decoder_layer import DecoderLayer, RMSNorm
 from ray_job.models.phi3_vision.mask import additive, causal_mask, needs_window
+from ray_job.models.phi3_vision.preprocessor_config import CLIP_MEAN, CLIP_STD
 from ray_job.models.phi3_vision.rope import RopeTables
 from ray_job.models.phi3_vision.vision import PictureEmbedding
-
-Attention: TypeAlias = Literal["sdpa", "eager"]
 
 
 class Decoder(nn.Module):
@@ -35,16 +33,15 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Phi3VisionConfig, attention: Attention) -> None:
         super().__init__()
-        library = _library_config(config, attention)
-        layers = [Phi3DecoderLayer(library, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        layers = [DecoderLayer(config, attention, layer) for layer in range(config.num_hidden_layers)]
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.vision_embed_tokens = PictureEmbedding(config, attention)
         self.layers = nn.ModuleList(layers)
-        self.norm = Phi3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Phi3VisionModel(nn.Module):
-    """The model an engine drives. `state_dict()` has exactly the official checkpoint's keys."""
+    """The model an engine drives. `state_dict()` has exactly the official checkpoint's keys, also with a tied head."""
 
     def __init__(
         self,
@@ -63,6 +60,15 @@ class Phi3VisionModel(nn.Module):
         self.model = Decoder(config, attention)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rope = RopeTables(config)
+        self.tie_head()
+
+    def tie_head(self) -> None:
+        """Where the configuration ties them, makes the head's matrix the token embedding's, held once.
+
+        To be called again after parameters were replaced, as by `load_state_dict(…, assign=True)`.
+        """
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     @property
     def device(self) -> torch.device:
@@ -144,7 +150,7 @@ class Phi3VisionModel(nn.Module):
         cos_sin = self.rope.cos_sin(position_ids_BL, is_long_B, inputs_embeds_BLD.dtype)
         hidden_BLD = inputs_embeds_BLD
         for layer in self.model.layers:
-            hidden_BLD = layer(hidden_BLD, attention_mask=mask, position_embeddings=cos_sin, past_key_values=cache)
+            hidden_BLD = layer(hidden_BLD, cos_sin, mask, cache)
         normed_BLD: Tensor = self.model.norm(hidden_BLD)
         return normed_BLD
 
@@ -213,28 +219,3 @@ class Phi3VisionModel(nn.Module):
             return None
         mask = causal_mask(num_new, num_keys, attention_mask_BL, window, inputs_BLD.device)
         return additive(mask, inputs_BLD.dtype) if self.attention == "eager" else mask
-
-    def materialise_buffers(self, device: torch.device) -> None:
-        """Makes what no checkpoint holds, after the model was built on the meta device."""
-        self.model.vision_embed_tokens.tower.materialise_buffers(device)
-
-
-def _library_config(config: Phi3VisionConfig, attention: Attention) -> Phi3Config:
-    """What the library's layers read. RoPE, window and masks are ours, so they see plain values."""
-    library = Phi3Config(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        hidden_act=config.hidden_act,
-        rms_norm_eps=config.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        sliding_window=None,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    library._attn_implementation = attention
-    return library

@@ -1,6 +1,6 @@
 """Phi-3-Vision as a continuously batching engine drives it: tokens of many rows side by side, without padding.
 
-The layers are the library's own submodules; only attention is the engine's, which knows where each row's keys lie.
+Submodules and weights are the model's; only attention is the engine's, which knows where each row's keys lie.
 Equal to `model.py`, measured by tests/engine/test_packed.py.
 
 Shapes: T tokens of any rows, packed, S of them whose hidden states are wanted; D decoder width;
@@ -14,10 +14,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer
 
 from ray_job.models.casting import linear
+from ray_job.models.phi3_vision.decoder_layer import DecoderLayer
 from ray_job.models.phi3_vision.model import Phi3VisionModel
+from ray_job.models.phi3_vision.rope import rotate
 from ray_job.models.projection import Projection, can_pack
 
 
@@ -34,10 +35,11 @@ class Attend(Protocol):
 class PackedPhi3Vision:
     """The model behind the engine's seam. Holds no state between calls.
 
-    `pack_weights` lets a CPU keep the decoder's weights a second time, laid out for decoding; None: if memory allows.
+    `pack_weights` lets a CPU keep the decoder's weights a second time, laid out for decoding; None: if they are small
+    beside `free_bytes`, which is by default what is available to this process now.
     """
 
-    def __init__(self, model: Phi3VisionModel, pack_weights: bool | None = None) -> None:
+    def __init__(self, model: Phi3VisionModel, pack_weights: bool | None = None, free_bytes: int | None = None) -> None:
         config = model.config
         self._model = model
         self.num_layers = config.num_hidden_layers
@@ -45,9 +47,10 @@ class PackedPhi3Vision:
         self.head_dim = config.head_dim
         self.max_len = config.max_position_embeddings
         self.sliding_window = config.sliding_window
-        linears = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
-        pack = can_pack([*linears, model.lm_head], model.dtype) if pack_weights is None else pack_weights
-        layers = [layer for layer in model.model.layers if isinstance(layer, Phi3DecoderLayer)]
+        linears = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)] + [model.lm_head]
+        pack = can_pack(linears, model.dtype, free_bytes) if pack_weights is None else pack_weights
+        self.packed_bytes = sum(layer.weight.numel() for layer in linears) * model.dtype.itemsize if pack else 0
+        layers = [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
         self._layers = [_Layer(layer, pack) for layer in layers]
         self._lm_head = Projection(model.lm_head, pack)
 
@@ -94,16 +97,16 @@ class PackedPhi3Vision:
         """
         # Tokens are rows of one token each, so that each takes its own row's rotary table.
         cos_T1C, sin_T1C = self._model.rope.cos_sin(positions_T[:, None], is_long_T, embeds_TD.dtype)
-        cos_sin = cos_T1C[:, 0], sin_T1C[:, 0]
+        cos_sin = cos_T1C, sin_T1C  # the one token's axis broadcasts over its heads
         hidden_TD = embeds_TD
         *layers, last = self._layers
         for index, layer in enumerate(layers):
             query_TNC, key_THC, value_THC = self._qkv(layer, hidden_TD)
-            query_TNC, key_THC = _rotated(query_TNC, *cos_sin), _rotated(key_THC, *cos_sin)
+            query_TNC, key_THC = rotate(query_TNC, *cos_sin), rotate(key_THC, *cos_sin)
             hidden_TD = layer.rest(hidden_TD, attend(index, query_TNC, key_THC, value_THC))
         if len(wanted_S) == len(hidden_TD):
             query_TNC, key_THC, value_THC = self._qkv(last, hidden_TD)
-            query_TNC, key_THC = _rotated(query_TNC, *cos_sin), _rotated(key_THC, *cos_sin)
+            query_TNC, key_THC = rotate(query_TNC, *cos_sin), rotate(key_THC, *cos_sin)
             return last.rest(hidden_TD, attend(len(layers), query_TNC, key_THC, value_THC))
         return self._last_layer(last, hidden_TD, cos_sin, wanted_S, attend)
 
@@ -131,7 +134,7 @@ class PackedPhi3Vision:
         normed_TD = layer.input_layernorm(hidden_TD)
         weight = layer.qkv_weight
         width = len(weight) - 2 * self.num_heads * self.head_dim
-        cos_TC, sin_TC = cos_sin
+        cos_T1C, sin_T1C = cos_sin
         query_SNC = linear(normed_TD[wanted_S], weight[:width]).view(
             len(wanted_S), width // self.head_dim, self.head_dim
         )
@@ -139,17 +142,17 @@ class PackedPhi3Vision:
         key_THC, value_THC = torch.split(key_value_THC, self.num_heads, dim=1)
         attended_SC = attend(
             self.num_layers - 1,
-            _rotated(query_SNC, cos_TC[wanted_S], sin_TC[wanted_S]),
-            _rotated(key_THC, cos_TC, sin_TC),
+            rotate(query_SNC, cos_T1C[wanted_S], sin_T1C[wanted_S]),
+            rotate(key_THC, cos_T1C, sin_T1C),
             value_THC,
         )
         return layer.rest(hidden_TD[wanted_S], attended_SC)
 
 
 class _Layer:
-    """A decoder layer without its attention, over the library's submodules and weights."""
+    """A decoder layer without its attention, over the model's submodules and weights."""
 
-    def __init__(self, layer: Phi3DecoderLayer, pack: bool) -> None:
+    def __init__(self, layer: DecoderLayer, pack: bool) -> None:
         self.input_layernorm = layer.input_layernorm
         self.qkv_weight = layer.self_attn.qkv_proj.weight
         self.qkv_proj = Projection(layer.self_attn.qkv_proj, pack)
@@ -157,18 +160,11 @@ class _Layer:
         self._post_attention_layernorm = layer.post_attention_layernorm
         self._gate_up_proj = Projection(layer.mlp.gate_up_proj, pack)
         self._down_proj = Projection(layer.mlp.down_proj, pack)
-        self._activation = layer.mlp.activation_fn
+        self._activation = layer.mlp.activation
 
     def rest(self, hidden_TD: Tensor, attended_TC: Tensor) -> Tensor:
         """What follows attention: projection, and the MLP."""
-        hidden_TD = hidden_TD + self._o_proj(attended_TC)
-        gate_up_TM = self._gate_up_proj(self._post_attention_layernorm(hidden_TD))
-        gate_TM, up_TM = gate_up_TM.chunk(2, dim=-1)
-        return hidden_TD + self._down_proj(up_TM * self._activation(gate_TM))
-
-
-def _rotated(heads_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-    """The rotary embedding of each token at its place."""
-    half = heads_THC.shape[-1] // 2
-    turned_THC = torch.cat((-heads_THC[..., half:], heads_THC[..., :half]), dim=-1)
-    return heads_THC * cos_TC[:, None] + turned_THC * sin_TC[:, None]
+        # Added and multiplied in place: on a CPU a new tensor costs more than its arithmetic.
+        hidden_TD = self._o_proj(attended_TC).add_(hidden_TD)
+        gate_TM, up_TM = self._gate_up_proj(self._post_attention_layernorm(hidden_TD)).chunk(2, dim=-1)
+        return self._down_proj(self._activation(gate_TM).mul_(up_TM)).add_(hidden_TD)

@@ -7,13 +7,11 @@ become a special token, whatever they spell.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +19,8 @@ from PIL import Image
 
 from ray_job.errors import ErrorCode, ModelError, RowError
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
-from ray_job.models.phi3_vision.image_processing import hd_size, hd_transform, num_image_tokens
+from ray_job.models.phi3_vision.image_processing import hd_size, hd_transform, max_image_tokens, num_image_tokens
+from ray_job.models.phi3_vision.preprocessor_config import CLIP_MEAN, CLIP_STD, PreprocessorConfig
 from ray_job.models.phi3_vision.prompt_tokenizer import PromptTokenizer
 from ray_job.prompts.parts import ImageTag, Message, Part, Special, Text, parse_markup, parse_specials
 
@@ -43,8 +42,8 @@ class ProcessorOptions:
     num_crops: int = 16
     crop_size: int = 336
     tokens_per_crop_side: int = 12
-    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
 
 
 class Phi3VisionProcessor:
@@ -65,19 +64,18 @@ class Phi3VisionProcessor:
         Phi-3-Vision's.
         """
         path = Path(folder)
-        found = _read_json(path / "preprocessor_config.json")
-        has_config = (path / "config.json").is_file()
+        preprocessor = PreprocessorConfig.from_pretrained(path)
+        has_config = (path / "config.json").exists()
         config = Phi3VisionConfig.from_pretrained(path) if has_config else Phi3VisionConfig()
-        plain = ProcessorOptions()
-        crops = found.get("num_crops", plain.num_crops) if num_crops is None else num_crops
-        if not isinstance(crops, int) or crops < 1:
-            raise ModelError(f"{path}: num_crops is {crops!r}; allowed: a whole number above 0")
+        crops = preprocessor.num_crops if num_crops is None else num_crops
+        if crops < 1:
+            raise ModelError(f"num_crops is {crops!r}; allowed: a whole number above 0")
         options = ProcessorOptions(
             num_crops=crops,
             crop_size=config.vision.image_size,
             tokens_per_crop_side=config.tokens_per_crop_side,
-            image_mean=_three(path, found, "image_mean", plain.image_mean),
-            image_std=_three(path, found, "image_std", plain.image_std),
+            image_mean=preprocessor.image_mean,
+            image_std=preprocessor.image_std,
         )
         processor = cls(path, options)
         processor._tokenizer.require(BOS, PAD, END)
@@ -103,12 +101,17 @@ class Phi3VisionProcessor:
         return self.options.tokens_per_crop_side
 
     @property
-    def image_mean(self) -> tuple[float, ...]:
+    def max_image_tokens(self) -> int:
+        """Tokens of the picture that takes most."""
+        return max_image_tokens(self.num_crops, self.tokens_per_crop_side)
+
+    @property
+    def image_mean(self) -> tuple[float, float, float]:
         """Subtracted from pixels in 0..1, by channel."""
         return self.options.image_mean
 
     @property
-    def image_std(self) -> tuple[float, ...]:
+    def image_std(self) -> tuple[float, float, float]:
         """Divides what is left, by channel."""
         return self.options.image_std
 
@@ -201,22 +204,3 @@ def _check_tags(indices: list[int], num_images: int) -> None:
     tags = ", ".join(f"<|image_{index}|>" for index in indices) or "no picture tag"
     wanted = f"<|image_1|> to <|image_{num_images}|>, each once" if num_images else "no picture tag"
     raise RowError(ErrorCode.PROMPT_TAGS, f"the prompt has {tags}; with {num_images} pictures it must have {wanted}")
-
-
-def _three(path: Path, found: dict[str, Any], name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    values = found.get(name, default)
-    if len(values) != 3:
-        raise ModelError(f"{path / 'preprocessor_config.json'}: {name} is {values!r}; allowed: three numbers")
-    return tuple(float(value) for value in values)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path} does not exist; give a folder that holds a Phi-3-Vision model") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} holds {type(found).__name__}, not a JSON object")
-    return found

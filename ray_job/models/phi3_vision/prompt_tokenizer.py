@@ -8,12 +8,14 @@ into text and special tokens, measured by tests/models/phi3_vision/test_processo
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from ray_job.errors import ModelError
+from ray_job.models.json_file import read_json_object
 from ray_job.prompts.parts import Special, Text
 
 # What a special token with `rstrip` swallows after it: Unicode White_Space. Python's own strip() takes four
@@ -21,27 +23,32 @@ from ray_job.prompts.parts import Special, Text
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
+_NO_ADDED: Mapping[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+
+
 class PromptTokenizer:
     """Raises ModelError if `path` is absent or not a tokenizer.json."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            text = path.read_text(encoding="utf-8")
-            self._whole = Tokenizer.from_str(text)
-            content = json.loads(text)
-            content.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-            self._plain = Tokenizer.from_str(json.dumps(content))
-        except FileNotFoundError:
-            raise ModelError(f"{path} does not exist; slow tokenizer files are not read") from None
-        except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{path} is not a tokenizer.json: {error}") from error
+        content = read_json_object(path, "slow tokenizer files are not read")
+        self._whole = self._tokenizer(content)
+        self._plain = self._tokenizer({**content, **_NO_ADDED})
         self._ids: dict[str, int] = {}
         self._added: dict[str, AddedToken] = {}
         for token_id, token in self._whole.get_added_tokens_decoder().items():
             self._ids[token.content], self._added[token.content] = token_id, token
         unknown = content["model"].get("unk_token")
         self._never_text = {token_id for name, token_id in self._ids.items() if name != unknown}
+
+    def _tokenizer(self, content: Mapping[str, Any]) -> Tokenizer:
+        try:
+            return Tokenizer.from_str(json.dumps(content))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(
+                f"{self._path} is not a tokenizer.json as the tokenizers library reads it: {error}; download the "
+                "model's files again"
+            ) from error
 
     @property
     def special_tokens(self) -> frozenset[str]:

@@ -52,6 +52,15 @@ class RopeTables:
         return self._by_device[device]
 
 
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads (…, C) turned by the angles of their places; `cos` and `sin` broadcast against them.
+
+    Channel i of the first half is turned with channel i of the second one.
+    """
+    first, second = heads.chunk(2, dim=-1)
+    return (heads * cos).add_(torch.cat((-second, first), dim=-1).mul_(sin))
+
+
 def _attention_scaling(config: Phi3VisionConfig) -> float:
     """The factor on cos and sin that makes up for the stretched context, the same for short and long."""
     scale = config.max_position_embeddings / config.original_max_position_embeddings

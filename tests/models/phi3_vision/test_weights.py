@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,8 +16,6 @@ from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 
 from .oracle import golden_row, logits_of
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
@@ -137,39 +132,3 @@ def test_seeded_initialisation(sdpa_model: Phi3VisionModel) -> None:
     assert float(first["lm_head.weight"].std()) == pytest.approx(0.02, rel=0.1)
     assert float(first["model.vision_embed_tokens.img_projection.0.bias"].abs().max()) == 0
     assert torch.equal(first["model.norm.weight"], torch.ones(64))
-
-
-class TestResolve:
-    def test_local_folder(self, tmp_path: Path) -> None:
-        assert weights.resolve(tmp_path) == tmp_path
-        assert weights.resolve(str(tmp_path), revision=None) == tmp_path
-
-    @pytest.mark.parametrize("name", ["nowhere", "./no/where", "/no/where/at/all", Path("some/folder"), "../a"])
-    def test_no_such_folder(self, name: str | Path) -> None:
-        with pytest.raises(ModelError, match="no such folder"):
-            weights.resolve(name, COMMIT)
-
-    @pytest.mark.parametrize("revision", [None, "main", COMMIT[:12], COMMIT.upper()])
-    def test_a_hub_id_must_be_pinned(self, revision: str | None) -> None:
-        with pytest.raises(ModelError, match="pin it to a full commit"):
-            weights.resolve("some-org/some-model", revision)
-
-    def test_a_pinned_snapshot_from_the_hubs_own_cache(self, tmp_path: Path) -> None:
-        snapshot = tmp_path / "hub" / "models--some-org--some-model" / "snapshots" / COMMIT
-        snapshot.mkdir(parents=True)
-        (snapshot / "config.json").write_text("{}")
-        found = self.resolve_offline(tmp_path, "some-org/some-model")
-        assert found.stdout.strip() == str(snapshot)
-
-    def test_a_failed_download(self, tmp_path: Path) -> None:
-        found = self.resolve_offline(tmp_path, "some-org/another")
-        assert "ModelError: model 'some-org/another' at " in found.stderr
-        assert "the download failed" in found.stderr
-
-    def resolve_offline(self, cache: Path, name: str) -> subprocess.CompletedProcess[str]:
-        # The hub library reads its settings when it is imported: hence a process of its own.
-        code = f"from ray_job.models.hub import resolve; print(resolve({name!r}, {COMMIT!r}))"
-        environment = {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
-        environment.pop("HF_HUB_CACHE", None)
-        command = [sys.executable, "-c", code]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
