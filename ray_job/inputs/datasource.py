@@ -128,6 +128,8 @@ def _reader(
                 start += table.num_rows
             rows = together(pa.concat_tables(tables), source.image_columns)
             for first in range(0, rows.num_rows, max_rows):
+                if should_stop():
+                    return
                 yield rows.slice(first, max_rows)
 
     return read_rows
