@@ -98,10 +98,15 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
-            if error is not None and self._manifest is not None and not self._is_completed:
-                self._write_manifest(state=State.of_error(error), totals=self.totals, error=str(error))
+            if error is not None:
+                self.record_end(error)
         finally:
             self._lock.close()
+
+    def record_end(self, error: BaseException) -> None:
+        """Writes to the manifest how the run ended before its time; any thread may call it."""
+        if self._manifest is not None and not self._is_completed:
+            self._write_manifest(state=State.of_error(error), totals=self.totals, error=str(error))
 
     def add(self, receipt: Receipt) -> None:
         """Counts one more part.
