@@ -70,16 +70,15 @@ def test_a_killed_process_leaves_no_lock(uri: str, store: fs.S3FileSystem) -> No
         "import sys, time; from pathlib import Path; from ray_job.models.store import _locked\n"
         "with _locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(Timeout):
-            FileLock(folder / ".lock", timeout=0).acquire()
-        waiting = subprocess.Popen([sys.executable, "-c", _ASK, uri], stdout=subprocess.PIPE, text=True, env=os.environ)
-    finally:
-        holder.kill()
-        holder.wait()
+    with subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(Timeout):
+                FileLock(folder / ".lock", timeout=0).acquire()
+            waiting = subprocess.Popen([sys.executable, "-c", _ASK, uri], stdout=subprocess.PIPE, text=True)
+        finally:
+            holder.kill()
     out, _ = waiting.communicate(timeout=60)
     assert out.strip() == str(folder)
     assert (folder / "model.safetensors").exists()
