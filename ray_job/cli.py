@@ -69,11 +69,12 @@ def _manifest(arguments: argparse.Namespace) -> int:
 
 def _validate(arguments: argparse.Namespace) -> int:
     spec = _spec(arguments)
-    from ray_job.output.fingerprint import digest, fingerprint_fields
+    from ray_job.output.fingerprint import fingerprint_fields, possible_digests
     from ray_job.stages.open_job import open_job
 
     spec, source, _ = open_job(spec)
-    fingerprint = digest(fingerprint_fields(spec, source))
+    digests = possible_digests(fingerprint_fields(spec, source))
+    fingerprint = " or ".join(f"{value} on {device}s" if device else value for device, value in digests.items())
     print(f"{arguments.spec}: valid; {source.num_rows} rows, fingerprint {fingerprint}")
     return 0
 

@@ -18,9 +18,13 @@ never turned into a row's error.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
+
+_LOG = logging.getLogger(__name__)
+_SHOWN_CHARS = 300
 
 
 class RayJobError(Exception):
@@ -101,12 +105,14 @@ class ErrorCode(StrEnum):
     PROMPT_MISSING = "prompt_missing"  # a null or absent column the prompt needs
     PROMPT_TAGS = "prompt_tags"  # picture tags and pictures do not match
     PROMPT_TOO_LONG = "prompt_too_long"
+    TOO_MANY_QUESTIONS = "too_many_questions"
     PARAMS_INVALID = "params_invalid"  # a per-row generation override that is not allowed
     STORAGE = "storage"  # the file system failed; trying again may help
     OUT_OF_MEMORY = "out_of_memory"
     GENERATION_FAILED = "generation_failed"
     DEADLINE = "deadline"  # it took longer than limits.row_deadline_s
     WORKER_KILLED = "worker_killed"  # the process died of it, again and again
+    INTERNAL = "internal"  # a fault of this package that the row brought to light
 
 
 _RETRYABLE = frozenset({ErrorCode.STORAGE, ErrorCode.OUT_OF_MEMORY})
@@ -131,6 +137,23 @@ class RowError(Exception):
         """Of a row that takes too long."""
         return cls(ErrorCode.DEADLINE, f"the row took longer than limits.row_deadline_s, {deadline_s:g} s", stage)
 
+    @classmethod
+    def of(cls, error: BaseException, stage: Stage, row_id: Any) -> RowError:
+        """What working on a row raised, as the row's error: the last guard, behind which no row ends a job.
+
+        Raises:
+            RayJobError, KeyboardInterrupt, SystemExit, GeneratorExit: they are no row's, and are raised again.
+        """
+        if isinstance(error, RowError):
+            return error
+        if isinstance(error, RayJobError | KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise error
+        if isinstance(error, MemoryError):
+            return cls(ErrorCode.OUT_OF_MEMORY, f"no memory for the row in stage {stage}", stage)
+        text = f"{type(error).__name__}: {_text(error)}"
+        _log_once(f"stage {stage}, row {_text(row_id)}: {text}", error)
+        return cls(ErrorCode.INTERNAL, f"a fault of ray_job, please report it: {text}", stage)
+
     def __reduce__(self) -> tuple[type[RowError], tuple[ErrorCode, str, Stage]]:
         return type(self), (self.code, self.message, self.stage)
 
@@ -138,3 +161,30 @@ class RowError(Exception):
 def first_line(error: BaseException) -> str:
     """What an error says in one line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+_logged: set[tuple[type[BaseException], str, int]] = set()
+
+
+def _log_once(text: str, error: BaseException) -> None:
+    """With its traceback, the first of all that are raised at one place: a million rows may hold the same."""
+    place = (type(error), *_place(error))
+    if place not in _logged:
+        _logged.add(place)
+        _LOG.error("%s; others like it are not logged", text, exc_info=error)
+
+
+def _place(error: BaseException) -> tuple[str, int]:
+    """File and line that raised it."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return ("", 0) if traceback is None else (traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
+
+
+def _text(value: object) -> str:
+    """A value to show, whatever it is: some cannot even be shown."""
+    try:
+        return str(value)[:_SHOWN_CHARS]
+    except Exception:
+        return f"<{type(value).__name__}>"

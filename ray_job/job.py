@@ -59,13 +59,13 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
                 stop.arm(flag.set)
                 workers = settle_workers(spec)
                 progress.phase("finding what is left" if run.needs_ids else "waiting for the first part")
-                run.begin(workers.dtype)
+                run.begin(workers.dtype, workers.record(spec))
                 progress.count(run.expected_rows)
                 for receipt in stream_receipts(spec, source, preparer, workers, run, store, flag):
                     run.add(receipt)
             stop.disarm()
         stop.check(run.num_left)
-        return run.finish()
+        return run.finish(stop.ignore)
 
 
 def stream_receipts(
@@ -96,7 +96,7 @@ def stream_receipts(
         )
         results = prepared.map_batches(
             GenerateActor,
-            fn_constructor_args=(spec, schema, flag.is_set, store),
+            fn_constructor_args=(spec, schema, flag.is_set, store, workers.place),
             # Ray wants a number where there are GPUs; blocks have this size already.
             batch_size=spec.batching.block_rows if workers.gpus_per_actor else None,
             batch_format="pyarrow",

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from ray_job.errors import RowError
 from ray_job.spec import GenerationParams
+from ray_job.storage.column_types import carried_field, stored_field
 
 ROW_ID = "row_id"
 QUESTION_INDEX = "question_index"
@@ -77,6 +78,7 @@ _ACCOUNT_FIELDS = (
     pa.field(ATTEMPTS, pa.int32()),
     pa.field(NUM_QUESTIONS, pa.int32()),
 )
+_MESSAGE_CHARS = 2000
 RESERVED_COLUMNS = frozenset({ROW_ID, QUESTION_INDEX, *(field.name for field in RESULT_FIELDS)})
 
 
@@ -130,34 +132,40 @@ class Result:
 
 
 def error_record(error: RowError) -> dict[str, Any]:
-    """A row's failure as a value of ERROR_TYPE."""
+    """A row's failure as a value of ERROR_TYPE: its message may quote the row, at any length and in any characters."""
+    message = error.message if len(error.message) <= _MESSAGE_CHARS else error.message[:_MESSAGE_CHARS] + "…"
     return {
         "type": type(error).__name__,
         "code": str(error.code),
-        "message": error.message,
+        "message": message.encode(errors="backslashreplace").decode(),
         "stage": str(error.stage),
         "retryable": error.is_retryable,
     }
 
 
 def output_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field], has_questions: bool) -> pa.Schema:
-    """The one schema of answered and failed rows: id, [question_index,] kept columns, result columns."""
+    """The one schema of answered and failed rows, as Parquet holds them: id, [question_index,] kept and result columns.
+
+    Raises:
+        pa.ArrowException, OSError: Parquet cannot hold a column; `inputs.columns` refuses it long before.
+    """
     questions = [pa.field(QUESTION_INDEX, pa.int32())] if has_questions else []
-    return pa.schema([pa.field(ROW_ID, row_id_type), *questions, *kept, *RESULT_FIELDS])
+    users = [stored_field(field) for field in (pa.field(ROW_ID, row_id_type), *kept)]
+    return pa.schema([users[0], *questions, *users[1:], *RESULT_FIELDS])
 
 
 def result_schema(output: pa.Schema) -> pa.Schema:
     """The schema between generating and writing: the output's, with what a part must know of its rows."""
-    return pa.schema([*_ACCOUNT_FIELDS, *output, pa.field(WORKER, pa.string())])
+    return pa.schema([*_ACCOUNT_FIELDS, *map(carried_field, output), pa.field(WORKER, pa.string())])
 
 
 def prepared_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field]) -> pa.Schema:
     """The schema between preparing and generating: the row's account, id, kept columns, samples and pictures."""
+    users = (pa.field(ROW_ID, row_id_type), *kept)
     return pa.schema(
         [
             *_ACCOUNT_FIELDS,
-            pa.field(ROW_ID, row_id_type),
-            *kept,
+            *(carried_field(stored_field(field)) for field in users),
             pa.field(SAMPLES, pa.list_(SAMPLE_TYPE)),
             pa.field(PICTURES, pa.list_(PICTURE_TYPE)),
             pa.field(PREPARE_S, pa.float64()),

@@ -9,15 +9,30 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from ray_job.errors import SpecError
 
 # Parts of a large job are large enough to leave few files; a small one has at least so many, where blocks allow.
 _MOST_PART_ROWS, _FEWEST_PARTS = 256, 20
+# Below this temperature a token that is not the likeliest could only be drawn where logits differ by rounding.
+_LOWEST_TEMPERATURE = 1e-5
+LENGTH_NAMES = ("max_new_tokens", "max_completion_tokens", "max_tokens")
+"""What engines and APIs call the longest answer; the first is ours."""
+MAX_QUESTIONS = 2**16  # of one row
 
 
 def _as_tuple(value: object) -> object:
@@ -33,7 +48,25 @@ Ints = Annotated[tuple[int, ...], BeforeValidator(_as_tuple), _one_or_many("inte
 
 
 class _Section(BaseModel):
+    """Unknown keys are refused, and true or false where a number belongs; a text that spells a number is one.
+
+    The latter since YAML reads `1e-5` as text.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        assert info.field_name is not None
+        values = value if isinstance(value, list | tuple) else [value]
+        if _has_numbers(cls.model_fields[info.field_name].annotation) and any(isinstance(v, bool) for v in values):
+            raise ValueError(f"got {value!r}; allowed: a number")
+        return value
+
+
+def _has_numbers(annotation: Any) -> bool:
+    return annotation in (int, float) or any(map(_has_numbers, get_args(annotation)))
 
 
 class InputSpec(_Section):
@@ -66,7 +99,8 @@ class InputSpec(_Section):
     )
     keep_columns: Strings | None = Field(
         None,
-        description="Columns passed through to the output. Default: all columns of plain types except the id.",
+        description="Columns passed through to the output, of any type that Parquet holds; dictionaries as values. "
+        "Default: all columns of plain types except the id.",
     )
     limit: int | None = Field(None, ge=1, description="Only the first N rows.")
 
@@ -107,6 +141,20 @@ class PromptSpec(_Section):
             raise ValueError("messages_column and template exclude each other; keep one")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        questions = self.questions or ()
+        if len(questions) > MAX_QUESTIONS:
+            raise ValueError(
+                f"questions: {len(questions)} of them; allowed: {MAX_QUESTIONS}. Ask the rest in another job"
+            )
+        texts = {"template": (self.template,), "system": (self.system,), "questions": questions}
+        for name, values in texts.items():
+            for text in values:
+                if text is not None and text.encode(errors="replace").decode() != text:
+                    raise ValueError(f"{name}: holds half of a surrogate pair, which is no character; remove it")
+        return self
+
 
 class ModelSpec(_Section):
     """Which model answers, and how it is held."""
@@ -123,21 +171,59 @@ class ModelSpec(_Section):
         description="`auto`: bfloat16 on a GPU, float32 on a CPU. A CPU without arithmetic for a 16-bit dtype keeps "
         "the weights in it, half the memory, and computes in float32.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: a GPU where the actor has one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="`auto`: the GPU that `workers.gpus_per_actor` gives the actor, and a CPU where that is 0. `cuda` "
+        "and `cpu` settle what `auto` means there, and must agree with a number.",
+    )
     attention: Literal["sdpa", "eager"] = "sdpa"
     num_crops: int | None = Field(
         None, ge=1, le=64, description="Most local crops a picture is cut into. Default: the model's own."
     )
 
 
+def with_one_length(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Generation parameters, the longest answer under our name for it. Raises ValueError where two names differ."""
+    given = {name: params[name] for name in LENGTH_NAMES if params.get(name) is not None}
+    value, *others = given.values() or [None]
+    if any(other != value for other in others):
+        values = " and ".join(map(repr, given.values()))
+        raise ValueError(f"{' and '.join(given)} differ ({values}) and mean the same limit; keep one")
+    rest = {name: value for name, value in params.items() if name not in LENGTH_NAMES[1:]}
+    return rest | ({LENGTH_NAMES[0]: value} if given else {})
+
+
+def _with_other_length_names(schema: dict[str, Any]) -> None:
+    ours, *others = LENGTH_NAMES
+    found = {key: value for key, value in schema["properties"][ours].items() if key not in ("default", "title")}
+    schema["properties"] |= {name: {**found, "description": f"The same as `{ours}`."} for name in others}
+
+
 class GenerationParams(_Section):
     """How an answer is generated. Each field can be overridden per row by `overrides_column`."""
 
-    max_new_tokens: int = Field(128, ge=1, description="Most tokens in an answer.")
-    temperature: float = Field(0.0, ge=0.0, le=100.0, description="0: greedy. Otherwise: sampling.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int = Field(0, ge=0, description="0: off.")
-    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0, description="1: off.")
+    model_config = ConfigDict(json_schema_extra=_with_other_length_names)
+
+    max_new_tokens: int = Field(
+        128, ge=1, description="Most tokens in an answer. `max_tokens` and `max_completion_tokens` mean the same."
+    )
+    temperature: float = Field(
+        0.0, ge=0.0, le=100.0, description="0, and anything below 0.00001: greedy. Otherwise: sampling."
+    )
+    top_p: float = Field(
+        1.0,
+        ge=0.0,
+        le=1.0,
+        description="Sample from the likeliest tokens that have this probability together. 1: off. 0: the likeliest "
+        "token alone, as in OpenAI's API (vLLM refuses 0).",
+    )
+    top_k: int = Field(0, ge=-1, description="Sample from this many of the likeliest tokens. 0 or -1: off, as in vLLM.")
+    repetition_penalty: float = Field(
+        1.0,
+        ge=0.01,
+        le=10.0,
+        description="Divides positive and multiplies negative logits of tokens in prompt or answer. 1: off.",
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -146,6 +232,16 @@ class GenerationParams(_Section):
     )
     stop: Strings = Field((), description="Strings that end an answer; they are cut off.")
     stop_token_ids: Ints = Field((), description="Token ids that end an answer, beside the model's own.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, data: Any) -> Any:
+        return with_one_length(data) if isinstance(data, Mapping) else data
+
+    @field_validator("top_k", mode="after")
+    @classmethod
+    def _one_way_to_say_off(cls, top_k: int) -> int:
+        return max(top_k, 0)
 
     @model_validator(mode="after")
     def _no_empty_stop(self) -> Self:
@@ -156,15 +252,17 @@ class GenerationParams(_Section):
     @property
     def is_greedy(self) -> bool:
         """Whether the answer is the most likely token at every step."""
-        return self.temperature == 0.0
+        return self.temperature < _LOWEST_TEMPERATURE or self.top_p == 0.0 or self.top_k == 1
 
     def overridden(self, overrides: Mapping[str, Any]) -> GenerationParams:
-        """These parameters with some replaced.
+        """These parameters with some replaced; `model_fields_set` of the result has the names of those.
 
         Raises:
-            pydantic.ValidationError: a name or value is not allowed.
+            ValueError: a name or value is not allowed; pydantic.ValidationError where it is one field's.
         """
-        return GenerationParams.model_validate({**self.model_dump(), **overrides})
+        own = with_one_length(overrides)
+        whole = GenerationParams.model_validate({**self.model_dump(), **own})
+        return GenerationParams.model_construct(set(own), **dict(whole))
 
 
 class GenerationSpec(GenerationParams):
@@ -222,14 +320,23 @@ class WorkersSpec(_Section):
     max_actors: int | None = Field(None, ge=1, description="Default: min_actors (a fixed pool).")
     gpus_per_actor: float | Literal["auto"] = Field(
         "auto",
-        description="GPUs an actor takes; a fraction shares one. `auto`: 1 where the cluster has GPUs, else 0. A model "
-        "lies on one GPU whole: there is no tensor parallelism.",
+        description="GPUs an actor takes; a fraction shares one, memory included. `auto`: 1 where the cluster has "
+        "GPUs, else 0. With 0 it computes on CPUs, whatever GPUs there are; with more, a GPU that torch cannot use "
+        "is an error. A model lies on one GPU whole: there is no tensor parallelism.",
     )
     cpus_per_actor: float = Field(
-        0.0, ge=0, description="CPUs reserved per actor. 0 leaves them to reading and preparing."
+        0.0,
+        ge=0,
+        description="CPUs reserved per actor, and the most threads it computes with. 0 reserves none, so that reading "
+        "and preparing share them with it.",
     )
     prepare_tasks: int | None = Field(None, ge=1, description="Most preparing tasks at once. Default: Ray decides.")
-    threads: int | None = Field(None, ge=1, description="Threads of a CPU actor. Default: the CPUs per actor.")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="Threads an actor computes with. Default: cpus_per_actor; where that is 0, the CPUs of its "
+        "machine (those its cgroup allows) divided by the actors that a full pool puts there.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -322,6 +429,13 @@ class JobSpec(_Section):
             raise ValueError(
                 f"output.retry_failed goes with output.mode resume or append, and the mode is {self.output.mode!r}"
             )
+        gpus = self.workers.gpus_per_actor
+        if gpus != "auto" and self.model.device == ("cpu" if gpus else "cuda"):
+            raise ValueError(
+                f"model.device is {self.model.device} and workers.gpus_per_actor is {gpus:g}: "
+                + ("the GPU would be reserved and not used" if gpus else "the actor would have no GPU to compute on")
+                + "; leave one of them at auto"
+            )
         if self.limits.max_images == 0 and self.input.format == "images":
             raise ValueError("limits.max_images is 0 but input.format is images")
         return self
@@ -338,7 +452,7 @@ class JobSpec(_Section):
         except ValidationError as error:
             from ray_job.storage.places import without_secrets
 
-            raise SpecError([without_secrets(_problem(detail, data)) for detail in error.errors()], source) from None
+            raise SpecError([without_secrets(line) for line in problems(error, cls)], source) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
@@ -408,24 +522,32 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     if not isinstance(section, dict):
         raise SpecError([f"{name}: {'.'.join(keys[:-1])} is not a section"], "--set")
     try:
-        section[keys[-1]] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise SpecError([f"{name}: {text!r} is not a YAML value"], "--set") from None
+    if keys[:-1] == ["generation"] and keys[-1] in LENGTH_NAMES:  # else the file's would contradict it
+        for other in LENGTH_NAMES:
+            section.pop(other, None)
+    section[keys[-1]] = value
 
 
-def _problem(detail: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """One validation error as a line: field, value, what is allowed, nearest name."""
+def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Why a mapping is not valid for `model`, a line for each field: value, what is allowed, nearest name."""
+    return [_problem(detail, model) for detail in error.errors()]
+
+
+def _problem(detail: Mapping[str, Any], model: type[BaseModel]) -> str:
     location = [str(part) for part in detail["loc"] if not str(part).startswith(("function-", "tagged-"))]
-    field = ".".join(location) or "spec"
+    field = ".".join(location) or ("spec" if model is JobSpec else "")
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(model, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{field}: got {detail['input']!r}; unknown key; {hint}allowed: {', '.join(known)}"
     if detail["type"] == "missing":
         return f"{field}: missing; it is required"
     if detail["type"] == "value_error":
-        return f"{field}: {detail['ctx']['error']}"
+        return f"{field}: {detail['ctx']['error']}".removeprefix(": ")
     if detail["type"] == "literal_error":
         return _literal_problem(field, detail)
     allowed = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
@@ -439,8 +561,7 @@ def _literal_problem(field: str, detail: Mapping[str, Any]) -> str:
     return f"{field}: got {detail['input']!r}; allowed: {', '.join(choices)}{hint}"
 
 
-def _known_keys(section: Sequence[str]) -> list[str]:
-    model: type[BaseModel] = JobSpec
+def _known_keys(model: type[BaseModel], section: Sequence[str]) -> list[str]:
     for key in section:
         annotation = model.model_fields[key].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

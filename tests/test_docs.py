@@ -19,6 +19,7 @@ from ray_job.spec import JobSpec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 SCHEDULERS = dict(re.findall(r"<summary>(\w+)</summary>\n\n```python\n(.*?)```", README, re.DOTALL))
 
 
@@ -81,7 +82,22 @@ def test_the_two_commands_are_one_line_each() -> None:
     for line in blocks:
         words = shlex.split(line)
         assert words[:3] == ["python3", "-m", "venv"]
-        assert "pip" in line
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", ".github/workflows/ci.yml"])
+def test_what_is_installed_is_what_was_tested(document: str) -> None:
+    installs = re.findall(r"pip install .*", (ROOT / document).read_text())
+    assert installs
+    assert [line for line in installs if "-c constraints.txt" not in line] == []
+
+
+def test_files_and_tests_that_contributing_names_exist() -> None:
+    named = re.findall(r"\]\(([^):]+)\)|`((?:ray_job|tests|\.ci)/[\w./]*)`|\s(tests/[\w/]+\.py)", CONTRIBUTING)
+    paths = [path for groups in named for path in groups if path]
+    assert len(paths) > 15
+    assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+    for file, test in re.findall(r"(tests/\S+\.py)::(\w+)", CONTRIBUTING):
+        assert f"def {test}(" in (ROOT / file).read_text()
 
 
 @pytest.mark.parametrize("section", list(JobSpec.model_fields))

@@ -11,11 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "ray_job").rglob("*.py"))
+SECTION = (ROOT / "CONTRIBUTING.md").read_text().split("## Layers\n")[1].split("\n## ")[0]
 # A line of the list names the rooms and top-level modules of one layer; the lowest stands first.
-LAYERS = [
-    re.findall(r"`(\w+)`", line)
-    for line in re.findall(r"^\d+\. (.*)$", (ROOT / "CONTRIBUTING.md").read_text().split("## Layers")[1], re.MULTILINE)
-]
+LAYERS = [re.findall(r"`(\w+)`", line) for line in re.findall(r"^\d+\. (.*)$", SECTION, re.MULTILINE)]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 
 

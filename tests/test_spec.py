@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from ray_job.errors import SpecError
-from ray_job.spec import JobSpec
+from ray_job.spec import LENGTH_NAMES, GenerationParams, JobSpec
 
 MINIMAL: dict[str, Any] = {"input": {"path": "in"}, "output": {"path": "out"}}
 
@@ -136,6 +138,113 @@ def test_the_fingerprint_sees_what_can_change_an_answer_and_nothing_else(
 )
 def test_parts_are_whole_blocks_and_a_small_job_has_several(sections: Any, num_rows: int, rows: int) -> None:
     assert JobSpec.from_dict({**MINIMAL, **sections}).rows_of_a_part(num_rows) == rows
+
+
+def numeric_fields() -> list[tuple[str, str]]:
+    """Every field of the spec that takes a number."""
+    found = []
+    for section, holder in JobSpec.model_fields.items():
+        fields = holder.annotation.model_fields.items()  # type: ignore[union-attr]
+        found += [(section, name) for name, field in fields if re.search(r"\b(int|float)\b", str(field.annotation))]
+    return found
+
+
+def test_there_are_numeric_fields_to_test() -> None:
+    assert {("generation", "max_new_tokens"), ("generation", "stop_token_ids"), ("input", "limit")} <= {
+        *numeric_fields()
+    }
+    assert len(numeric_fields()) > 25
+
+
+@pytest.mark.parametrize(("section", "name"), numeric_fields())
+@pytest.mark.parametrize("value", [True, False])
+def test_a_truth_value_is_no_number(section: str, name: str, value: bool) -> None:
+    values = {**MINIMAL.get(section, {}), name: value}
+    assert problems({**MINIMAL, section: values}) == [f"{section}.{name}: got {value}; allowed: a number"]
+
+
+def test_a_truth_value_is_no_number_in_a_list_either() -> None:
+    found = problems({**MINIMAL, "generation": {"stop_token_ids": [5, True]}})
+    assert found == ["generation.stop_token_ids: got [5, True]; allowed: a number"]
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("input: {path: a}\noutput: {path: out}\ngeneration: {temperature: 2e-1}\n")
+    spec = JobSpec.from_yaml(file, ["limits.max_error_rate=1e-3"])
+    assert (spec.generation.temperature, spec.limits.max_error_rate) == (0.2, 0.001)
+
+
+@pytest.mark.parametrize("name", LENGTH_NAMES)
+def test_the_longest_answer_has_three_names(name: str, tmp_path: Path) -> None:
+    assert JobSpec.from_dict({**MINIMAL, "generation": {name: 7}}).generation.max_new_tokens == 7
+    assert GenerationParams.model_validate({name: 7}) == GenerationParams(max_new_tokens=7)
+    assert GenerationParams(max_new_tokens=128).overridden({name: 7}).max_new_tokens == 7
+    file = tmp_path / "job.yaml"
+    file.write_text("input: {path: a}\noutput: {path: out}\ngeneration: {max_completion_tokens: 9}\n")
+    assert JobSpec.from_yaml(file, [f"generation.{name}=7"]).generation.max_new_tokens == 7
+    jsonschema.validate({**MINIMAL, "generation": {name: 7}}, JobSpec.model_json_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**MINIMAL, "generation": {name: 0}}, JobSpec.model_json_schema())
+
+
+def test_two_lengths_that_differ_are_refused_by_both_names() -> None:
+    both = {"max_tokens": 7, "max_new_tokens": 8}
+    message = "max_new_tokens and max_tokens differ (8 and 7) and mean the same limit; keep one"
+    assert problems({**MINIMAL, "generation": both}) == [f"generation: {message}"]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        GenerationParams().overridden(both)
+    assert GenerationParams.model_validate({"max_tokens": 7.0, "max_completion_tokens": 7}).max_new_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"top_k": -1}, {"top_k": 0, "is_greedy": False}),
+        ({"top_k": 0}, {"top_k": 0, "is_greedy": False}),
+        ({"top_k": 1}, {"top_k": 1, "is_greedy": True}),
+        ({"top_p": 0}, {"top_p": 0.0, "is_greedy": True}),
+        ({"top_p": 1}, {"top_p": 1.0, "is_greedy": False}),
+        ({"temperature": 0}, {"is_greedy": True}),
+        ({"temperature": 1e-40}, {"is_greedy": True}),
+        ({"temperature": 5e-324}, {"is_greedy": True}),
+        ({"temperature": 0.99e-5}, {"is_greedy": True}),
+        ({"temperature": 1e-5}, {"is_greedy": False}),
+    ],
+)
+def test_parameters_mean_what_they_mean_elsewhere(values: dict[str, Any], expected: dict[str, Any]) -> None:
+    params = GenerationParams.model_validate({"temperature": 1.0, **values})
+    assert {name: getattr(params, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"top_k": -2},
+        {"top_p": 1.01},
+        {"top_p": -0.1},
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"repetition_penalty": 0},
+        {"repetition_penalty": 1e-40},
+        {"max_tokens": 0},
+        {"max_tokens": 2.5},
+        {"max_new_tokens": float("nan")},
+        {"seed": -1},
+        {"stop": [""]},
+    ],
+)
+def test_parameters_out_of_range_are_refused_by_name(values: dict[str, Any]) -> None:
+    (name,) = values
+    (problem,) = problems({**MINIMAL, "generation": values})
+    assert re.match(r"generation(\.max_new_tokens: |: stop|\." + name + ")", problem)
+
+
+def test_overrides_tell_which_fields_are_the_rows_own() -> None:
+    params = GenerationParams(max_new_tokens=5, seed=3)
+    assert params.overridden({"max_tokens": 4, "seed": 3}).model_fields_set == {"max_new_tokens", "seed"}
+    assert params.overridden({}).model_fields_set == set()
+    assert params.overridden({}) == params
 
 
 def test_row_overrides_are_validated_like_the_job() -> None:

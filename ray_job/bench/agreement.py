@@ -1,4 +1,4 @@
-"""How many rows get another answer in company than alone: the demo's model and questions, in any dtype.
+"""How many rows are answered differently beside other rows than alone: the demo's model and questions, in any dtype.
 
     python -m ray_job bench agreement --rows 1000 --dtype bfloat16
 
@@ -6,18 +6,7 @@ In float32 none may. In bfloat16 a product's sums are rounded in an order that d
 nearly as likely can change places; this counts how often they do, against each row alone in the static engine, and
 alone in the same engine with nothing shared. Runs without Ray.
 
-Measured on two AVX2 cores, rows of 16 tokens each:
-
-    bfloat16, 1,000 rows, computed in float32 as jobs there do (`models/casting.py`): no row differs, in any engine
-    bfloat16, 1,000 rows, --native               from static, alone   from its own, alone
-        static, batches of 8                                      1                     1
-        continuous, alone                                        42                     0
-        continuous, 5 slots, nothing shared                      42                     0
-        continuous, 32 slots                                     44                    20
-    float32, 300 rows: no row differs, in any engine
-
-So in bfloat16 the continuous engine's attention rounds at other places than the static one's, and company alone changes
-nothing; what changes an answer's rounding is reading keys that another row computed.
+Figures are in `bench/RESULTS.md`.
 """
 
 from __future__ import annotations

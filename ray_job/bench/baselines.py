@@ -77,7 +77,7 @@ def library(model: Phi3VisionModel) -> Runner:
 
 
 def _padded_features(model: Phi3VisionModel, sample: Sample, num_crops: int) -> list[Tensor]:
-    """A picture's features, its zero crops encoded too and thrown away."""
+    """A picture's features; its padding crops are encoded too, and thrown away."""
     vision = model.model.vision_embed_tokens
     found = []
     for picture in sample.pictures:

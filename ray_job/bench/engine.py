@@ -9,41 +9,7 @@
 Weights are random, so no answer ends early. Loading and a short warm-up are not counted. Runs without Ray.
 With `--peer` the model has the official tower's width, which the peers require.
 
-Measured on two quiet cores (AMD EPYC, AVX2, 2 threads), in one run each:
-
-    --rows 32 --only long-tailed --dtype bfloat16, the checkpoint's own dtype, with both peers
-        this engine                     36.5 s     rows with its tokens
-        this engine, nothing reused     43.7 s     1.20 times     32
-        OpenVINO GenAI                  45.8 s     1.25 times     15 (its global view is another one)
-        vLLM                           262.3 s     7.19 times     23
-        transformers generate          371.0 s    10.16 times     21
-        the published recipe           454.1 s    12.44 times     21
-    --rows 64 --only long-tailed, float32, with vLLM 0.32.0 and OpenVINO GenAI 2026.4.1 as peers
-        this engine                     68.1 s     rows with its tokens
-        this engine, nothing reused     83.7 s     1.23 times     63
-        OpenVINO GenAI                  85.1 s     1.25 times     19 (its global view is another one)
-        vLLM                            90.4 s     1.33 times     63
-        transformers generate          124.6 s     1.83 times     64
-        the published recipe           164.8 s     2.42 times     64
-    --rows 64 --only uniform many-questions, float32
-        this engine                     97.6 s     of the uniform rows
-        transformers generate          134.1 s     1.37 times     64
-        this engine                     14.2 s     of many questions
-        this engine, nothing reused     71.9 s     5.05 times     64; in bfloat16 15.2 s and 76.8 s
-    --rows 256 --only long, float32: 32 rows
-        this engine                    104.7 s
-        one row at a time              151.2 s     1.44 times     32
-
-Every slot was used while rows waited. Of the 36.5 s vision took 13.3, at 80 % of what products of matrices reach here,
-prompts 21.2, at 70 %, and decoding 1.7, at 58 % of what copying reaches. The processor has no arithmetic for bfloat16:
-vLLM, transformers and the recipe compute in it all the same, this engine (`models/casting.py`) and OpenVINO in float32
-with the rounded weights, hence the near ties that turn. Who runs the recipe there had better choose float32.
-
-What bounds it on a CPU in float32, counted for 64 long-tailed rows: the engine computes 37,132 prompt tokens, 989
-answer tokens and 216 crops; generate by length 56,824, 1,400 and 274; the recipe 56,352, 2,976 and 320. Prompts and
-pictures are nearly all of it. In a profiled run of 16 rows products of matrices took 75 % of the time, at 178 GFLOP/s;
-the fastest of such products reach 185 here, with MKL as with OpenBLAS. Attention took 10 %. So an engine that wasted
-nothing besides those products would be 1.3 times as fast as this one, and 3.2 times as the recipe.
+Figures are in `bench/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -255,12 +221,12 @@ class _Bench:
         self.machine = measure_machine(model.config, self._ours.dtype, model.device)
 
     def warm_up(self) -> None:
-        """Lets every runner make what is made once."""
+        """Runs each runner a little, so that what is made once is not measured."""
         for runner in _RUNNERS:
             self._run(runner, self._samples("long-tailed", 2, runner)[:2])
 
     def measure(self, workload: str, runner: str | Peer, rows: int) -> tuple[Measured, baselines.Answers]:
-        """Every row answered, its tokens counted. Raises PeerError."""
+        """Answers every row and counts the tokens. Raises PeerError."""
         if isinstance(runner, Peer):
             return self._measure_peer(workload, runner, rows)
         samples = self._samples(workload, rows, runner)
@@ -305,7 +271,7 @@ class _Bench:
 
 
 def _count_tokens(answers: baselines.Answers, samples: Sequence[Sample]) -> int:
-    """Tokens in all. Every row must have been answered in full."""
+    """All tokens of the answers. Every row must have been answered in full."""
     expected = {sample.key: sample.params.max_new_tokens for sample in samples}
     assert {key: len(tokens) for key, tokens in answers.items()} == expected
     return sum(expected.values())
@@ -327,7 +293,7 @@ def _print_row(last: Measured, measured: Sequence[Measured]) -> None:
 
 
 def _print_workload(workload: str, measured: Sequence[Measured], alike: dict[str, int]) -> None:
-    """How many times as fast as each of the others, and how many rows got the engine's very tokens."""
+    """Prints how many times as fast the engine is as each runner, and how many rows got the engine's tokens."""
     ratios = _ratios(measured).get(workload)
     if ratios:
         shown = (f"{ratio:.2f} × {runner} ({alike[runner]} rows alike)" for runner, ratio in ratios.items())
@@ -370,7 +336,7 @@ def _ratios(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """The processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -379,7 +345,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """Of the repository this runs in, if it is one."""
+    """The commit of the repository this runs in, if it is one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

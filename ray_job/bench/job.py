@@ -6,9 +6,7 @@
 With the no-op engine reading, preparing, moving, writing and counting are all there is. A larger size against the one
 before it shows what each further row costs once everything has started, and whether that grows.
 
-Measured on two cores: with the no-op engine a further row costs 2.0 ms, of which 0.5 are the bare loop's; ten times the
-rows took 5.2 times as long. With the demo's model a further row ran at 1.26 times the speed of the bare loop (`--rows
-500 3000`), as preparing goes on beside the engine. What bounds driver memory: `cluster/backpressure.py`.
+Figures are in `bench/RESULTS.md`. What bounds driver memory: `cluster/backpressure.py`.
 """
 
 from __future__ import annotations
@@ -95,12 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _further_ms(before: Measured, row: Measured) -> float:
-    """What a row more costs, start-up and end left out."""
+    """Milliseconds that one more row costs, start-up and end left out."""
     return (row.job_s - before.job_s) / (row.rows - before.rows) * 1000
 
 
 def _measure(model: str, rows: int, seed: int) -> Measured:
-    """In a process of its own: the job first, so that its memory is all there is to see."""
+    """Measures one size in a process of its own: the job first, so that no other memory is counted."""
     from ray_job.cluster.session import ray_session
     from ray_job.job import run_job
 
@@ -124,7 +122,7 @@ def _measure(model: str, rows: int, seed: int) -> Measured:
 
 
 def _bare_loop(spec: JobSpec) -> float:
-    """Seconds that the same stages take one after the other in this process, nothing written."""
+    """Seconds that the same stages take one after another in this process, with nothing written."""
     from ray_job.inputs.source import iter_tables
     from ray_job.rows import POSITION, output_schema
     from ray_job.stages.generate import GenerateActor
@@ -183,7 +181,7 @@ def _resident_mib() -> float:
 
 
 def _held_mib() -> float:
-    """Resident memory without what the allocator merely keeps."""
+    """Resident memory in MiB, less what the allocator merely caches."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,5 +1,5 @@
-"""How near an engine comes to what the machine can do: products of matrices for pictures and prompts, and memory's
-speed for decoding, both measured in the same run.
+"""How close an engine comes to the machine's limits: matrix products for pictures and prompts, memory bandwidth for
+decoding, both measured in the same run.
 
 Counted is what the answers need, by the model's shape: products with weights, and attention's two products over the
 keys each token sees. So what an engine computes besides, such as hidden scores and padding, lowers its share.
@@ -22,14 +22,14 @@ _COPIED_BYTES = 512 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What one device reaches at best."""
+    """The best rates of one device."""
 
     flops_per_s: float  # of a product of matrices with this model's widths
     copied_bytes_per_s: float  # read and written ones, both counted
 
 
 def measure_machine(config: Phi3VisionConfig, dtype: torch.dtype, device: torch.device) -> Machine:
-    """The best that a second of tries shows, for each."""
+    """The best rate of about a second of tries, for each."""
     size = 2048 if device.type == "cpu" else 8192
     a = torch.randn(size, config.hidden_size, device=device).to(dtype)
     b = torch.randn(config.hidden_size, size, device=device).to(dtype)
@@ -63,7 +63,7 @@ def shares(config: Phi3VisionConfig, stats: Mapping[str, Any], itemsize: int, ma
 
 
 def vision_flops(config: Phi3VisionConfig) -> int:
-    """Of one crop: the tower up to its last layer but one, and the projector."""
+    """Floating-point operations of one crop: the tower up to its last layer but one, and the projector."""
     vision, width = config.vision, config.vision.hidden_size
     num_patches = (vision.image_size // vision.patch_size) ** 2
     layer = 2 * (4 * width**2 + 2 * width * vision.intermediate_size) + 4 * (num_patches + 1) * width
@@ -73,7 +73,7 @@ def vision_flops(config: Phi3VisionConfig) -> int:
 
 
 def prompt_flops(config: Phi3VisionConfig, stats: Mapping[str, Any]) -> int:
-    """Of all prompt tokens computed; of the last layer only keys and values, which is all that is read of it."""
+    """Floating-point operations of the prompt tokens computed; of the last layer only keys and values are."""
     keys_values = 2 * 2 * config.hidden_size * config.num_key_value_heads * config.head_dim
     layers = (config.num_hidden_layers - 1) * 2 * _layer_weights(config) + keys_values
     pairs = 4 * config.hidden_size * (config.num_hidden_layers - 1)
@@ -81,14 +81,14 @@ def prompt_flops(config: Phi3VisionConfig, stats: Mapping[str, Any]) -> int:
 
 
 def decode_bytes(config: Phi3VisionConfig, stats: Mapping[str, Any], itemsize: int) -> int:
-    """Read in steps that only decode: the decoder's weights once a step, each row's keys and values."""
+    """Bytes read in steps that only decode: the decoder's weights once a step, each row's keys and values."""
     weights = config.num_hidden_layers * _layer_weights(config) + config.vocab_size * config.hidden_size
     key_value = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return int(stats["decode_steps"] * weights + stats["decode_keys"] * key_value) * itemsize
 
 
 def _layer_weights(config: Phi3VisionConfig) -> int:
-    """Weights of a decoder layer's products."""
+    """How many weights a decoder layer's matrix products have."""
     heads = config.num_attention_heads + 2 * config.num_key_value_heads
     attention = config.hidden_size * config.head_dim * (heads + config.num_attention_heads)
     return attention + 3 * config.hidden_size * config.intermediate_size

@@ -8,15 +8,7 @@ engine` has them in its long-tailed workload, and a checkpoint with random weigh
 and reading the weights counts; what a job does after its last row is written does not. Every word of the tokenizer is
 one token, so that equal texts are equal tokens.
 
-Measured on two quiet cores (AMD EPYC, AVX2), 64 rows, each pair in one run:
-
-    float32: this package 96.1 s and 4.4 GiB, Ray Data LLM over vLLM 0.32.0 146.1 s and 7.2 GiB, all 64 rows alike
-    bfloat16: this package 96.7 s and 4.5 GiB, Ray Data LLM 652.4 s and 6.1 GiB, 35 rows alike
-    float32: this package 101.6 s and 4.9 GiB, the naive recipe 234.6 s and 4.6 GiB, all 64 rows alike
-
-Of our 96 s the engine was busy for 85 and its process started for 12; the same actor without Ray beside it took 77 s
-for the same rows. In float32 that leaves no room for three times Ray Data LLM's speed: products of matrices alone take
-vLLM and us some 50 s (`bench/engine.py`).
+Figures are in `bench/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -230,7 +222,7 @@ def _words(ids: Sequence[int]) -> str:
 
 
 class _Usage:
-    """What the processes that this one starts use while open, read from /proc now and then."""
+    """CPU time and memory of the processes that this one starts, sampled from /proc while open."""
 
     def __init__(self) -> None:
         self.peak_gib = 0.0
@@ -293,7 +285,7 @@ def _line(row: Measured) -> str:
 
 
 def _alike(answers: Mapping[str, Mapping[int, str]]) -> dict[str, int]:
-    """Rows with our job's very tokens, by job. Random weights leave many near ties, which rounding may turn."""
+    """Rows with our job's tokens, by job. Random weights leave many near ties, which rounding may turn."""
     ours = answers.get("ours", {})
     return {job: sum(ours.get(key) == text for key, text in theirs.items()) for job, theirs in answers.items()}
 

@@ -1,4 +1,4 @@
-"""Rows as users have them, made up from a seed: what is asked, of which pictures, and how long the answers are.
+"""Rows like users' own, made from a seed: what is asked, of which pictures, and how long the answers are.
 
 Pictures are noise of the size that the picture processor would give; their content changes no timing.
 """
@@ -56,11 +56,11 @@ class Workload:
         return found
 
     def uniform(self, rows: int) -> list[Sample]:
-        """Equal pictures' sizes, prompts and answers: nothing to gain from any order, but no picture twice."""
+        """Pictures, prompts and answers of one size, no picture twice: no order of rows gains anything."""
         return [self._sample(key, [self._picture(672, 672)], self._text(32, 32), 32) for key in range(rows)]
 
     def long(self, rows: int) -> list[Sample]:
-        """Every fourth row has enough pictures to pass 4096 tokens, or to pass it while it is answered."""
+        """Every fourth row has pictures of 3,800 tokens or more; the first one's answer ends beyond 4,096."""
         found = []
         for key in range(rows):
             shown = [self._picture()]
@@ -68,11 +68,9 @@ class Workload:
             while key % 4 == 0 and num_tokens < 3800:
                 shown.append(self._picture())
                 num_tokens += self._num_tokens(shown[-1])
-            # The first of them crosses while it is answered.
-            text = (
-                self._text(4096 - num_tokens - 60, 4096 - num_tokens - 60) if key == 0 and num_tokens < 4000 else None
-            )
-            found.append(self._sample(key, shown, text or self._text(*_TEXT_TOKENS), self._long_tail()))
+            left = 4094 - len(self._system) - num_tokens - len(shown)  # an answer has at least 4 tokens
+            text = self._text(left, left) if key == 0 and left > 0 else self._text(*_TEXT_TOKENS)
+            found.append(self._sample(key, shown, text, self._long_tail()))
         return found
 
     def _sample(self, key: int, shown: list[Picture], text: list[int], max_new_tokens: int) -> Sample:

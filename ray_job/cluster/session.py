@@ -60,11 +60,6 @@ def ray_session(limits: LimitsSpec | None = None) -> Iterator[None]:
         options |= {"include_dashboard": False, "address": "local"}
         # Nobody can ask for the tasks' events without a dashboard; the driver would gather 0.3 kB of them for each row.
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-        # An actor's threads share the cores with preparing tasks; spinning for each other they would starve both. GNU's
-        # OpenMP may spin for some microseconds. Two quiet cores decode 8 rows in 47 ms so, without spinning in 65 and
-        # with its usual spinning in 43; beside a busy process in 88, 76 and 139.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         with _silent_stderr():
             ray.init(**options)
@@ -174,7 +169,8 @@ def _cause(error: BaseException) -> RayJobError:
             f"{' '.join(['', *getattr(error, '__notes__', [])])} What is committed is whole: once the cause is gone, "
             "or with a higher limit, finish with --mode resume"
         )
-    lines = [line for line in text.splitlines() if line.strip()]
+    # Ray ends a worker's error with advice on its own settings.
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("To change retry attempts")]
     return RayJobError(f"a worker failed: {lines[-1].strip() if lines else type(error).__name__}")
 
 

@@ -20,7 +20,7 @@ class Stop:
 
     Before `arm` a signal raises `Interrupted` at once. After it, the first signal calls `admit_no_more` and leaves the
     job `grace_s` seconds to come to its end by itself; then, or at a second signal, `Interrupted` is raised in the main
-    thread. Every way out leaves an output that `--mode resume` goes on with.
+    thread. After `ignore` nothing is raised any more. Every way out leaves an output that `--mode resume` goes on with.
     """
 
     def __init__(self, grace_s: float) -> None:
@@ -28,6 +28,7 @@ class Stop:
         self._name: str | None = None  # of the first signal
         self._asked = threading.Event()
         self._is_armed = False
+        self._is_ignoring = False
 
     def arm(self, admit_no_more: Callable[[], None]) -> None:
         """Takes the signals from Ray, which sets handlers of its own when it starts.
@@ -51,6 +52,11 @@ class Stop:
         if threading.current_thread() is threading.main_thread():
             signal.setitimer(signal.ITIMER_REAL, 0)
 
+    def ignore(self) -> None:
+        """From here on, until the handlers are as they were, a signal changes nothing: all is done."""
+        self.disarm()
+        self._is_ignoring = True
+
     def check(self, num_left: int) -> None:
         """To be called when all that was taken on is committed.
 
@@ -68,6 +74,8 @@ class Stop:
             signal.signal(signal.SIGALRM, self._on_deadline)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._is_ignoring:
+            return
         is_first, self._name = self._name is None, self._name or signal.Signals(number).name
         if not self._is_armed or not is_first or self._grace_s == 0:
             raise self._interrupted("the rows at hand were given up")
@@ -75,6 +83,8 @@ class Stop:
         self._asked.set()
 
     def _on_deadline(self, number: int, frame: FrameType | None) -> None:
+        if self._is_ignoring:
+            return
         raise self._interrupted(f"rows at hand were given up after limits.grace_s, {self._grace_s:g} s")
 
     def _interrupted(self, what: str) -> Interrupted:

@@ -1,7 +1,7 @@
 """The actor that previews are answered by: it stays between them, so that only the first one loads the model.
 
-Where this process uses a Ray, or RAY_ADDRESS names one, it is a Ray actor there; else it lives in this process. It is
-let go when another model is asked for, and when a job starts: the job's own actors need its device.
+Where this process uses Ray, or RAY_ADDRESS names a cluster, it is a Ray actor there; else it lives in this process. It
+is released when another model is asked for, and when a job starts: the job's own actors need its device.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 
+from ray_job.models.threads import threads_restored
 from ray_job.spec import BatchingSpec, JobSpec, ModelSpec, WorkersSpec
 
 _Key: TypeAlias = tuple[ModelSpec, BatchingSpec, WorkersSpec, bool]
 
 
 class WarmActor:
-    """At most one `actor.GenerateActor`, made when it is first needed."""
+    """At most one `generate.GenerateActor`, made when it is first needed."""
 
     def __init__(self) -> None:
         self.actor: Any = None  # or a handle of one on Ray; None: not loaded
         self._key: _Key | None = None
-        self._session = ExitStack()  # the connection to Ray, where a preview made it
+        self._session = ExitStack()  # what a preview made or changed: the connection to Ray, torch's threads
 
     def generate(self, spec: JobSpec, prepared: pa.Table, schema: pa.Schema) -> pa.Table:
         """Answers prepared rows.
@@ -45,6 +47,7 @@ class WarmActor:
             if self.actor is None:
                 from ray_job.stages.generate import GenerateActor
 
+                self._session.enter_context(threads_restored())
                 self.actor, self._key = GenerateActor(spec, schema), key
             return self.actor.generate(prepared, schema)
         return self._generate_on_ray(spec, key, prepared, schema)
@@ -76,9 +79,9 @@ class WarmActor:
         with ray_session(spec.limits):
             was_there = self.actor is not None
             if self.actor is None:
-                workers = settle_workers(spec)
+                workers = replace(settle_workers(spec), min_actors=1, max_actors=1)
                 options = {"num_gpus": workers.gpus_per_actor or None, "num_cpus": workers.cpus_per_actor}
-                self.actor = ray.remote(GenerateActor).options(**options).remote(spec, schema)
+                self.actor = ray.remote(GenerateActor).options(**options).remote(spec, schema, place=workers.place)
                 self._key = key
             try:
                 return ray.get(self.actor.generate.remote(prepared, schema))

@@ -1,33 +1,90 @@
-"""The actor pool, settled against what the cluster has or may grow to have."""
+"""The pool of actors, settled against what the cluster has or may grow to have."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ray_job.cluster.machines import Node, actors_on, living_nodes
+from ray_job.engine.host import available_bytes, usable_cpus
 from ray_job.errors import SpecError
+from ray_job.models.placement import Device, Dtype, Machine, Placement, settle_device, settle_dtype, settle_threads
+from ray_job.models.threads import own_process
 from ray_job.spec import JobSpec
+from ray_job.stages.poison import DurableStore
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """The actor pool, settled against what the cluster has."""
+    """The settled pool. The driver decides what is here; what depends on an actor's machine, `place` finds there."""
 
     min_actors: int
     max_actors: int
     gpus_per_actor: float
     cpus_per_actor: float
-    dtype: str  # of the model
+    device: Device
+    dtype: Dtype  # of the model's weights
+
+    def place(self, spec: JobSpec, store: DurableStore | None = None) -> Placement:
+        """What the actor of this process computes with.
+
+        Args:
+            spec: the job's.
+            store: shared with the job's other actors; without it this one counts as the first on its machine.
+        """
+        import ray
+
+        own_process()
+        node_id = ray.get_runtime_context().get_node_id()
+        nodes = living_nodes()
+        node = next((each for each in nodes if each.node_id == node_id), Node(node_id, 0.0, 0.0))
+        available = available_bytes()
+        first = available if store is None else _first_on_machine(store, node_id, available)
+        machine = self._machine(node, nodes, usable_cpus(), available, first)
+        threads = settle_threads(spec.workers, machine)
+        return Placement(self.device, self.dtype, threads, machine.bytes_per_actor, self.gpus_per_actor)
+
+    def record(self, spec: JobSpec) -> dict[str, Any]:
+        """What was decided, as the manifest shows it."""
+        import ray
+
+        nodes = living_nodes()
+        usable = {ray.get_runtime_context().get_node_id(): usable_cpus()}
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "gpus_per_actor": self.gpus_per_actor,
+            "threads_per_actor": self.threads(spec, nodes, usable),
+        }
+
+    def threads(self, spec: JobSpec, nodes: Sequence[Node], usable: dict[str, float]) -> list[int]:
+        """Threads of an actor, ascending: one number for each size of machine that may hold one.
+
+        Args:
+            spec: the job's.
+            nodes: the cluster's.
+            usable: CPUs that processes of a node may use, by its id, where that is known.
+        """
+        able = [node for node in nodes if node.capacity(self.cpus_per_actor, self.gpus_per_actor)]
+        machines = [self._machine(node, nodes, usable.get(node.node_id, node.num_cpus)) for node in able]
+        return sorted({settle_threads(spec.workers, machine) for machine in machines})
+
+    def _machine(self, node: Node, nodes: Sequence[Node], usable: float, available: int = 0, first: int = 0) -> Machine:
+        """What the pool's actors on a node share: CPUs that Ray counts there and that processes may use, and memory."""
+        num_actors = actors_on(node, nodes, self.max_actors, self.cpus_per_actor, self.gpus_per_actor)
+        return Machine(min(usable, node.num_cpus or usable), available, first, num_actors)
 
 
 def settle_workers(spec: JobSpec) -> Workers:
-    """The pool this cluster can hold, or may grow to hold.
+    """The pool that this cluster can hold, or may grow to hold.
 
     Raises:
-        SpecError: it has not the GPUs or CPUs asked for; without this check Ray would wait for ever.
+        SpecError: it lacks the GPUs or CPUs asked for; without this check Ray would wait for ever.
     """
     import ray
 
@@ -39,29 +96,36 @@ def settle_workers(spec: JobSpec) -> Workers:
 
 
 def fit_workers(spec: JobSpec, num_cpus: float, num_gpus: float, may_grow: bool) -> Workers:
-    """See `settle_workers`.
+    """The pool for a cluster of this size.
 
     Args:
+        spec: the job.
         num_cpus: of the cluster, now.
         num_gpus: of the cluster, now.
         may_grow: what is missing may come later; it is waited for, at most `limits.no_progress_s`.
 
     Raises:
-        SpecError: what is missing will not come.
+        SpecError: something is missing that will not come.
     """
     workers = spec.workers
     gpus = workers.gpus_per_actor
-    if gpus == "auto" and may_grow and not num_cpus and not num_gpus and spec.model.device != "cpu":
-        raise SpecError(
-            ["workers.gpus_per_actor: the cluster has no worker yet, so that `auto` cannot tell; set 1, or 0 for CPUs"]
-        )
-    if gpus == "auto":
-        gpus = 1.0 if num_gpus and spec.model.device != "cpu" else 0.0
-    dtype: str = spec.model.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if gpus and spec.model.device != "cpu" else "float32"
-    max_actors = workers.max_actors or workers.min_actors
-    settled = Workers(workers.min_actors, max_actors, gpus, workers.cpus_per_actor, dtype)
+    if gpus == "auto" and spec.model.device == "auto":
+        if may_grow and not num_cpus and not num_gpus:
+            raise SpecError(
+                ["workers.gpus_per_actor: the cluster has no workers yet, so `auto` cannot tell; set 1, or 0 for CPUs"]
+            )
+        gpus = 1.0 if num_gpus else 0.0
+    elif gpus == "auto":
+        gpus = 1.0 if spec.model.device == "cuda" else 0.0
+    device = settle_device(gpus)
+    settled = Workers(
+        min_actors=workers.min_actors,
+        max_actors=workers.max_actors or workers.min_actors,
+        gpus_per_actor=gpus,
+        cpus_per_actor=workers.cpus_per_actor,
+        device=device,
+        dtype=settle_dtype(spec.model, device),
+    )
     problems = _problems(settled, num_cpus, num_gpus)
     if problems and not may_grow:
         raise SpecError(problems)
@@ -85,3 +149,13 @@ def _problems(settled: Workers, num_cpus: float, num_gpus: float) -> list[str]:
             f"cluster's {num_cpus:g} to read and prepare rows; lower workers.max_actors or workers.cpus_per_actor"
         )
     return problems
+
+
+def _first_on_machine(store: DurableStore, node_id: str, available: int) -> int:
+    """Memory that was available when the first of the job's actors came to a machine.
+
+    An actor that comes later, or again after a death, finds what its neighbours took gone; its part is of the whole.
+    """
+    key = f"memory/{node_id}"
+    store.put(key, str(available).encode(), overwrite=False)
+    return int(store.get(key) or available)

@@ -103,7 +103,7 @@ def make_split(split: str, count: int, seed: int = 0) -> Iterator[Example]:
 
 
 def _thin(rng: random.Random, questions: list[QA]) -> list[QA]:
-    """At most two questions of a kind, in random order, so that no kind drowns the others."""
+    """At most two questions of a kind, in random order, so that no kind dominates."""
     rng.shuffle(questions)
     kept: list[QA] = []
     for question in questions:
@@ -173,7 +173,7 @@ def _sides(rng: random.Random, items: Sequence[Item], width: int) -> list[QA]:
 
 
 def _reference(item: Item, items: Sequence[Item]) -> str | None:
-    """How to speak of an item without doubt, or None."""
+    """An unambiguous name for an item, or None."""
     if _is_only(item.name, [i.name for i in items]):
         return item.name
     if _is_only((item.name, item.colour), [(i.name, i.colour) for i in items]):

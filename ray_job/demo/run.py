@@ -70,10 +70,10 @@ def make_inputs(folder: Path, num_examples: int, seed: int) -> tuple[int, int]:
     """Writes pictures, questions and the job; returns how many rows there are, and how many of them are broken.
 
     Raises:
-        SpecError: the folder holds something that no demo made.
+        SpecError: the folder holds something that was not made by a demo.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
-        raise SpecError([f"{folder} is not empty and no demo made it; choose another with --out"], "demo")
+        raise SpecError([f"{folder} is not empty and was not made by a demo; choose another folder with --out"], "demo")
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "pictures").mkdir(parents=True)
     (folder / _MARK).touch()
@@ -131,7 +131,7 @@ def _write_example(folder: Path, index: int, example: Example) -> list[dict[str,
 
 
 def _break_some(folder: Path, rows: list[dict[str, Any]], rng: random.Random) -> int:
-    """Damages one picture in each of the ways a picture can be; returns how many rows that concerns."""
+    """Damages one picture in each way; returns how many rows are affected."""
     names = sorted({path for row in rows for path in row["images"]})
     for way, path in zip(_BROKEN, rng.sample(names, len(_BROKEN)), strict=True):
         file = folder / path

@@ -28,7 +28,7 @@ from ray_job.engine.row import Chunk, Row
 # Fewer shared tokens are not worth a group's extra steps.
 _MIN_GROUP_KEYS = 64
 # A fused kernel also computes the scores that its mask hides. So a prompt's queries take only the keys up to the last
-# of their block: on two AVX2 cores 11 ms instead of 16 for 700 tokens after 100. Blocks of 64 to 384 are much alike.
+# of their block (measured in bench/RESULTS.md).
 _BLOCK_QUERIES = 192
 
 

@@ -22,7 +22,7 @@ from ray_job.engine.duplicates import Duplicates
 from ray_job.engine.encoder import PictureEncoder
 from ray_job.engine.interface import Slots, Vocabulary
 from ray_job.engine.kv_cache import KVPool
-from ray_job.engine.memory import default_pool_tokens, is_fatal, is_out_of_memory, release_memory
+from ray_job.engine.memory import free_bytes, is_fatal, is_out_of_memory, pool_tokens, release_memory
 from ray_job.engine.packed_model import PackedModel
 from ray_job.engine.row import Chunk
 from ray_job.engine.running import RunningRow
@@ -45,9 +45,9 @@ class ContinuousEngine:
         vocabulary: of the model's tokenizer.
         max_slots: most rows that run together.
         max_tokens: KV pool in tokens, taken from memory at the first step; the longest row that can be run.
-            None: what fits in a quarter of a CPU's free memory, or 80 % of a GPU's.
-        step_tokens: most tokens a step computes; a longer prompt takes several steps. With 512 instead of 1024 two CPU
-            cores took 9 % longer for 64 long-tailed rows: smaller products are slower ones.
+            None: what `memory.pool_tokens` gives to a process that has the device for itself, one step's at least.
+        step_tokens: most tokens a step computes; a longer prompt takes several steps. Fewer make
+            smaller matrix products, which are slower for each token.
         max_crops: most crops of pictures that a step encodes; one picture is always allowed. None: 8, or 2 on a CPU,
             whose cache then holds what a layer passes to the next.
         vision_cache_bytes: of pictures' features kept after their rows are done.
@@ -82,7 +82,7 @@ class ContinuousEngine:
         self._meter = Meter()
         self._scheduler = Scheduler[RunningRow](
             max_slots=max_slots,
-            max_tokens=max_tokens or default_pool_tokens(model),
+            max_tokens=max_tokens or pool_tokens(model, free_bytes(model.device), step_tokens),
             step_tokens=step_tokens,
             min_shared=min_shared_tokens if prefix_sharing else None,
         )
@@ -93,7 +93,7 @@ class ContinuousEngine:
         self._encoder = PictureEncoder(model, VisionCache(vision_cache_bytes), max_crops, self._meter)
         self._duplicates = Duplicates(max_remembered_answers if answer_duplicates else None)
         self._done: list[Result] = []  # what finished since `step` last returned
-        self._strike: _Strike | None = None
+        self._before_shortage: _LimitsBefore | None = None
 
     @property
     def has_work(self) -> bool:
@@ -142,10 +142,10 @@ class ContinuousEngine:
         return Slots(len(self._scheduler.running), self._scheduler.max_slots)
 
     def _row(self, sample: Sample) -> RunningRow:
-        """A row for the queue. Raises RowError for one that can never run."""
+        """A row for the queue. Raises RowError for a sample that can never run."""
         try:
             row = RunningRow.of(sample, self._vocabulary, self._model.max_len)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise _generation_failed(error) from None
         if row.max_tokens > self._scheduler.max_tokens:
             raise _out_of_memory(f"{row.max_tokens} tokens, and the KV pool holds {self._scheduler.max_tokens}")
@@ -168,7 +168,7 @@ class ContinuousEngine:
         return scheduler.plan()
 
     def _run(self, chunks: Sequence[Chunk[RunningRow]]) -> list[_Computed]:
-        """Computes chunks; where that fails, each alone, so that only the row to blame is lost."""
+        """Computes chunks; where that fails, each alone, so that only the row at fault is lost."""
         if not chunks:
             return []
         try:
@@ -320,19 +320,19 @@ class ContinuousEngine:
     def _back_off(self, reason: str) -> None:
         """After a step ran out of memory: every row back, half of everything, and on.
 
-        A row that fails alone fails again and again with ever smaller steps; when none is left, it is at fault and
-        not the limits, which return to what they were before it.
+        A row that runs out of memory alone is tried again in ever smaller steps. When no smaller one is left, the row
+        is at fault and not the limits, which return to what they were before it.
         """
         self._meter.add(memory_failures=1)
         scheduler, encoder = self._scheduler, self._encoder
         limits, max_crops = scheduler.limits.halved(), max(1, encoder.max_crops // 2)
         if len(scheduler.running) == 1:
             row = scheduler.running[0]
-            if self._strike is None or self._strike.row is not row:
-                self._strike = _Strike(row, scheduler.limits, encoder.max_crops)
+            if self._before_shortage is None or self._before_shortage.row is not row:
+                self._before_shortage = _LimitsBefore(row, scheduler.limits, encoder.max_crops)
             if not scheduler.limits.can_lower_step and encoder.max_crops == 1:
                 self._fail(row, _out_of_memory(f"alone, in the smallest steps: {reason}"))
-                limits, max_crops = self._strike.limits, self._strike.max_crops
+                limits, max_crops = self._before_shortage.limits, self._before_shortage.max_crops
         logger.warning("out of memory (%s); going on within %s and %d crops a step", reason, limits, max_crops)
         for row in scheduler.running:
             row.features.clear()
@@ -352,8 +352,8 @@ class _Computed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Strike:
-    """The limits before a row ran out of memory alone."""
+class _LimitsBefore:
+    """The limits before a row that runs alone ran out of memory."""
 
     row: RunningRow
     limits: Limits

@@ -29,7 +29,7 @@ from ray_job.engine.varlen import Call, Kernel, joined
 
 logger = logging.getLogger(__name__)
 
-Play: TypeAlias = Callable[[Tensor], Tensor]
+Replay: TypeAlias = Callable[[Tensor], Tensor]
 """Numbers of padded rows, int64 (F, B) on the CPU → their logits, float32 (B, V), good until the next call."""
 
 _MAX_SHARED = 2  # stretches a row shares: a system prompt, and a picture after it
@@ -49,7 +49,7 @@ class DecodeGraphs:
         self._model = model
         self._pool = pool
         self._kernel = kernel
-        self._plays: dict[tuple[int, ...], Play] = {}
+        self._replays: dict[tuple[int, ...], Replay] = {}
         self._memory: Any = None  # one for all graphs, as they never run at the same time
         self._is_broken = False
 
@@ -76,13 +76,13 @@ class DecodeGraphs:
         padded = rows + [padding] * (_padded(len(rows)) - len(rows))
         numbers_FB = torch.tensor(padded).T.contiguous()
         shape = tuple(numbers_FB.shape)
-        play = self._plays.get(shape) or self._prepared(numbers_FB)
-        if play is None:
+        replay = self._replays.get(shape) or self._prepared(numbers_FB)
+        if replay is None:
             return None
-        self._plays[shape] = play
-        return play(numbers_FB)[: len(rows)]
+        self._replays[shape] = replay
+        return replay(numbers_FB)[: len(rows)]
 
-    def _prepared(self, numbers_FB: Tensor) -> Play | None:
+    def _prepared(self, numbers_FB: Tensor) -> Replay | None:
         """A way to compute rows of this shape. Recording runs these a few times, which puts the same keys in place."""
         if self._model.device.type != "cuda":
             return self._compute
@@ -95,7 +95,7 @@ class DecodeGraphs:
             self._is_broken = True
             return None
 
-    def _recorded(self, numbers_FB: Tensor) -> Play:
+    def _recorded(self, numbers_FB: Tensor) -> Replay:
         device = self._model.device
         input_FB = numbers_FB.to(device)
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -109,12 +109,12 @@ class DecodeGraphs:
             output_BV = self._compute(input_FB)
         self._memory = graph.pool()
 
-        def play(numbers_FB: Tensor) -> Tensor:
+        def replay(numbers_FB: Tensor) -> Tensor:
             input_FB.copy_(numbers_FB.pin_memory(), non_blocking=True)
             graph.replay()
             return output_BV
 
-        return play
+        return replay
 
     def _compute(self, numbers_FB: Tensor) -> Tensor:
         ids_B, positions_B, is_long_B, places_B, *keys = numbers_FB.unbind()

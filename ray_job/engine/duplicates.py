@@ -1,4 +1,4 @@
-"""Whole rows that ask the same again: answered once. Knows no model and no torch."""
+"""Samples that are equal in all that an answer depends on are run once. No model, no torch."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _question(sample: Sample) -> bytes:
     """All that an answer depends on. 128 bits of a cryptographic hash over all of it, pictures by their own."""
     params = sample.params
     if params.is_greedy:  # what only sampling reads does not matter
-        params = params.model_copy(update={"seed": 0, "top_p": 1.0, "top_k": 0})
+        params = params.model_copy(update={"seed": 0, "temperature": 0.0, "top_p": 1.0, "top_k": 0})
     digest = hashlib.blake2b(np.asarray(sample.input_ids, dtype=np.int64).tobytes(), digest_size=16)
     for picture in sample.pictures:
         digest.update(len(picture.digest).to_bytes(8) + picture.digest)

@@ -32,7 +32,7 @@ class PictureEncoder:
         self._meter = meter
 
     def serve(self, rows: Iterable[RunningRow]) -> dict[RunningRow, Exception]:
-        """Brings rows nearer to being ready; those whose pictures cannot be encoded come back with the reason."""
+        """Encodes what the rows need next and hands it out; returns rows whose pictures cannot be encoded, and why."""
         pending = [row for row in rows if not row.is_ready]
         if not pending:
             return {}
@@ -48,7 +48,7 @@ class PictureEncoder:
         return failures
 
     def clear(self) -> None:
-        """Keeps no features but those that rows hold."""
+        """Forgets all features but those that rows hold."""
         self._cache.clear()
 
     def _chosen(self, rows: Iterable[RunningRow]) -> dict[bytes, Picture]:
@@ -76,7 +76,7 @@ class PictureEncoder:
             if len(pictures) == 1:
                 return dict.fromkeys(pictures, error)
             found = None
-        if found is None:  # one of them is to blame
+        if found is None:  # one of them is at fault
             alone = [self._encode({digest: picture}) for digest, picture in pictures.items()]
             return {digest: features for each in alone for digest, features in each.items()}
         crops = sum(self._model.num_crops(*picture.pixels_HWC.shape[:2]) for picture in pictures.values())

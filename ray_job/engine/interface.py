@@ -1,8 +1,7 @@
-"""What stands on either side of an engine.
+"""The interface of an engine, and what an engine needs of a tokenizer.
 
-An engine is fed samples and stepped; every sample added comes out exactly once, as a result. Two engines share this
-seam: the static one (`static.py`, the plain reference) and the continuously batching one (`continuous.py`, over any
-model that is a `PackedModel`).
+An engine is fed samples and stepped; every sample added comes out exactly once, as a result. Two engines have this
+interface: `static.py`, the plain reference, and `continuous.py`, which lets a row in as soon as another is done.
 """
 
 from __future__ import annotations

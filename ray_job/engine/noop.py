@@ -1,4 +1,4 @@
-"""An engine that answers nothing, at once: what is left is the cost of the pipeline around it."""
+"""An engine that answers every sample at once with nothing, to measure the pipeline around it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model must offer to be batched continuously; `models/phi3_vision/packed.py` does.
+"""What a model must offer to be batched continuously by `continuous.py`.
 
 Shapes: T packed tokens of any rows, S of them whose next token is wanted, D decoder width,
 N query heads, H key/value heads, C head_dim, V vocabulary.

@@ -1,4 +1,4 @@
-"""What a model must offer to be run in padded batches; `models/phi3_vision/model.py` does.
+"""What a model must offer to be run in padded batches by `static.py`.
 
 Shapes: B rows, L new tokens, H key/value heads, T tokens of a picture, D decoder width, V vocabulary.
 """

@@ -47,7 +47,7 @@ class Row:
     is_long: bool = False  # which rotary factors its keys carry
     is_ready: bool = True  # False while features of its pictures are missing
     arrival: int = 0
-    deadline: int = 0  # overdue once so many rows were admitted
+    deadline: int = 0  # once so many rows were admitted, this one must be next
     is_waiting: bool = False
     num_computed: int = 0
     shared: list[Piece] = field(default_factory=list)

@@ -84,8 +84,9 @@ def _draw(logits_SV: Tensor, params: Sequence[GenerationParams], counters: Seque
 
     seeds_S = torch.tensor([param.seed for param in params], device=device)
     draw = _Draw(
-        scaled_SV=logits_SV / column([param.temperature for param in params]),
-        top_k_S1=column([param.top_k or vocab_size for param in params]),
+        # From the largest logit down, nothing grows beyond float32 however low the temperature.
+        scaled_SV=(logits_SV - logits_SV.amax(dim=-1, keepdim=True)) / column([param.temperature for param in params]),
+        top_k_S1=column([min(param.top_k or vocab_size, vocab_size) for param in params]),
         top_p_S1=column([param.top_p for param in params]),
         u_S1=uniform(seeds_S, torch.tensor(counters, device=device))[:, None],
     )

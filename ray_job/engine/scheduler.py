@@ -21,16 +21,16 @@ from ray_job.engine.prefix import PrefixIndex
 from ray_job.engine.row import Chunk, R
 from ray_job.engine.spans import Piece, Span, SpanPool
 
-# A row may be overtaken by this many times `max_slots` later ones before nothing else is admitted.
-_PATIENCE = 4
+# Once this many times `max_slots` rows have been admitted before an older one, that one is admitted next.
+_MAX_OVERTAKES = 4
 _MIN_STEP_TOKENS = 32
-# Rows tried at one admission, longest first, before waiting for room.
+# At one admission, so many rows are tried, longest first, before waiting for room.
 _MAX_TRIES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What memory allows, as far as was learned."""
+    """What memory has been found to allow."""
 
     ceiling: int  # tokens of all spans together, unless a row runs alone
     step_tokens: int
@@ -83,7 +83,7 @@ class Scheduler(Generic[R]):
     def add(self, row: R) -> None:
         """Queues a row. It must fit the pool alone: `row.max_tokens` ≤ `max_tokens`."""
         assert len(row.prompt) <= row.num_tokens <= row.max_tokens <= self.max_tokens
-        row.deadline = self.num_admitted + self.num_waiting + _PATIENCE * self.max_slots
+        row.deadline = self.num_admitted + self.num_waiting + _MAX_OVERTAKES * self.max_slots
         self._waiting.add(row)
 
     def admit(self) -> list[R]:
@@ -228,14 +228,14 @@ class Scheduler(Generic[R]):
         span = row.span
         assert span is not None
         self._prefixes.remove(row)
-        orphans = [
+        dependents = [
             other
             for other in self.running
             if any(piece.span is span and piece.length > span.filled for piece in other.shared)
         ]
-        for orphan in orphans:
-            if orphan in self.running:
-                self.put_back(orphan)
+        for dependent in dependents:
+            if dependent in self.running:
+                self.put_back(dependent)
         self._unread([*row.shared, Piece(span, 0)])
         row.shared, row.span, row.num_computed = [], None, 0
 

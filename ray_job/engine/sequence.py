@@ -6,9 +6,8 @@ import time
 from dataclasses import dataclass, field
 
 from ray_job.engine.interface import Vocabulary
+from ray_job.engine.stops import StopSearch, cut
 from ray_job.rows import FinishReason, Result, Sample
-
-_STOP_MARGIN = 8  # characters of a text's beginning that may read differently without the tokens before them
 
 
 @dataclass(slots=True)
@@ -25,7 +24,8 @@ class Sequence:
     token_ids: list[int] = field(default_factory=list)  # the answer so far, without the token that ended it
     num_generated: int = 0  # the token that ended it included
     finish_reason: FinishReason | None = None
-    _text: str | None = None  # set when a stop string cut the answer
+    _text: str | None = None  # of the finished answer
+    _stop_search: StopSearch | None = None  # made at the first token, where there are stop strings
 
     @property
     def prompt_len(self) -> int:
@@ -55,51 +55,44 @@ class Sequence:
         assert not self.is_finished
         self.num_generated += 1
         if token_id in self.vocabulary.stop_ids or token_id in self.sample.params.stop_token_ids:
-            self.finish_reason = FinishReason.STOP
+            self._finish(FinishReason.STOP)
             return
         self.token_ids.append(token_id)
-        if self._cut_at_stop_string():
-            self.finish_reason = FinishReason.STOP
+        if self._has_stop_string(token_id):
+            self._finish(FinishReason.STOP)
         elif (
             self.num_generated >= self.sample.params.max_new_tokens
             or self.prompt_len + self.num_generated >= self.max_len
         ):
-            self.finish_reason = FinishReason.LENGTH
+            self._finish(FinishReason.LENGTH)
 
     def result(self) -> Result:
         """The finished answer."""
         assert self.is_finished
-        text = self._text if self._text is not None else self.vocabulary.detokenize(self.token_ids)
         return Result(
             key=self.sample.key,
             token_ids=tuple(self.token_ids),
-            text=text,
+            text=self._text,
             finish_reason=self.finish_reason,
             prompt_tokens=self.prompt_len,
             completion_tokens=self.num_generated,
             latency_ms=(time.monotonic() - self.started_s) * 1000,
         )
 
-    def _cut_at_stop_string(self) -> bool:
-        if not self.sample.params.stop or not self._may_end_with_stop_string():
+    def _has_stop_string(self, token_id: int) -> bool:
+        stops = self.sample.params.stop
+        if not stops:
             return False
-        text = self.vocabulary.detokenize(self.token_ids)
-        starts = [start for stop in self.sample.params.stop if (start := text.find(stop)) >= 0]
-        if starts:
-            self._text = text[: min(starts)]
-        return bool(starts)
+        if self._stop_search is None:
+            self._stop_search = StopSearch(stops, self.vocabulary.detokenize)
+        return self._stop_search.ends_with(token_id) and cut(self._whole_text(), stops) is not None
 
-    def _may_end_with_stop_string(self) -> bool:
-        """Looks at the end of the text alone, so that an answer's text is not made anew at every token.
+    def _finish(self, reason: FinishReason) -> None:
+        """Settles the text: what a stop string begins is cut off, whatever ended the answer."""
+        text = self._whole_text()
+        before_stop = cut(text, self.sample.params.stop)
+        self._text = text if before_stop is None else before_stop
+        self.finish_reason = reason if before_stop is None else FinishReason.STOP
 
-        A stop string that was not there before reaches into the newest token. Tokens may have no text, so as many
-        are taken as it needs; at the cut the text may differ from the whole one's, which the margin is for.
-        """
-        longest = max(len(stop) for stop in self.sample.params.stop)
-        num_tokens = longest + _STOP_MARGIN
-        while num_tokens < len(self.token_ids):
-            tail = self.vocabulary.detokenize(self.token_ids[-num_tokens:])
-            if len(tail) >= longest + _STOP_MARGIN:
-                return any(stop in tail for stop in self.sample.params.stop)
-            num_tokens *= 2
-        return True
+    def _whole_text(self) -> str:
+        return self.vocabulary.detokenize(self.token_ids)

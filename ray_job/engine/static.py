@@ -1,7 +1,7 @@
-"""The plain path: pad a batch, run it until its last row ends, return the answers.
+"""Static batching: pad a batch, run it until its last row ends, return the answers.
 
-It is the reference that every faster engine must equal token for token. A finished row still rides along until its
-batch ends; that is its price. Rows of similar length are batched together, within a budget of tokens.
+The reference that every faster engine must equal token for token. A finished row is computed on until its batch ends,
+which is what makes it slow. Rows of similar length are batched together, within a budget of tokens.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ray_job.engine.batching import SampleSize, batch_rows
 from ray_job.engine.collate import PaddingSide, collate
 from ray_job.engine.interface import Slots, Vocabulary
+from ray_job.engine.memory import is_fatal, is_out_of_memory
 from ray_job.engine.padded_model import PaddedModel
 from ray_job.engine.sampler import next_tokens
 from ray_job.engine.sequence import Sequence
@@ -39,7 +40,7 @@ class StaticEngine:
         max_batch_rows: most rows padded together.
         max_batch_tokens: most of rows × (longest prompt + longest answer); a single row may exceed it.
         padding_side: where shorter rows are padded; the answers are the same.
-        row_deadline_s: rows of a batch that runs for longer fail, those excepted that are finished.
+        row_deadline_s: of a batch that runs for longer, the rows that are not finished fail.
     """
 
     def __init__(
@@ -95,10 +96,15 @@ class StaticEngine:
         return batch
 
     def _answer(self, samples: list[Sample]) -> list[Result]:
-        """Generates a batch; one that fails is halved until the rows to blame stand alone."""
+        """Generates a batch; one that fails is halved until each row at fault is alone.
+
+        Raises torch.AcceleratorError where the device is lost, which is no row's fault.
+        """
         try:
             return self._generate(samples)
         except Exception as error:
+            if is_fatal(error):
+                raise
             logger.warning("a batch of %d rows failed (%s)", len(samples), error)
             failure = error
         if len(samples) > 1:  # outside the handler, so that the failed batch's tensors are free
@@ -205,7 +211,7 @@ class _Running:
 
 
 def _row_error(failure: Exception) -> RowError:
-    if isinstance(failure, torch.OutOfMemoryError):
+    if is_out_of_memory(failure):
         message = "the row alone does not fit in memory; lower max_new_tokens, model.num_crops or the pictures per row"
         return RowError(ErrorCode.OUT_OF_MEMORY, message, Stage.GENERATE)
     return RowError(ErrorCode.GENERATION_FAILED, f"{type(failure).__name__}: {failure}", Stage.GENERATE)

@@ -1,4 +1,4 @@
-"""What an engine did, in numbers that add up across actors, but for its limits."""
+"""What an engine did, in numbers that add up across actors, and its limits, which do not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LIMITS = ("max_tokens", "token_ceiling")
-"""What describes one engine: of several, the least counts."""
+"""Fields that describe one engine; of several engines the smallest value is reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,20 +31,20 @@ class EngineStats:
     prefill_tokens: int = 0
     prefill_pairs: int = 0  # of a prompt's token and a key it sees
     decode_tokens: int = 0
-    decode_steps: int = 0  # that compute nothing else …
+    decode_steps: int = 0  # steps that compute nothing else …
     decode_keys: int = 0  # … and the keys of their rows
     pictures_wanted: int = 0  # by rows; those whose prefix was reused want none
     pictures_encoded: int = 0
     crops: int = 0
     keys_read: int = 0  # by decoding rows, a layer
-    keys_padded: int = 0  # read for nothing
+    keys_padded: int = 0  # of those, padding
     vision_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     schedule_s: float = 0.0  # planning, sampling, text
     memory_failures: int = 0  # steps that ran out of memory
     max_tokens: int = 0  # KV pool, in tokens
-    token_ceiling: int = 0  # learned: the part of it that memory allowed
+    token_ceiling: int = 0  # the part of it that memory was found to allow
 
     @property
     def slot_occupancy(self) -> float:
@@ -53,12 +53,12 @@ class EngineStats:
 
     @property
     def picture_hits(self) -> int:
-        """Times that features were wanted and there."""
+        """How often wanted features were there already."""
         return max(0, self.pictures_wanted - self.pictures_encoded)
 
     @property
     def padding_share(self) -> float:
-        """Share of keys read for nothing. Tokens are never padded."""
+        """Share of padding among the keys read. Tokens are never padded."""
         return self.keys_padded / self.keys_read if self.keys_read else 0.0
 
 

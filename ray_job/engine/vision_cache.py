@@ -32,6 +32,8 @@ class VisionCache:
         if features_TD.untyped_storage().nbytes() > features_TD.nbytes:
             features_TD = features_TD.clone()  # a view would keep the features of its whole batch alive
         self._in_use[digest] = features_TD
+        before = self._kept.pop(digest, None)
+        self._num_bytes -= before.nbytes if before is not None else 0
         if features_TD.nbytes <= self._max_bytes:
             self._kept[digest] = features_TD
             self._num_bytes += features_TD.nbytes
@@ -40,6 +42,6 @@ class VisionCache:
         return features_TD
 
     def clear(self) -> None:
-        """Keeps none."""
+        """Forgets all that no row holds."""
         self._kept.clear()
         self._num_bytes = 0

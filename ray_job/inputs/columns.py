@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,9 @@ from ray_job.errors import SpecError
 from ray_job.prompts.conversation import QUESTION, nearest, settle, template_fields
 from ray_job.rows import INTERNAL_PREFIX, RESERVED_COLUMNS, ROW_ID
 from ray_job.spec import JobSpec, PromptSpec
+from ray_job.storage.column_types import carried_type, reason_not_stored
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,9 @@ def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
         kept = spec.input.keep_columns
     else:
         others = {id_column, *images, overrides, prompt.messages_column, *found.not_kept}
-        plain = [f.name for f in found.columns if _is_plain(f.type)]
-        kept = tuple(name for name in (*plain, *found.clashes) if name not in others)
-    problems += _kept_problems(kept)
+        plain = [f for f in found.columns if _is_plain(f.type) and f.name not in others]
+        kept = (*_storable(plain), *(name for name in found.clashes if name not in others))
+    problems += _kept_problems(kept, found.columns)
     if id_column is not None and id_column in found.columns.names:
         problems += _id_problems(id_column, found.columns.field(id_column).type)
     if problems:
@@ -104,13 +108,29 @@ def _missing(key: str, wanted: Iterable[str], names: Sequence[str]) -> list[str]
     return [f"{key}: no column {name!r}; {nearest(name, names)}" for name in wanted if name not in names]
 
 
-def _kept_problems(kept: Iterable[str]) -> list[str]:
-    return [
-        f"column {name!r} cannot be passed through: the output has a column of that name. Rename it, or leave it out "
-        "by listing the columns to pass through in input.keep_columns"
-        for name in kept
-        if name in RESERVED_COLUMNS or _is_own(name)
-    ]
+def _storable(fields: Sequence[pa.Field]) -> tuple[str, ...]:
+    """Columns that an output can hold; the others are named in a warning."""
+    reasons = {field.name: reason for field in fields if (reason := reason_not_stored(field.type)) is not None}
+    if reasons:
+        listed = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
+        _LOG.warning("not passed through to the output, since Parquet cannot hold their types: %s", listed)
+    return tuple(field.name for field in fields if field.name not in reasons)
+
+
+def _kept_problems(kept: Iterable[str], columns: pa.Schema) -> list[str]:
+    problems = []
+    for name in kept:
+        if name in RESERVED_COLUMNS or _is_own(name):
+            problems.append(
+                f"column {name!r} cannot be passed through: the output has a column of that name. Rename it, or leave "
+                "it out by listing the columns to pass through in input.keep_columns"
+            )
+        elif name in columns.names and (reason := reason_not_stored(columns.field(name).type)) is not None:
+            problems.append(
+                f"column {name!r} cannot be passed through: it is {columns.field(name).type}, which Parquet cannot "
+                f"hold ({reason}). Leave it out of input.keep_columns"
+            )
+    return problems
 
 
 def _is_own(name: str) -> bool:
@@ -118,7 +138,9 @@ def _is_own(name: str) -> bool:
 
 
 def _id_problems(name: str, type_: pa.DataType) -> list[str]:
-    if pa.types.is_nested(type_) or pa.types.is_floating(type_) or pa.types.is_boolean(type_) or type_ == pa.null():
+    held = carried_type(type_)
+    is_number_or_text = not (pa.types.is_nested(held) or pa.types.is_floating(held) or pa.types.is_boolean(held))
+    if not is_number_or_text or held == pa.null() or reason_not_stored(type_) is not None:
         return [f"input.id_column: {name!r} is of type {type_}; an id is a text, a whole number, a date or bytes"]
     return []
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_job.storage.values import python_values
+
 
 def together(table: pa.Table, image_columns: Sequence[str]) -> pa.Table:
     """The same rows; those with equal pictures follow the first of them. Others keep their order."""
     if not image_columns or table.num_rows < 2:
         return table
-    columns = [table.column(name).to_pylist() for name in image_columns]
+    columns = [python_values(table.column(name)) for name in image_columns]
     groups: dict[Hashable, list[int]] = {}
     for index, shown in enumerate(zip(*columns, strict=True)):
         key = _hashable(shown) if any(shown) else index  # rows without a picture have nothing in common

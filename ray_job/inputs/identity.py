@@ -11,6 +11,7 @@ from ray_job.inputs.formats.jsonl_splits import JsonlSplit
 from ray_job.inputs.formats.parquet import ParquetSplit
 from ray_job.inputs.source import Source
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
+from ray_job.storage.values import python_values
 
 
 def input_identity(source: Source) -> str:
@@ -24,7 +25,7 @@ def input_identity(source: Source) -> str:
     if isinstance(source, ImagesSource):
         for split in source.splits:
             for table in source.read(split, split.num_rows):
-                hasher.update("\0".join(map(str, table.column(0).to_pylist())).encode(errors="surrogatepass"))
+                hasher.update("\0".join(map(str, python_values(table.column(0)))).encode(errors="surrogatepass"))
         return hasher.hexdigest()[:16]
     locations = [split.location for split in source.splits if isinstance(split, ParquetSplit | JsonlSplit)]
     for line in (*_entries(locations), *(f"{split.name}\0{split.num_rows}" for split in source.splits)):

@@ -16,6 +16,7 @@ import pyarrow as pa
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.rows import ERROR_TYPE, READ_ERROR, error_record
 from ray_job.spec import PromptSpec
+from ray_job.storage.column_types import carried_field
 from ray_job.storage.places import Location
 
 
@@ -36,9 +37,9 @@ class Split:
 class Source(ABC):
     """The rows of a job's input.
 
-    `columns` are the user's columns each table delivers beside `row_id`: pictures, kept columns, and whatever the
-    prompt needs. `prompt` is the spec's with its defaults settled by the columns found; `overrides_column` is the
-    column with a row's own generation parameters, if any.
+    `columns` are the user's columns each table delivers beside `row_id`, with their own types: pictures, kept columns,
+    and whatever the prompt needs. Tables carry them as `schema` says. `prompt` is the spec's with its defaults settled
+    by the columns found; `overrides_column` is the column with a row's own generation parameters, if any.
     """
 
     id_field: pa.Field  # named row_id, with the type of the user's column
@@ -61,8 +62,9 @@ class Source(ABC):
 
     @property
     def schema(self) -> pa.Schema:
-        """`row_id`, the user's columns, and READ_ERROR (null for a good row)."""
-        return pa.schema([self.id_field, *self.columns, pa.field(READ_ERROR, ERROR_TYPE)])
+        """Of tables: `row_id`, the user's columns, and READ_ERROR (null for a good row); see `column_types.py`."""
+        users = (self.id_field, *self.columns)
+        return pa.schema([*map(carried_field, users), pa.field(READ_ERROR, ERROR_TYPE)])
 
     @property
     def num_rows(self) -> int:

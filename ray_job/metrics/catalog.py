@@ -13,7 +13,7 @@ RAY_PREFIX = "ray_"
 
 
 class Kind(StrEnum):
-    """How a metric moves."""
+    """The metric's type: a counter grows, a gauge rises and falls."""
 
     COUNTER = "counter"  # up only
     GAUGE = "gauge"
@@ -30,7 +30,7 @@ class Metric:
 
     @property
     def exported_name(self) -> str:
-        """What Prometheus finds."""
+        """The name in Prometheus."""
         return f"{RAY_PREFIX}{self.name}" + ("_total" if self.kind == Kind.COUNTER else "")
 
 

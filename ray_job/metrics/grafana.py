@@ -20,7 +20,7 @@ _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One time series panel: queries and what each is called."""
+    """One time series panel: its queries and their legends."""
 
     title: str
     unit: str  # Grafana's name of it
@@ -30,7 +30,7 @@ class Panel:
 
 
 def panels() -> list[Panel]:
-    """What the dashboard shows, most asked first."""
+    """The dashboard's panels, the most needed first."""
     pictures_reused = f"1 - {_rate(catalog.PICTURES_ENCODED)} / ({_rate(catalog.PICTURES_WANTED)} > 0)"
     prefix_reused = (
         f"{_rate(catalog.PREFIX_TOKENS_REUSED)} / "
@@ -147,7 +147,7 @@ def _datasource_variable() -> dict[str, Any]:
 
 
 def _session_variable() -> dict[str, Any]:
-    """Which Ray: each start of a cluster is a session."""
+    """The dashboard's choice of session: each start of a Ray cluster is one."""
     return {
         "name": "session",
         "label": "Ray session",

@@ -40,12 +40,12 @@ class Publisher:
 
     @classmethod
     def where_ray_runs(cls, read: Callable[[], Readings], actor: str) -> Self | None:
-        """A publisher in a process that belongs to a Ray; elsewhere None."""
+        """A publisher inside a Ray process, else None."""
         ray = sys.modules.get("ray")
         return cls(read, actor) if ray is not None and ray.is_initialized() else None
 
     def close(self) -> None:
-        """Publishes a last time."""
+        """Publishes the last values and ends the thread."""
         self._closed.set()
         self._thread.join()
 

@@ -1,4 +1,4 @@
-"""From a `model` section of the spec to a processor and an engine.
+"""From a spec's `model` section to a processor and an engine.
 
 Heavy imports happen inside the functions that need them: preparing rows must not load torch.
 """
@@ -10,11 +10,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_job.errors import ModelError
+from ray_job.errors import ModelError, first_line
+from ray_job.models.cuda import Cuda, is_usable
 from ray_job.models.hub import snapshot_folder
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+from ray_job.models.placement import Placement
 from ray_job.models.store import download_model
+from ray_job.models.threads import compute_with
 from ray_job.spec import JobSpec, ModelSpec
 from ray_job.storage.places import parse_uri
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from ray_job.models.phi3_vision.model import Phi3VisionModel
 
 DEMO, NOOP = "builtin:demo", "builtin:noop"
+_TEXT_TOKENS = 1024  # room for what stands beside a picture
 
 
 def model_folder(model: ModelSpec, *, with_weights: bool = True) -> Path:
@@ -55,77 +59,114 @@ def load_config(model: ModelSpec) -> Phi3VisionConfig:
     return Phi3VisionConfig.from_pretrained(model_folder(model, with_weights=False))
 
 
-def load_model(spec: JobSpec) -> Phi3VisionModel:
+def load_model(spec: JobSpec, placement: Placement | None = None) -> Phi3VisionModel:
     """Weights on their device, in evaluation mode.
 
+    Args:
+        spec: the job.
+        placement: where and how it computes; by default as an actor that has this process's machine for itself.
+
     Raises:
-        ModelError: the configuration or the weights are not right, or the GPU lacks the dtype.
+        ModelError: the configuration or the weights are not right, or the GPU cannot be used or lacks the dtype.
     """
     import torch
 
+    from ray_job.engine.memory import is_out_of_memory
     from ray_job.models.casting import cast_where_slow
     from ray_job.models.phi3_vision import weights
 
-    device = spec.model.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(spec.workers.threads or _cpus_per_actor(spec))
-    name = spec.model.dtype
-    if name == "auto":
-        name = "bfloat16" if device == "cuda" else "float32"
-    if name == "bfloat16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ModelError(f"model.dtype: {torch.cuda.get_device_name()} does not compute in bfloat16; set it to float16")
-    if name == "float32":
-        torch.backends.cudnn.allow_tf32 = False  # else convolutions on a GPU round to 10 bits
-    model = weights.load(
-        model_folder(spec.model), dtype=getattr(torch, name), device=device, attention=spec.model.attention
-    )
+    placement = placement or Placement.local(spec)
+    if placement.device == "cuda":
+        _check_gpu(placement)
+    compute_with(placement.threads)
+    folder = model_folder(spec.model)
+    dtype = getattr(torch, placement.dtype)
+    try:
+        model = weights.load(folder, dtype=dtype, device=placement.device, attention=spec.model.attention)
+        if placement.device == "cuda":
+            _try_gpu()
+    except (RuntimeError, AssertionError) as error:
+        if placement.device == "cpu" or is_out_of_memory(error) or "cuda" not in str(error).lower():
+            raise
+        raise Cuda.find().error(first_line(error)) from error
     return cast_where_slow(model)
 
 
-def load_engine(spec: JobSpec) -> Engine:
-    """The engine a job's actor runs."""
+def load_engine(spec: JobSpec, placement: Placement | None = None) -> Engine:
+    """The engine a job's actor runs; arguments and errors as for `load_model`."""
     if spec.model.path == NOOP:
         from ray_job.engine.noop import NoOpEngine
 
         return NoOpEngine()
     from ray_job.engine.interface import Vocabulary
 
+    placement = placement or Placement.local(spec)
     processor = load_processor(spec.model)
     vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
-    return _make_engine(spec, load_model(spec), vocabulary)
+    model = load_model(spec, placement)
+    if spec.batching.engine == "static":
+        return _static_engine(spec, model, vocabulary)
+    return _continuous_engine(spec, model, vocabulary, placement, processor.max_image_tokens)
 
 
-def _make_engine(spec: JobSpec, model: Phi3VisionModel, vocabulary: Vocabulary) -> Engine:
-    batching, deadline_s = spec.batching, spec.limits.row_deadline_s
-    if batching.engine == "static":
-        from ray_job.engine.batching import DEFAULT_MAX_TOKENS
-        from ray_job.engine.static import StaticEngine
+def _static_engine(spec: JobSpec, model: Phi3VisionModel, vocabulary: Vocabulary) -> Engine:
+    from ray_job.engine.batching import DEFAULT_MAX_TOKENS
+    from ray_job.engine.static import StaticEngine
 
-        return StaticEngine(
-            model,
-            vocabulary,
-            max_batch_rows=batching.max_batch_rows,
-            max_batch_tokens=batching.max_batch_tokens or DEFAULT_MAX_TOKENS,
-            padding_side=batching.padding_side,
-            row_deadline_s=deadline_s,
-        )
-    from ray_job.engine.continuous import ContinuousEngine
-    from ray_job.models.phi3_vision.packed import PackedPhi3Vision
-
-    return ContinuousEngine(
-        PackedPhi3Vision(model),
+    batching = spec.batching
+    return StaticEngine(
+        model,
         vocabulary,
-        max_slots=batching.max_batch_rows,
-        max_tokens=batching.max_batch_tokens,
-        step_tokens=batching.step_tokens,
-        vision_cache_bytes=batching.vision_cache_mib * 2**20,
-        prefix_sharing=batching.share_prefixes,
-        row_deadline_s=deadline_s,
+        max_batch_rows=batching.max_batch_rows,
+        max_batch_tokens=batching.max_batch_tokens or DEFAULT_MAX_TOKENS,
+        padding_side=batching.padding_side,
+        row_deadline_s=spec.limits.row_deadline_s,
     )
 
 
-def _cpus_per_actor(spec: JobSpec) -> int:
-    num_actors = spec.workers.max_actors or spec.workers.min_actors
-    return max(1, len(os.sched_getaffinity(0)) // num_actors)
+def _continuous_engine(
+    spec: JobSpec, model: Phi3VisionModel, vocabulary: Vocabulary, placement: Placement, max_image_tokens: int
+) -> Engine:
+    from ray_job.engine.continuous import ContinuousEngine
+    from ray_job.engine.memory import free_bytes, pool_tokens
+    from ray_job.models.phi3_vision.packed import PackedPhi3Vision
+
+    batching = spec.batching
+    vision_cache_bytes = batching.vision_cache_mib * 2**20
+    # Weights may be pages of their files, which count as available though they are needed all the time.
+    left_bytes = placement.memory_bytes - sum(weight.nbytes for weight in model.parameters())
+    packed = PackedPhi3Vision(model, free_bytes=left_bytes)
+    left_bytes -= packed.packed_bytes + vision_cache_bytes
+    if placement.device == "cuda":
+        left_bytes = free_bytes(model.device, placement.gpu_share)
+    # At least a row with one picture of full size: its prompt with a text beside it, and the answer.
+    least_tokens = max_image_tokens + _TEXT_TOKENS + spec.generation.max_new_tokens
+    return ContinuousEngine(
+        packed,
+        vocabulary,
+        max_slots=batching.max_batch_rows,
+        max_tokens=batching.max_batch_tokens or pool_tokens(packed, left_bytes, least_tokens),
+        step_tokens=batching.step_tokens,
+        vision_cache_bytes=vision_cache_bytes,
+        prefix_sharing=batching.share_prefixes,
+        row_deadline_s=spec.limits.row_deadline_s,
+    )
+
+
+def _check_gpu(placement: Placement) -> None:
+    """Raises ModelError unless torch can use a GPU, and that computes in the dtype."""
+    import torch
+
+    if not is_usable():
+        raise Cuda.find().error()
+    if placement.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ModelError(f"model.dtype: {torch.cuda.get_device_name()} does not compute in bfloat16; set it to float16")
+    if placement.dtype == "float32":
+        torch.backends.cudnn.allow_tf32 = False  # else convolutions round to 10 bits
+
+
+def _try_gpu() -> None:
+    """Raises what torch raises where it has no kernels for the GPU; copying alone would not show that."""
+    import torch
+
+    torch.ones(1, device="cuda").add_(1).item()

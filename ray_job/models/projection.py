@@ -1,19 +1,17 @@
 """A linear layer's product on a CPU, by the kernel that is fastest for as many rows as there are.
 
-Measured on two AVX2 cores in float32 (GFLOP/s of one core, weight 768 × 4096): MKL, which `nn.Linear` calls, reaches
-22 with 8 rows, 37 with 32 and 74 with 256; oneDNN with the weight laid out for it once reaches 29, 52 and 68. With a
-vocabulary of 32,064 rows of weight the difference is larger: 38 against 100 with 32 rows on both cores. So few rows,
-as in decoding, take the second way. It needs the weight a second time in memory.
+With many rows that is MKL's, which `nn.Linear` calls; with few, as in decoding, oneDNN's over a weight laid out for it
+once (figures in `bench/RESULTS.md`). The second way needs the weight a second time in memory.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from ray_job.engine.host import available_bytes
 from ray_job.models.casting import linear
 
 _MAX_ROWS = 64
@@ -35,13 +33,13 @@ class Projection:
         return linear(x_TD, self._weight)
 
 
-def can_pack(layers: Iterable[nn.Linear], dtype: torch.dtype) -> bool:
+def can_pack(layers: Iterable[nn.Linear], dtype: torch.dtype, free_bytes: int | None = None) -> bool:
     """Whether second copies of these layers' weights, in the `dtype` they compute in, are of use and small beside the
-    free memory."""
+    free memory; by default what is available to this process now."""
     weights = [layer.weight for layer in layers]
     if not torch._C._has_mkldnn or dtype != torch.float32 or any(weight.device.type != "cpu" for weight in weights):
         return False
-    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free_bytes = available_bytes() if free_bytes is None else free_bytes
     return sum(weight.numel() * dtype.itemsize for weight in weights) <= _MAX_MEMORY_SHARE * free_bytes
 
 

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 
 from ray_job.errors import RayJobError
 from ray_job.rows import NUM_QUESTIONS, POSITION, QUESTION_INDEX
+from ray_job.spec import MAX_QUESTIONS
 
 FOOTER_KEY = "ray_job"
-_QUESTION_BITS = 16
-MAX_QUESTIONS = 1 << _QUESTION_BITS
+_QUESTION_BITS = (MAX_QUESTIONS - 1).bit_length()
 Ints = npt.NDArray[np.int64]
 
 
@@ -73,7 +73,10 @@ class Account:
         """
         fields: dict[str, Any] = json.loads(text)
         try:
-            return cls(**{**fields, **{name: _unpack(fields[name]) for name in ("keys", "num_questions", "attempts")}})
+            arrays = {name: _unpack(fields[name]) for name in ("keys", "num_questions", "attempts")}
+            if len({len(array) for array in arrays.values()}) > 1:
+                raise ValueError("its arrays differ in length")
+            return cls(**{**fields, **arrays})
         except (KeyError, TypeError, zlib.error) as error:
             raise ValueError(f"not an account: {error}") from None
 
@@ -96,9 +99,9 @@ def keys(positions: Ints, questions: Ints | None) -> Ints:
     return positions << _QUESTION_BITS | questions
 
 
-def first_key(position: int) -> int:
-    """The least key of a row."""
-    return position << _QUESTION_BITS
+def first_keys(positions: Ints) -> Ints:
+    """The least key of each row."""
+    return positions << _QUESTION_BITS
 
 
 def positions_of(keys: Ints) -> Ints:

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_job.errors import RayJobError
-from ray_job.output.ledger import Bools, Ledger, Part
+from ray_job.output.ledger import Bools, Ledger, Part, is_damage
 from ray_job.output.parts import write_part
+from ray_job.storage.column_types import filtered
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
 from ray_job.storage.whole_files import remove
 
@@ -34,7 +35,7 @@ def drop_superseded(root: Location, ledger: Ledger) -> int:
 
 
 def _rewrite(root: Location, part: Part, counts: Bools) -> None:
-    rows = read_part(part).filter(pa.array(counts))
+    rows = filtered(read_part(part), pa.array(counts))
     account = part.account
     kept = replace(
         account,
@@ -52,11 +53,15 @@ def read_part(part: Part, columns: list[str] | None = None) -> pa.Table:
     """A part's rows, checksums compared, without the footer's metadata.
 
     Raises:
-        RayJobError: it cannot be read.
+        RayJobError: it cannot be read, or is damaged; with what to do.
     """
     try:
         with part.location.filesystem.open_input_file(part.location.path) as stream:
             table = pq.ParquetFile(stream, page_checksum_verification=True).read(columns)
-    except STORAGE_ERRORS as error:
-        raise RayJobError(f"{part.location}: cannot be read: {reason(error)}") from None
+    except (*STORAGE_ERRORS, ValueError) as error:
+        if not is_damage(error):
+            raise RayJobError(f"{part.location}: cannot be read: {reason(error)}. Try again") from None
+        raise RayJobError(
+            f"{part.location}: is damaged: {reason(error)}. Delete it; --mode resume then does its rows again"
+        ) from None
     return table.replace_schema_metadata(None)

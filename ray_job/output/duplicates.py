@@ -15,6 +15,8 @@ from ray_job.output.ledger import Ledger
 from ray_job.output.manifest import Duplicates
 from ray_job.output.matching import KnownRows
 from ray_job.rows import ROW_ID
+from ray_job.storage.column_types import filtered
+from ray_job.storage.values import python_values
 
 _PASS_ROWS = 20_000_000
 _NUM_EXAMPLES = 5
@@ -44,5 +46,6 @@ def _ids_at(ledger: Ledger, positions: Ints) -> list[str]:
     for part in ledger.parts if len(positions) else ():
         is_wanted = np.isin(part.account.positions, positions)
         if is_wanted.any():
-            ids.update(map(str, read_part(part, [ROW_ID]).column(ROW_ID).filter(pa.array(is_wanted)).to_pylist()))
+            rows = filtered(read_part(part, [ROW_ID]), pa.array(is_wanted))
+            ids.update(map(str, python_values(rows.column(ROW_ID))))
     return sorted(ids)

@@ -20,9 +20,10 @@ from ray_job.models.loading import model_folder
 from ray_job.rows import output_schema
 from ray_job.spec import JobSpec
 
-ENGINE_VERSION = 2  # raise it with any change of the code that changes answers
+ENGINE_VERSION = 3  # raise it with any change of the code that changes answers
 
 DTYPE = "model.dtype"
+AUTO_DTYPES = {"CPU": "float32", "GPU": "bfloat16"}  # what workers settle `auto` to
 _AUTO = "auto"
 _WHOLE_BYTES = 256 * 2**20
 _SAMPLE_BYTES = 4096
@@ -52,6 +53,19 @@ def fingerprint_fields(spec: JobSpec, source: Source) -> dict[str, Any]:
 def digest(fields: Mapping[str, Any]) -> str:
     """Hash of the fields: 16 hex digits."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def settled(fields: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with the dtype that earlier runs of the output settled, where these leave it open."""
+    is_open = fields.get(DTYPE) == _AUTO
+    return {**fields, DTYPE: earlier.get(DTYPE, _AUTO)} if is_open else dict(fields)
+
+
+def possible_digests(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The digests a run may come to have, by what its dtype is settled for: one, named "", where it is said."""
+    if fields.get(DTYPE) != _AUTO:
+        return {"": digest(fields)}
+    return {device: digest({**fields, DTYPE: dtype}) for device, dtype in AUTO_DTYPES.items()}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

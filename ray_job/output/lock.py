@@ -8,6 +8,7 @@ from typing import Self
 
 from ray_job.errors import SpecError
 from ray_job.storage.places import Location
+from ray_job.storage.whole_files import make_folders
 
 _NAME = ".lock"
 
@@ -29,7 +30,7 @@ class Lock:
         if not root.is_local:
             return cls(None)
         try:
-            os.makedirs(root.path, exist_ok=True)
+            make_folders(root.path)
             descriptor = os.open(os.path.join(root.path, _NAME), os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise SpecError([f"output.path: {root} cannot be written: {error.strerror}"]) from None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -24,8 +25,8 @@ class State(StrEnum):
     """Where a run stands; the manifest's `state`."""
 
     IN_PROGRESS = "in_progress"
-    FINALIZING = "finalizing"
-    COMPLETED = "completed"
+    FINALIZING = "finalizing"  # all rows are committed; they are being counted, or `_SUCCESS` is still to be written
+    COMPLETED = "completed"  # counted, and `_SUCCESS` is there
     FAILED = "failed"
     CANCELLED = "cancelled"
 
@@ -71,6 +72,7 @@ class Manifest:
     error: str | None = None
     spec: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str | None] = field(default_factory=dict)
+    placement: dict[str, Any] = field(default_factory=dict)  # what actors compute with (`Workers.record`)
 
     @property
     def fingerprint(self) -> str:
@@ -83,8 +85,23 @@ class Manifest:
         write_json(root, MANIFEST, content)
 
     @classmethod
+    def of_output(cls, root: Location) -> Self:
+        """The manifest of a folder that must have one.
+
+        Raises:
+            SpecError: it has none, or the file is no manifest of this version.
+        """
+        manifest = cls.read(root)
+        if manifest is None:
+            raise SpecError([f"{root}: no job's output here, since it has no {MANIFEST}. Check the path"])
+        return manifest
+
+    @classmethod
     def read(cls, root: Location) -> Self | None:
         """The manifest there is, if any.
+
+        One that says completed without `_SUCCESS` beside it is of a run that died between the two: it is read as
+        finalizing.
 
         Raises:
             SpecError: the file is no manifest of this version.
@@ -95,12 +112,12 @@ class Manifest:
         try:
             fields = json.loads(text)
             fields.pop("fingerprint")
-            fields["state"] = State(fields["state"])
+            fields["state"] = state = State(fields["state"])
             fields["inputs"] = tuple(InputRecord(**record) for record in fields["inputs"])
             fields["totals"] = Totals(**fields["totals"])
             duplicates = fields["duplicates"]
             fields["duplicates"] = Duplicates(**{**duplicates, "examples": tuple(duplicates["examples"])})
-            return cls(**fields)
+            manifest = cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SpecError(
                 [
@@ -108,6 +125,9 @@ class Manifest:
                     "may be whole, but nothing says which job they belong to. Move the folder away, or set output.path"
                 ]
             ) from None
+        if state == State.COMPLETED and read_text(root, SUCCESS) is None:
+            return replace(manifest, state=State.FINALIZING)
+        return manifest
 
 
 def public_spec(spec: JobSpec) -> dict[str, Any]:
@@ -118,6 +138,13 @@ def public_spec(spec: JobSpec) -> dict[str, Any]:
         if dump[section][key] is not None:
             dump[section][key] = without_secrets(dump[section][key])
     return dump
+
+
+def placement_text(placement: Mapping[str, Any]) -> str:
+    """A manifest's `placement` in words."""
+    threads = [str(num) for num in placement.get("threads_per_actor", [])]
+    parts = [str(placement[name]) for name in ("device", "dtype") if name in placement]
+    return ", ".join([*parts, *([f"{' or '.join(threads)} threads an actor"] if threads else [])])
 
 
 def versions() -> dict[str, str | None]:

@@ -23,6 +23,7 @@ from ray_job.output.account import Ints
 from ray_job.output.compaction import read_part
 from ray_job.output.ledger import Ledger
 from ray_job.rows import POSITION, ROW_ID
+from ray_job.storage.column_types import carried_type, stored_field
 
 Hashes = npt.NDArray[np.bytes_]  # 16 bytes each
 _HASH_TYPE = np.dtype("S16")
@@ -45,7 +46,7 @@ class KnownRows:
             if before is not None:
                 first, numbers = first[numbers < before], numbers[numbers < before]
             if len(numbers):
-                found = hash_ids(read_part(part, [ROW_ID]).column(ROW_ID).take(pa.array(first)))
+                found = hash_ids(read_part(part, [ROW_ID]).column(ROW_ID))[first]
                 is_ours = found.view(np.uint8).reshape(-1, _HASH_TYPE.itemsize)[:, 0] % share[1] == share[0]
                 hashes.append(found[is_ours])
                 positions.append(numbers[is_ours])
@@ -118,7 +119,10 @@ def match_input(source: Source, known: KnownRows) -> tuple[Ints, Ints]:
 
 
 def hash_ids(ids: pa.ChunkedArray) -> Hashes:
-    """128-bit hashes of ids of one type."""
+    """128-bit hashes of ids of one type, the same for an input's and for those that Parquet gives back."""
+    ids = ids.cast(carried_type(stored_field(pa.field(ROW_ID, ids.type)).type))
+    if pa.types.is_temporal(ids.type):  # as numbers: Python cannot hold all of Arrow's times
+        ids = ids.cast(pa.int32() if ids.type.bit_width == 32 else pa.int64())
     return np.frombuffer(b"".join(_digests(ids.to_pylist())), _HASH_TYPE)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ray_job.errors import FingerprintMismatch, SpecError
 from ray_job.output.fingerprint import differences
 from ray_job.output.ledger import Ledger
-from ray_job.output.manifest import MANIFEST, SUCCESS, InputRecord, Manifest, State
+from ray_job.output.manifest import MANIFEST, InputRecord, Manifest, State
 from ray_job.spec import OutputSpec
 from ray_job.storage.places import Location
 from ray_job.storage.whole_files import is_empty, read_text
@@ -28,6 +28,14 @@ class Opening:
     def is_finished(self) -> bool:
         """Whether the runs before came to their end."""
         return self.old is not None and self.old.state == State.COMPLETED
+
+    @property
+    def has_all_parts(self) -> bool:
+        """Whether the parts hold as many records as the runs before counted, and none is damaged."""
+        if self.old is None or self.ledger.unreadable:
+            return False
+        totals = self.old.totals
+        return len(self.ledger.keys) == totals.answered + totals.failed
 
     @property
     def is_changed(self) -> bool:
@@ -60,11 +68,11 @@ def open_output(root: Location, spec: OutputSpec, identity: str, num_rows: int, 
         return Opening(None, Ledger([], {}), first)
     if read_text(root, MANIFEST) is None:
         raise SpecError(
-            [f"output.path: {root} is not empty and has no {MANIFEST}, so it is no job's output; it is not overwritten"]
+            [f"output.path: {root} is not empty and has no {MANIFEST}, so it is no job's output; it is left alone"]
         )
     if spec.mode == "overwrite":
         return Opening(None, Ledger([], {}), first, is_replaced=True)
-    old = _finished_only_with_marker(root, Manifest.read(root))
+    old = Manifest.of_output(root)
     if spec.mode == "error":
         raise SpecError([_refusal(root, old)])
     check_fingerprint(root, old, fields)
@@ -92,14 +100,6 @@ def _numbered(old: Manifest, identity: str, num_rows: int) -> tuple[InputRecord,
     if (last.identity, last.rows) == (identity, num_rows):
         return old.inputs
     return (*old.inputs, InputRecord(identity, last.first_position + last.rows, num_rows))
-
-
-def _finished_only_with_marker(root: Location, manifest: Manifest | None) -> Manifest:
-    """A manifest that says completed without the marker is of a run that died between the two: not finished."""
-    assert manifest is not None
-    if manifest.state == State.COMPLETED and read_text(root, SUCCESS) is None:
-        return replace(manifest, state=State.FINALIZING)
-    return manifest
 
 
 def _refusal(root: Location, old: Manifest) -> str:

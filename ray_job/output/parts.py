@@ -6,9 +6,11 @@ says what it holds (`account.py`).
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +21,7 @@ from ray_job.storage.whole_files import write_whole
 
 DATA, ERRORS = "data", "errors"
 
+_ARROW_SCHEMA = b"ARROW:schema"  # Arrow's own key in a Parquet footer
 RECEIPT_SCHEMA = pa.schema([("receipt", pa.string())])
 
 
@@ -27,7 +30,7 @@ class Receipt:
     """What one committed part holds; all that travels back to the driver."""
 
     name: str
-    rows: int  # input rows; a row with several questions counts once
+    rows: int  # input rows of which it holds every question
     answered: int
     failed: int
     prompt_tokens: int
@@ -35,6 +38,8 @@ class Receipt:
     error_codes: dict[str, int] = field(default_factory=dict)
     write_s: float = 0.0
     actors: dict[str, dict[str, float]] = field(default_factory=dict)  # what each had done by then
+    # Of each row whose other questions lie elsewhere: its number, its records here, its questions in all.
+    partial_rows: list[tuple[int, int, int]] = field(default_factory=list)
 
     @classmethod
     def of_table(cls, table: pa.Table) -> list[Receipt]:
@@ -50,3 +55,24 @@ def write_part(root: Location, name: str, rows: pa.Table, account: Account) -> N
         writer.write_table(rows)
         writer.add_key_value_metadata(footer)
     write_whole(root, name, sink.getvalue())
+
+
+def stored_schema(schema: pa.Schema) -> pa.Schema:
+    """The schema that a part written with this one is read back with.
+
+    Parquet has no times in seconds and no dates in milliseconds, and names the items of lists itself.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    return pq.read_schema(pa.BufferReader(sink.getvalue())).remove_metadata()
+
+
+def written_schema(metadata: pq.FileMetaData) -> pa.Schema:
+    """The schema a part was written with, as its footer tells; what it is read back with where the footer does not."""
+    text = (metadata.metadata or {}).get(_ARROW_SCHEMA)
+    return metadata.schema.to_arrow_schema().remove_metadata() if text is None else _parsed_schema(text)
+
+
+@lru_cache(maxsize=16)  # the parts of an output share it
+def _parsed_schema(text: bytes) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))).remove_metadata()

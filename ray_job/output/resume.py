@@ -29,17 +29,22 @@ def what_is_left(ledger: Ledger, positions: Ints, first_position: int, retry_fai
         is_done &= rows.is_answered[places]
     (again,) = np.nonzero(is_begun & ~is_done)
     known = places[again]
-    questions = [
-        _questions_left(ledger, position, total, retry_failed) if total > 1 else None
-        for position, total in zip(positions[again].tolist(), rows.num_questions[known].tolist(), strict=True)
-    ]
     attempts = rows.attempts[known] if retry_failed else np.zeros(len(again))
+    questions = _questions_left(ledger, positions[again], rows.num_questions[known], retry_failed)
     columns = [again, positions[again], attempts.astype(np.int32), questions]
     arrays = [pa.array(values, field.type) for values, field in zip(columns, AGAIN_SCHEMA, strict=True)]
     return Remaining(~is_done, first_position, pa.table(arrays, schema=AGAIN_SCHEMA))
 
 
-def _questions_left(ledger: Ledger, position: int, num_questions: int, retry_failed: bool) -> list[int] | None:
-    """The questions of a row begun before; None for all, so that a row that failed as a whole is asked everything."""
-    found = ledger.questions_found(position, answered_only=retry_failed)
-    return [question for question in range(num_questions) if question not in found] if found else None
+def _questions_left(ledger: Ledger, positions: Ints, num_questions: Ints, retry_failed: bool) -> list[list[int] | None]:
+    """For each of some rows begun before, its questions that are left.
+
+    None stands for all of them: a row that has one question, and a row that failed as a whole.
+    """
+    left: list[list[int] | None] = [None] * len(positions)
+    (several,) = np.nonzero(num_questions > 1)
+    found = ledger.questions_found(positions[several], answered_only=retry_failed)
+    for place, total, done in zip(several.tolist(), num_questions[several].tolist(), found, strict=True):
+        if done:
+            left[place] = sorted(set(range(total)).difference(done))
+    return left

@@ -7,13 +7,15 @@ _report.json             what the run did and how fast
 _SUCCESS                 last of all, and only when the count adds up
 
 Nothing is written before every check has passed, and a run killed anywhere leaves whole parts and a manifest that says
-whose they are.
+whose they are. `_SUCCESS` is what completes a run: before it is there the run is not finished, whatever the manifest
+says, and from then on nothing changes what the folder says.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
@@ -21,26 +23,36 @@ from typing import Any, Self
 
 import numpy as np
 
-from ray_job.errors import AccountingError, SpecError
+from ray_job.errors import AccountingError, RayJobError, SpecError
 from ray_job.inputs.identity import input_identity
 from ray_job.inputs.remaining import Remaining
 from ray_job.inputs.source import Source
 from ray_job.output.activity import Activity
 from ray_job.output.compaction import drop_superseded
+from ray_job.output.count import RowCount
 from ray_job.output.duplicates import find_duplicates
-from ray_job.output.fingerprint import DTYPE, fingerprint_fields
+from ray_job.output.fingerprint import DTYPE, fingerprint_fields, settled
 from ray_job.output.ledger import Ledger
 from ray_job.output.lock import Lock
 from ray_job.output.manifest import REPORT, REPORT_PAGE, SUCCESS, Manifest, State, public_spec, versions
 from ray_job.output.matching import KnownRows, match_input
 from ray_job.output.modes import Opening, check_fingerprint, open_output
+from ray_job.output.partial_rows import PartialRows
 from ray_job.output.parts import DATA, ERRORS, Receipt
 from ray_job.output.resume import what_is_left
 from ray_job.output.summary import Report
 from ray_job.output.totals import Totals
 from ray_job.spec import JobSpec
 from ray_job.storage.places import Location, locate
-from ray_job.storage.whole_files import part_files, remove, remove_leftovers, write_json, write_whole
+from ray_job.storage.whole_files import (
+    part_files,
+    read_text,
+    remove,
+    remove_leftovers,
+    sync_folders,
+    write_json,
+    write_whole,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -86,7 +98,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
-            if error is not None and self._manifest is not None:
+            if error is not None and self._manifest is not None and not self._is_completed:
                 self._write_manifest(state=State.of_error(error), totals=self.totals, error=str(error))
         finally:
             self._lock.close()
@@ -97,7 +109,7 @@ class Run:
         Raises:
             TooManyRowErrors: more rows failed than the limits allow.
         """
-        self.totals.add(receipt)
+        self.totals.add(receipt, self._partial_rows.num_completed(receipt))
         self.activity.add(receipt, self._elapsed_s)
         self.totals.check(self._spec.limits, self.expected_rows)
 
@@ -136,16 +148,21 @@ class Run:
         num_earlier = int(np.count_nonzero(numbers < record.first_position))
         return num_earlier + record.rows - self._num_known
 
+    @cached_property
+    def _partial_rows(self) -> PartialRows:
+        return PartialRows(self.remaining.again)
+
     @property
     def num_left(self) -> int:
-        """Rows no receipt has come for."""
+        """Rows of which no receipt, or not every question's, has come."""
         return self.expected_rows - self.totals.rows if self._manifest is not None else self.remaining.num_rows
 
-    def begin(self, dtype: str | None = None) -> None:
+    def begin(self, dtype: str | None = None, placement: Mapping[str, Any] | None = None) -> None:
         """Marks the output as being worked on, and clears away what is replaced or damaged.
 
         Args:
-            dtype: the model's, where workers have settled it.
+            dtype: the model's, where workers have settled it; by default what earlier runs settled.
+            placement: what the actors compute with, for the manifest; by default what an earlier run's did.
 
         Raises:
             FingerprintMismatch: earlier answers were made with another dtype.
@@ -155,6 +172,8 @@ class Run:
             self._fields[DTYPE] = dtype
             if opening.old is not None:
                 check_fingerprint(self.root, opening.old, self._fields)
+        elif opening.old is not None:
+            self._fields = settled(self._fields, opening.old.fields)
         remaining = self.remaining
         remove(self.root, [SUCCESS])
         remove_leftovers(self.root)
@@ -168,7 +187,9 @@ class Run:
                 ],
             )
         for name, problem in opening.ledger.unreadable.items():
-            _LOG.warning("%s/%s is damaged (%s); its rows are done again", self.root, name, problem)
+            _LOG.warning("%s/%s is damaged (%s); it is deleted and its rows are done again", self.root, name, problem)
+        if opening.is_finished and not opening.has_all_parts:
+            _LOG.warning("%s was finished and has lost parts since; their rows are done again", self.root)
         remove(self.root, opening.ledger.unreadable)
         self.totals.start(opening.ledger, self.expected_rows - remaining.num_rows, self._spec.output.retry_failed)
         record = replace(opening.input, known_rows=self._num_known)
@@ -184,21 +205,26 @@ class Run:
             already_done=record.rows - remaining.num_rows,
             spec=public_spec(self._spec),
             versions=versions(),
+            placement=dict(placement or (opening.old.placement if opening.old is not None else {})),
         )
         self._write_manifest()
 
-    def finish(self) -> Report:
+    def finish(self, before_commit: Callable[[], None] = lambda: None) -> Report:
         """Drops superseded records, counts what is on disk, writes the report and, last, `_SUCCESS`.
 
         A finished run with nothing left is not touched.
+
+        Args:
+            before_commit: called once the count adds up, before the run is marked as completed; from here on it should
+                not be interrupted.
 
         Raises:
             AccountingError: the files do not hold each row exactly once.
             TooManyRowErrors: of them all, too many failed.
         """
         if self._manifest is None:
-            if self._opening.is_finished and self._opening.old is not None:
-                old = self._opening.old
+            old = self._opening.old
+            if old is not None and self._opening.is_finished and self._opening.has_all_parts:
                 return Report.of_manifest(self.root, replace(old, already_done=old.input_rows), self._elapsed_s)
             self.begin()
         self._write_manifest(state=State.FINALIZING, totals=self.totals)
@@ -210,7 +236,9 @@ class Run:
         self.totals.check(self._spec.limits, self.expected_rows)
         manifest = self._write_manifest(totals=self.totals, duplicates=find_duplicates(ledger))
         report = Report.of_manifest(self.root, manifest, self._elapsed_s, self.activity)
+        before_commit()
         write_json(self.root, REPORT, report.to_dict())
+        sync_folders(self.root, ("", DATA, ERRORS))
         self._write_manifest(state=State.COMPLETED)
         write_whole(self.root, SUCCESS, b"")
         return report
@@ -221,22 +249,14 @@ class Run:
         Raises:
             AccountingError: with the counts.
         """
-        record, rows = self._opening.input, ledger.rows()
-        numbers = rows.positions - record.first_position
-        num_own = int(np.count_nonzero((numbers >= 0) & (numbers < record.rows)))
-        num_alien = int(np.count_nonzero(numbers >= record.rows))
-        num_torn = int(np.count_nonzero(~rows.is_whole))
-        problems = [f"{name} {problem}" for name, problem in ledger.unreadable.items()]
-        if num_own + self._num_known != record.rows:
-            problems.append(
-                f"{record.rows} rows were read, {self._num_known} were known, the parts hold {num_own} more"
-            )
-        if num_alien or num_torn or ledger.num_superseded:
-            doubled = f"{ledger.num_superseded} records are doubled"
-            problems.append(f"{num_alien} rows are of no input, {num_torn} lack questions, {doubled}")
+        assert self._manifest is not None, "begin first"
+        problems = [f"{name}: damaged: {problem}" for name, problem in ledger.unreadable.items()]
+        count = RowCount.of_ledger(ledger, self._manifest.inputs[-1])
+        problems += count.problems()
         if problems:
             raise AccountingError(
-                f"{self.root}: {'; '.join(problems)}. Keep the folder; --mode resume does what is missing"
+                f"{self.root}: {count.input_rows} rows were read, and {'; '.join(problems)}. Keep the folder; "
+                "--mode resume does what is missing"
             )
 
     def _check_change(self, num_new: int) -> None:
@@ -262,8 +282,18 @@ class Run:
     def _has_nothing_to_do(self) -> bool:
         """Whether the output is finished, whole, and its input the same."""
         opening = self._opening
-        is_whole = opening.is_finished and not opening.is_changed and not opening.ledger.unreadable
+        is_whole = opening.is_finished and not opening.is_changed and opening.has_all_parts
         return is_whole and not self._spec.output.retry_failed
+
+    @property
+    def _is_completed(self) -> bool:
+        """Whether this run has written its `_SUCCESS`."""
+        if self._manifest is None or self._manifest.state != State.COMPLETED:
+            return False
+        try:
+            return read_text(self.root, SUCCESS) is not None
+        except RayJobError:  # then nothing else can be written either
+            return True
 
     @cached_property
     def _positions(self) -> np.ndarray[Any, np.dtype[np.int64]]:

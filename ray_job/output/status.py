@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ray_job.errors import SpecError
 from ray_job.output.ledger import Ledger
 from ray_job.output.lock import is_locked
-from ray_job.output.manifest import MANIFEST, Manifest, State
+from ray_job.output.manifest import Manifest, State, placement_text
 from ray_job.output.totals import Totals
 from ray_job.storage.places import Location
 
@@ -36,6 +35,7 @@ class JobStatus:
     rows_per_s: float | None  # over the newest parts
     newest_part_age_s: float | None
     fingerprint: str
+    placement: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON."""
@@ -56,6 +56,7 @@ class JobStatus:
             *((f"  {code}", f"{count}") for code, count in self.error_codes.items()),
             *([("rows/s", f"{self.rows_per_s:.1f}")] if self.rows_per_s is not None else []),
             ("parts", f"{self.parts}, the newest {age}"),
+            *([("computed on", placement_text(self.placement))] if self.placement else []),
             ("fingerprint", self.fingerprint),
             ("output", self.output),
         ]
@@ -70,10 +71,7 @@ def job_status(root: Location) -> JobStatus:
         SpecError: there is no manifest, or it cannot be read.
         RayJobError: the storage fails.
     """
-    manifest = Manifest.read(root)
-    if manifest is None:
-        raise SpecError([f"{root} has no {MANIFEST}: no job's output"])
-    return status_of(root, manifest, Ledger.scan(root))
+    return status_of(root, Manifest.of_output(root), Ledger.scan(root))
 
 
 def status_of(root: Location, manifest: Manifest, ledger: Ledger) -> JobStatus:
@@ -96,6 +94,7 @@ def status_of(root: Location, manifest: Manifest, ledger: Ledger) -> JobStatus:
         rows_per_s=_rate(ledger, manifest),
         newest_part_age_s=None if newest_s is None else max(0.0, time.time() - newest_s),
         fingerprint=manifest.fingerprint,
+        placement=manifest.placement,
     )
 
 

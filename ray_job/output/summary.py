@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from ray_job.output.activity import Activity
-from ray_job.output.manifest import Duplicates, Manifest
+from ray_job.output.manifest import Duplicates, Manifest, placement_text
 from ray_job.output.totals import Totals
 from ray_job.storage.places import Location
 
@@ -23,6 +23,7 @@ class Report:
     already_done: int = 0  # rows of the input that earlier runs had done
     duplicates: Duplicates = field(default_factory=Duplicates)
     activity: Activity = field(default_factory=Activity)  # of this run's workers
+    placement: dict[str, Any] = field(default_factory=dict)  # what they computed with, as in the manifest
 
     @classmethod
     def of_manifest(
@@ -38,6 +39,7 @@ class Report:
             already_done=manifest.already_done,
             duplicates=manifest.duplicates,
             activity=activity or Activity(),
+            placement=manifest.placement,
         )
 
     @property
@@ -68,6 +70,7 @@ class Report:
             ("answer tokens", f"{totals.completion_tokens}"),
             ("time", f"{self.elapsed_s:.1f} s"),
             ("rows/s", f"{self.rows_per_s:.1f}"),
+            *([("computed on", placement_text(self.placement))] if self.placement else []),
             *self.activity.lines(),
             ("parts", f"{totals.parts}"),
             ("output", self.output),
@@ -76,7 +79,7 @@ class Report:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def _repeated(duplicates: Duplicates) -> str:
-    return f"{duplicates.ids} ids have {duplicates.rows} more rows each their own answer, e.g. " + ", ".join(
-        duplicates.examples
-    )
+def _repeated(found: Duplicates) -> str:
+    ids = "1 id comes" if found.ids == 1 else f"{found.ids} ids come"
+    rows = "1 further row" if found.rows == 1 else f"{found.rows} further rows"
+    return f"{ids} more than once, in {rows}; each row has its own answer: {', '.join(found.examples)}"

@@ -18,7 +18,7 @@ from ray_job.spec import LimitsSpec
 class Totals:
     """What the committed parts hold so far, those of earlier runs included."""
 
-    rows: int = 0  # input rows; one with several questions counts once
+    rows: int = 0  # input rows, each once it has a record for every question
     answered: int = 0
     failed: int = 0
     prompt_tokens: int = 0
@@ -31,7 +31,7 @@ class Totals:
         """By the parts' footers."""
         is_answer = ledger.is_answer[ledger.counts]
         return cls(
-            rows=len(ledger.rows().positions),
+            rows=int(np.count_nonzero(ledger.rows().is_whole)),
             answered=int(np.count_nonzero(is_answer)),
             failed=int(np.count_nonzero(~is_answer)),
             prompt_tokens=sum(part.account.prompt_tokens for part in ledger.parts),
@@ -48,9 +48,9 @@ class Totals:
         if not retry_failed:
             self.failed, self.error_codes = found.failed, found.error_codes
 
-    def add(self, receipt: Receipt) -> None:
-        """Counts one more part."""
-        self.rows += receipt.rows
+    def add(self, receipt: Receipt, num_completed: int = 0) -> None:
+        """Counts one more part, and the rows it makes whole together with parts before it."""
+        self.rows += receipt.rows + num_completed
         self.answered += receipt.answered
         self.failed += receipt.failed
         self.prompt_tokens += receipt.prompt_tokens
@@ -69,8 +69,9 @@ class Totals:
         codes = ", ".join(f"{count} {code}" for code, count in self.error_codes.items())
         if limits.max_errors is not None and self.failed > limits.max_errors:
             raise TooManyRowErrors(f"{self.failed} rows failed ({codes}); limits.max_errors is {limits.max_errors}")
-        rate = limits.max_error_rate
-        if rate is not None and self.failed > rate * max(num_rows, self.answered + self.failed):
+        rate, num_all = limits.max_error_rate, max(num_rows, self.answered + self.failed)
+        if rate is not None and self.failed > rate * num_all:
+            what = "rows" if num_all == num_rows else "questions"
             raise TooManyRowErrors(
-                f"{self.failed} of {num_rows} rows failed ({codes}); limits.max_error_rate is {rate}"
+                f"{self.failed} of {num_all} {what} failed ({codes}); limits.max_error_rate is {rate}"
             )

@@ -1,21 +1,22 @@
 """From a row's columns to chat messages: one conversation for each question asked about the row.
 
-Text from columns is data: unless the spec says otherwise, nothing in it can become a picture tag or a chat token.
-The template, the system prompt and the spec's own questions are the user's; picture tags in them count.
+Text from columns is data: unless the spec says otherwise, nothing in it becomes a picture tag or a chat token. The
+template, the system prompt and the spec's own questions are written by the user, so picture tags in them count.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
+import itertools
 import re
 import string
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ray_job.errors import ErrorCode, RowError, SpecError
+from ray_job.prompts.json_text import has_half_pair, parse_json
 from ray_job.prompts.parts import ImageTag, Message, Part, Text, parse_markup, parse_tags
-from ray_job.spec import PromptSpec
+from ray_job.spec import MAX_QUESTIONS, PromptSpec
 
 QUESTION = "question"
 _ROLES = ("system", "user", "assistant")
@@ -64,14 +65,14 @@ def settle(prompt: PromptSpec, columns: Sequence[str]) -> PromptSpec:
         if column not in columns and not (column == QUESTION and has_questions):
             problems.append(f"prompt.template: no column {column!r}; {nearest(column, columns)}")
     if has_questions and QUESTION not in fields:
-        problems.append("prompt.template: asks no {question} although there is a list of them")
+        problems.append("prompt.template: has no {question} field, and there is a list of questions to fill it with")
     if problems:
         raise SpecError(problems)
     return prompt
 
 
 def nearest(name: str, columns: Sequence[str]) -> str:
-    """What to offer in place of an unknown column."""
+    """A hint to the column that an unknown name may have meant, and all there are."""
     near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}the data has: {', '.join(columns)}"
@@ -96,7 +97,7 @@ class Conversations:
 
     Args:
         prompt: its `template` or `messages_column` settled (`settle`).
-        specials: chat tokens of the model, for `column_markup: special`.
+        specials: the model's chat tokens, for `column_markup: special`.
     """
 
     def __init__(self, prompt: PromptSpec, specials: Collection[str]) -> None:
@@ -104,10 +105,10 @@ class Conversations:
         self._specials = specials
 
     def of_row(self, row: Mapping[str, Any], num_pictures: int) -> list[list[Message]]:
-        """One conversation per question, the pictures placed.
+        """One conversation for each question, with its pictures placed.
 
         Raises:
-            RowError: a column the prompt needs is null, or the messages do not parse.
+            RowError: a column the prompt needs is null, the messages do not parse, or there are too many questions.
         """
         if self._prompt.messages_column is not None:
             messages = self._from_messages(_required(row, self._prompt.messages_column))
@@ -125,11 +126,16 @@ class Conversations:
             if not isinstance(questions, list) or not questions or None in questions:
                 column = self._prompt.questions_column
                 raise RowError(ErrorCode.PROMPT_MISSING, f"column {column!r} holds no list of questions")
+            if len(questions) > MAX_QUESTIONS:
+                raise RowError(
+                    ErrorCode.TOO_MANY_QUESTIONS,
+                    f"{len(questions)} questions; a row may have {MAX_QUESTIONS}. Split it into several rows",
+                )
             return [self._fill(row, self._parse_column(str(question))) for question in questions]
         return [self._fill(row, None)]
 
     def _fill(self, row: Mapping[str, Any], question: list[Part] | None) -> list[Part]:
-        """The template with its fields replaced."""
+        """The template with its fields filled."""
         parts: list[Part] = []
         for literal, name, _, _ in string.Formatter().parse(self._prompt.template or ""):
             parts += parse_tags(literal)
@@ -140,6 +146,8 @@ class Conversations:
         return parts
 
     def _parse_column(self, text: str) -> list[Part]:
+        if has_half_pair(text):
+            raise _malformed("a text holds half of a surrogate pair, which is no character")
         if self._prompt.column_markup == "tags":
             return parse_tags(text)
         if self._prompt.column_markup == "special":
@@ -152,17 +160,13 @@ class Conversations:
         return [Message("system", tuple(parse_tags(self._prompt.system))), *messages]
 
     def _from_messages(self, value: Any) -> list[Message]:
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise RowError(ErrorCode.ROW_MALFORMED, f"messages are not JSON: {error}") from None
+        value = _parsed(value)
         if not isinstance(value, list) or not value:
-            raise RowError(ErrorCode.ROW_MALFORMED, "messages must be a list with at least one message")
-        counter = _Counter()
-        return [self._message(index, item, counter) for index, item in enumerate(value)]
+            raise _malformed(f"messages must be a list with at least one message, got {_kind(value)}")
+        numbers = itertools.count(1)
+        return [self._message(index, item, numbers) for index, item in enumerate(value)]
 
-    def _message(self, index: int, item: Any, counter: _Counter) -> Message:
+    def _message(self, index: int, item: Any, numbers: Iterator[int]) -> Message:
         if not isinstance(item, dict) or item.get("role") not in _ROLES:
             got = item.get("role") if isinstance(item, dict) else item
             raise _malformed(f"message {index}: role must be one of {', '.join(_ROLES)}, got {got!r}")
@@ -176,26 +180,27 @@ class Conversations:
             )
         parts: list[Part] = []
         for part in content:
-            parts += self._message_part(index, part, counter)
+            parts += self._message_part(index, part, numbers)
         return Message(role, tuple(parts))
 
-    def _message_part(self, index: int, part: Any, counter: _Counter) -> list[Part]:
+    def _message_part(self, index: int, part: Any, numbers: Iterator[int]) -> list[Part]:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             return self._parse_column(part["text"])
         if kind in ("image_url", "image"):
-            return [ImageTag(counter.next()), Text("\n")]
+            return [ImageTag(next(numbers)), Text("\n")]
         raise _malformed(f"message {index}: a part must be a text or an image_url, got {kind!r}")
 
 
 def image_parts(messages: Any) -> list[Any]:
-    """The picture values of OpenAI messages (list or JSON text), in order; [] where they do not parse."""
-    if isinstance(messages, str):
-        try:
-            messages = json.loads(messages)
-        except json.JSONDecodeError:
-            return []
-    contents = [item.get("content") for item in messages or [] if isinstance(item, dict)]
+    """The picture values of OpenAI messages (a list or JSON text), in order; of anything else none.
+
+    Raises:
+        RowError: the text is not JSON.
+    """
+    messages = _parsed(messages)
+    items = messages if isinstance(messages, list) else []
+    contents = [item.get("content") for item in items if isinstance(item, dict)]
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
     return [_image_value(part) for part in parts if part.get("type") in ("image_url", "image")]
 
@@ -207,17 +212,21 @@ def _image_value(part: Mapping[str, Any]) -> Any:
     return link.get("url") if isinstance(link, dict) else link
 
 
-class _Counter:
-    def __init__(self) -> None:
-        self._value = 0
+def _parsed(messages: Any) -> Any:
+    if not isinstance(messages, str):
+        return messages
+    try:
+        return parse_json(messages)
+    except RowError as error:
+        raise _malformed(f"messages: {error.message}") from None
 
-    def next(self) -> int:
-        self._value += 1
-        return self._value
+
+def _kind(value: Any) -> str:
+    return "an empty one" if value == [] else type(value).__name__
 
 
 def _place_pictures(messages: list[Message], num_pictures: int) -> list[Message]:
-    """Without any tag, the pictures stand first in the first user message, each on its own line."""
+    """Where no tag places them, pictures stand first in the first user message, each on a line of its own."""
     has_tags = any(isinstance(part, ImageTag) for message in messages for part in message.parts)
     if has_tags or num_pictures == 0:
         return messages

@@ -1,8 +1,8 @@
-"""The parts a prompt is made of, and the two ways to read them out of a string.
+"""The parts a prompt is made of, and how they are read out of a string.
 
-What a user or a data set wrote travels as `Text`, which is never searched for special tokens or picture tags.
-Only a trusted string, such as the job's own prompt template, goes through `parse_markup` or `parse_tags`.
-Knows no tokenizer: which strings are special tokens is told by the caller.
+Text from data travels as `Text`, which is never searched for special tokens or picture tags. Only a trusted string,
+such as the job's own prompt template, goes through `parse_markup` or `parse_tags`. Nothing here knows a tokenizer:
+the caller says which strings are special tokens.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Literal, TypeAlias
 
 @dataclass(frozen=True)
 class Text:
-    """Plain characters. `<|end|>` in here is seven characters, not a token."""
+    """Plain characters: `<|end|>` in it is seven characters, not a token."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Special:
-    """One special token by its own spelling, such as `<|user|>`."""
+    """One special token by its spelling, such as `<|user|>`."""
 
     token: str
 
 
 @dataclass(frozen=True)
 class ImageTag:
-    """The place of a picture. `index` counts from 1, as in `<|image_1|>`."""
+    """Where a picture stands; `index` counts from 1, as in `<|image_1|>`."""
 
     index: int
 
@@ -50,7 +50,7 @@ _IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
 
 
 def parse_tags(text: str) -> list[Part]:
-    """Splits a trusted string at `<|image_N|>`; all else is Text. Empty pieces are left out."""
+    """Splits a trusted string at `<|image_N|>`; everything else is Text, and empty pieces are left out."""
     parts: list[Part] = []
     end = 0
     for match in _IMAGE_TAG.finditer(text):
@@ -61,23 +61,23 @@ def parse_tags(text: str) -> list[Part]:
 
 
 def parse_specials(text: str, specials: Collection[str]) -> list[Part]:
-    """Splits a trusted string at special tokens only; a picture tag in it stays text.
+    """Splits a trusted string at special tokens alone; a picture tag stays text.
 
-    Where two special tokens start at the same place the longer one is taken, as the official tokenizer does.
+    Where two special tokens begin at one place the longer counts, as in the official tokenizer.
     """
     if not specials:
         return [Text(text)] if text else []
     by_length = sorted(specials, key=len, reverse=True)
     pattern = re.compile("(" + "|".join(re.escape(token) for token in by_length) + ")")
-    # With one group, re.split puts the matches at the odd places.
+    # With one group in the pattern, re.split puts the matches at the odd places.
     pieces = enumerate(pattern.split(text))
     return [Special(piece) if place % 2 else Text(piece) for place, piece in pieces if piece]
 
 
 def parse_markup(text: str, specials: Collection[str]) -> list[Part]:
-    """Splits a trusted string in the official prompt format into pictures, special tokens and text.
+    """Splits a trusted string in the official prompt format into picture tags, special tokens and text.
 
-    Picture tags are found first and special tokens in what is left, as the official processor does.
+    Picture tags are found first, then special tokens in the rest, as the official processor does it.
     """
     parts: list[Part] = []
     for part in parse_tags(text):

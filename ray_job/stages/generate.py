@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from ray_job.errors import ErrorCode, ModelError, RowError, Stage
 from ray_job.metrics import catalog
 from ray_job.metrics.publisher import Publisher, Readings
 from ray_job.models.loading import load_engine
+from ray_job.models.placement import Placement
 from ray_job.rows import (
     PICTURES,
     POSITION,
@@ -45,6 +46,10 @@ from ray_job.rows import (
 )
 from ray_job.spec import GenerationParams, JobSpec
 from ray_job.stages.poison import Block, DurableStore, PoisonSearch, ReadersWriterLock
+from ray_job.storage.values import python_values
+
+Place: TypeAlias = Callable[[JobSpec, DurableStore | None], Placement]
+"""Says, in the actor's own process, where it computes and with how much; the store is shared with the other actors."""
 
 
 class GenerateActor:
@@ -55,6 +60,7 @@ class GenerateActor:
         schema: of the output (`rows.output_schema`).
         should_stop: asked before rows are taken on; once true they are left for another run.
         store: where blocks in flight are recorded, so that rows that kill this process are found (`poison.py`).
+        place: what this actor computes with; by default this process's machine, the whole of it.
     """
 
     def __init__(
@@ -63,11 +69,13 @@ class GenerateActor:
         schema: pa.Schema,
         should_stop: Callable[[], bool] = lambda: False,
         store: DurableStore | None = None,
+        place: Place | None = None,
     ) -> None:
         self._should_stop = should_stop
         self._schema = result_schema(schema)
         started_s = time.monotonic()
-        self._engine = _load(spec, store)
+        placement = None if place is None else place(spec, store)
+        self._engine = _load(spec, store, placement)
         self._loop = EngineLoop(self._engine)
         self._poison = PoisonSearch(store, Stage.GENERATE, spec.limits.row_deadline_s)
         self._lock = ReadersWriterLock()
@@ -75,6 +83,7 @@ class GenerateActor:
         self._watch.enter_context(self._poison.watch(lambda: self._loop.busy_since_s))
         self._name = uuid.uuid4().hex[:8]
         self._load_s = time.monotonic() - started_s
+        self._threads = 0 if placement is None else placement.threads
         self._prepare_s = 0.0
         self._outcomes: Counter[tuple[catalog.Metric, str | None]] = Counter()
         self._publisher = Publisher.where_ray_runs(self._readings, self._name)
@@ -138,7 +147,7 @@ class GenerateActor:
         """The block's output, with what this actor has done so far."""
         self._prepare_s += rows.prepare_s
         times = {"prepare_s": self._prepare_s, "load_s": self._load_s, "idle_s": self._loop.idle_s}
-        done = {**times, **asdict(self._engine.stats())}
+        done = {**times, "threads": self._threads, **asdict(self._engine.stats())}
         self._outcomes = self._outcomes + rows.outcomes(results)  # another thread reads it
         return rows.with_results(results, schema or self._schema, json.dumps({"actor": self._name, "done": done}))
 
@@ -156,14 +165,14 @@ class GenerateActor:
         }
 
 
-def _load(spec: JobSpec, store: DurableStore | None) -> Engine:
+def _load(spec: JobSpec, store: DurableStore | None, placement: Placement | None) -> Engine:
     """The engine.
 
     Raises:
         ModelError: it does not load, or this actor's process died of it twice.
     """
     if store is None:
-        return load_engine(spec)
+        return load_engine(spec, placement)
     block = Block(store, f"load/{store.worker}", [spec.model.path])
     if block.poisoned:
         raise ModelError(
@@ -171,7 +180,7 @@ def _load(spec: JobSpec, store: DurableStore | None) -> Engine:
             "memory, or a crash in native code. Give the actor more memory, or load a smaller model"
         )
     next(block.pieces())
-    engine = load_engine(spec)
+    engine = load_engine(spec, placement)
     block.finish()
     return engine
 
@@ -199,8 +208,12 @@ class _PreparedRows:
         if sample["error"] is not None:
             self._errors[position] = sample["error"]
             return
-        params = GenerationParams.model_validate_json(sample["params"])
-        self.samples.append(Sample(position, sample["input_ids"], pictures, params))
+        try:
+            params = GenerationParams.model_validate_json(sample["params"])
+            self.samples.append(Sample(position, sample["input_ids"], pictures, params))
+        except BaseException as error:  # of this row, or it goes on from there
+            (row_id,) = python_values(self._table.column(ROW_ID).slice(row_index, 1))
+            self._errors[position] = error_record(RowError.of(error, Stage.GENERATE, row_id))
 
     def outcomes(self, results: Sequence[Result]) -> Counter[tuple[catalog.Metric, str | None]]:
         """How the samples ended, as metrics count it."""
@@ -217,7 +230,7 @@ class _PreparedRows:
     def sample_ids(self) -> Sequence[Any]:
         """The row's id of each of `samples`."""
         indices = [self._row_indices[sample.key] for sample in self.samples]
-        return self._table.column(ROW_ID).take(pa.array(indices)).to_pylist()  # type: ignore[no-any-return]
+        return python_values(self._table.column(ROW_ID).take(pa.array(indices)))
 
     def with_results(self, results: Sequence[Result], schema: pa.Schema, worker: str) -> pa.Table:
         """One output row per sample; `worker` stands in the first."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -22,6 +21,7 @@ from ray_job.inputs.pictures.decode import decode, fetch, picture_size, pictures
 from ray_job.inputs.source import Source
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.prompts.conversation import Conversations, image_parts, template_fields
+from ray_job.prompts.json_text import parse_json
 from ray_job.prompts.parts import Message
 from ray_job.rows import (
     ATTEMPTS,
@@ -36,9 +36,11 @@ from ray_job.rows import (
     error_record,
     prepared_schema,
 )
-from ray_job.spec import GenerationParams, JobSpec
+from ray_job.spec import GenerationParams, JobSpec, problems
 from ray_job.stages.poison import DurableStore, PoisonSearch
+from ray_job.storage.column_types import with_types
 from ray_job.storage.retrying import Retrying
+from ray_job.storage.values import prompt_rows
 
 
 @dataclass
@@ -79,15 +81,15 @@ class Preparer:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows as read → rows of `rows.prepared_schema`."""
-        kept = [field.name for field in self._source.kept]
         schema = prepared_schema(self._source.id_field.type, self._source.kept)
+        users = pa.schema([schema.field(name) for name in (ROW_ID, *(field.name for field in self._source.kept))])
         seconds = [0.0] * table.num_rows
         rows = self._rows(table, seconds)
         tried = table.column(ATTEMPTS).to_pylist() if ATTEMPTS in table.column_names else [0] * len(rows)
         columns = [table.column(POSITION)]
         columns.append(pa.array([n + row.num_retries for n, row in zip(tried, rows, strict=True)], pa.int32()))
         columns.append(pa.array([row.num_questions for row in rows], pa.int32()))
-        columns += [table.column(name) for name in (ROW_ID, *kept)]
+        columns += with_types(table.select(users.names), users).columns
         columns.append(pa.array([row.samples for row in rows], schema.field(SAMPLES).type))
         columns.append(pa.array([row.pictures for row in rows], schema.field(PICTURES).type))
         columns.append(pa.array(seconds, schema.field(PREPARE_S).type))
@@ -128,15 +130,22 @@ class Preparer:
             return _failed_row(wanted, row[READ_ERROR])
         retrying = Retrying(self._spec.limits.max_attempts)
         try:
-            pictures, sizes = retrying(lambda: self._pictures(row, headers_only), _is_retryable)
-            conversations = self._conversations.of_row(row, len(sizes))
-            params = self._row_params(row)
-        except RowError as error:
-            return _failed_row(wanted, error_record(error), retrying.num_retries)
+            return self._prepared(row, wanted, headers_only, retrying)
+        except BaseException as error:  # native code raises more than Exception; what is no row's goes on from there
+            record = error_record(RowError.of(error, Stage.PREPARE, row.get(ROW_ID)))
+            return _failed_row(wanted, record, retrying.num_retries)
+
+    def _prepared(
+        self, row: Mapping[str, Any], wanted: Collection[int] | None, headers_only: bool, retrying: Retrying
+    ) -> Prepared:
+        pictures, sizes = retrying(lambda: self._pictures(row, headers_only), _is_retryable)
+        conversations = self._conversations.of_row(row, len(sizes))
+        params = self._row_params(row)
+        asked = set(range(len(conversations)) if wanted is None else wanted)
         samples = [
             self._sample(index, messages, sizes, self._seeded(params, row[ROW_ID], index))
             for index, messages in enumerate(conversations)
-            if wanted is None or index in wanted
+            if index in asked
         ]
         return Prepared(samples, pictures, len(conversations), retrying.num_retries)
 
@@ -168,26 +177,29 @@ class Preparer:
         return picture, image.size
 
     def _row_params(self, row: Mapping[str, Any]) -> GenerationParams:
-        """The job's parameters with the row's own on top."""
+        """The job's parameters with the row's own on top; a column that is empty or null overrides nothing."""
         column = self._source.overrides_column
         overrides = row.get(column) if column is not None else None
-        if overrides is None:
-            return self._params
         try:
             if isinstance(overrides, str):
-                overrides = json.loads(overrides)
+                overrides = parse_json(overrides, ErrorCode.PARAMS_INVALID) if overrides.strip() else None
+            if overrides is None:
+                return self._params
             if not isinstance(overrides, dict):
                 raise ValueError(f"expected an object, got {type(overrides).__name__}")
             return self._params.overridden({key: value for key, value in overrides.items() if value is not None})
+        except RowError as error:
+            raise RowError(error.code, f"column {column!r}: {error.message}", error.stage) from None
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in error.errors())
-            raise RowError(ErrorCode.PARAMS_INVALID, f"column {column!r}: {problems}") from None
+            text = "; ".join(problems(error, GenerationParams))
+            raise RowError(ErrorCode.PARAMS_INVALID, f"column {column!r}: {text}") from None
         except ValueError as error:
             raise RowError(ErrorCode.PARAMS_INVALID, f"column {column!r}: {error}") from None
 
     def _seeded(self, params: GenerationParams, row_id: Any, question_index: int) -> GenerationParams:
-        """The job's seed is mixed with the row's id; a row's own seed stays."""
-        if params.is_greedy or params.seed != self._params.seed:
+        """The job's seed is mixed with the row's id; a row's own seed stays, whatever the job's is."""
+        is_own = params is not self._params and "seed" in params.model_fields_set
+        if params.is_greedy or is_own:
             return params
         text = f"{params.seed}/{row_id}/{question_index}".encode()
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
@@ -215,19 +227,15 @@ class Preparer:
 
 
 def row_values(table: pa.Table, source: Source) -> list[dict[str, Any]]:
-    """What prompts, pictures and parameters need of each row, as Python values; the other columns stay in Arrow.
-
-    Dates and times become text here: Python's cannot hold all of Arrow's.
-    """
+    """What prompts, pictures and parameters need of each row, as Python values; the other columns stay in Arrow."""
     prompt = source.prompt
     named = (source.overrides_column, prompt.messages_column, prompt.questions_column)
     fields = template_fields(prompt.template or "")
     names = (ROW_ID, READ_ERROR, QUESTIONS, *source.image_columns, *named, *fields)
-    columns = {name: table.column(name) for name in names if name is not None and name in table.column_names}
-    for name, column in columns.items():
-        if pa.types.is_temporal(column.type):
-            columns[name] = column.cast(pa.string())
-    return pa.table(columns).to_pylist()  # type: ignore[no-any-return]
+    wanted = [name for name in dict.fromkeys(names) if name is not None and name in table.column_names]
+    own = {field.name: field for field in (source.id_field, *source.columns)}  # tables carry columns in other types
+    schema = pa.schema([own.get(name, table.schema.field(name)) for name in wanted])
+    return prompt_rows(with_types(table.select(wanted), schema))
 
 
 def fetch_picture(value: Any, spec: JobSpec, source: Source) -> bytes:

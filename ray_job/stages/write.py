@@ -11,12 +11,14 @@ import json
 import time
 from dataclasses import asdict
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_job.output.account import Account
 from ray_job.output.parts import DATA, ERRORS, RECEIPT_SCHEMA, Receipt, write_part
 from ray_job.rows import ATTEMPTS, POSITION, QUESTION_INDEX, WORKER, Status
+from ray_job.storage.column_types import with_types
 from ray_job.storage.places import Location
 
 
@@ -48,11 +50,13 @@ class PartWriter:
         for folder, rows in ((ERRORS, failed), (DATA, answered)):
             if rows.num_rows:
                 account = Account.of_results(rows, self._run)
-                write_part(self._root, f"{folder}/{name}", rows.select(self._schema.names).cast(self._schema), account)
+                write_part(self._root, f"{folder}/{name}", with_types(rows, self._schema), account)
         whole = Account.of_results(table, self._run)
+        num_rows, partial_rows = _partial_rows(whole)
         receipt = Receipt(
             name=name,
-            rows=_num_input_rows(table),
+            rows=num_rows,
+            partial_rows=partial_rows,
             answered=answered.num_rows,
             failed=failed.num_rows,
             prompt_tokens=whole.prompt_tokens,
@@ -88,7 +92,10 @@ def _latest(table: pa.Table) -> dict[str, dict[str, float]]:
     return latest
 
 
-def _num_input_rows(table: pa.Table) -> int:
-    if QUESTION_INDEX not in table.column_names:
-        return int(table.num_rows)
-    return int(pc.sum(pc.equal(table.column(QUESTION_INDEX), 0)).as_py() or 0)
+def _partial_rows(account: Account) -> tuple[int, list[tuple[int, int, int]]]:
+    """How many input rows are whole here, and `Receipt.partial_rows` of the others."""
+    positions, starts, num_records = np.unique(account.positions, return_index=True, return_counts=True)
+    num_questions = account.num_questions[starts]
+    is_partial = num_records < num_questions
+    columns = (values[is_partial].tolist() for values in (positions, num_records, num_questions))
+    return int(np.count_nonzero(~is_partial)), list(zip(*columns, strict=True))

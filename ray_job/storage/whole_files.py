@@ -1,7 +1,8 @@
 """Files that are visible whole or not at all, on local disks and on object stores.
 
-A local file is written under a hidden name, synced and renamed. An object store shows an object only when its upload
-is complete, and has no rename, so there it is written under its own name.
+A local file is written under a hidden name, synced and renamed, and so are the entries of the folders made for it. An
+object store shows an object only when its upload is complete, and has no rename, so there it is written under its own
+name.
 """
 
 from __future__ import annotations
@@ -115,6 +116,36 @@ def remove(root: Location, names: Iterable[str]) -> None:
             raise RayJobError(f"{root}/{name}: cannot be deleted: {reason(error)}") from None
 
 
+def make_folders(path: str) -> None:
+    """Makes a local folder and those above it, and syncs the entry of each new one in the folder it lies in.
+
+    Raises:
+        OSError: a folder cannot be made, or the disk fails.
+    """
+    missing, path = [], os.path.abspath(path)
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        os.makedirs(folder, exist_ok=True)
+        _sync_folder(os.path.dirname(folder))
+
+
+def sync_folders(root: Location, names: Iterable[str]) -> None:
+    """Makes the entries of local folders outlive a power cut, whichever process wrote them.
+
+    Raises:
+        RayJobError: the disk fails.
+    """
+    for name in names if root.is_local else ():
+        path = posixpath.join(root.path, name)
+        try:
+            if os.path.isdir(path):
+                _sync_folder(path)
+        except OSError as error:
+            raise RayJobError(f"{root.at(path)}: cannot be synced to disk: {reason(error)}. Check the disk") from None
+
+
 def _list(root: Location, folder: str) -> list[fs.FileInfo]:
     """The files in a folder; none where there is no such folder."""
     selector = fs.FileSelector(posixpath.join(root.path, folder), allow_not_found=True)
@@ -138,7 +169,7 @@ def _is_passing(error: Exception) -> bool:
 
 def _write_local(path: str, data: pa.Buffer | bytes) -> None:
     folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
+    make_folders(folder)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
     try:
         with open(temporary, "wb") as stream:
@@ -154,8 +185,11 @@ def _write_local(path: str, data: pa.Buffer | bytes) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Makes a rename outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Makes what was created or renamed in a folder outlive a power cut."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder one may write to and not list
+        return
     try:
         os.fsync(descriptor)
     finally:

@@ -54,7 +54,7 @@ class Progress:
         self._phase = name
 
     def count(self, num_rows: int) -> None:
-        """Counts from here: rates are of what comes now, towards so many rows in all."""
+        """Starts counting: rates are of the rows from now on, progress is towards so many rows in all."""
         self._num_rows, self._first, self._first_s = num_rows, replace(self._totals), self._clock()
 
     def line(self) -> str:

@@ -15,7 +15,7 @@ def test_every_runner_gets_the_same_rows(name: str) -> None:
         (row.key, row.input_ids, row.params) for row in alone
     ]
     digests = [picture.digest for row in alone for picture in row.pictures]
-    assert name == "long" or len(set(digests)) == len(digests)
+    assert len(set(digests)) == len(digests)
 
 
 def test_many_questions_share_a_picture() -> None:
@@ -23,8 +23,11 @@ def test_many_questions_share_a_picture() -> None:
     assert len({row.pictures[0].digest for row in rows}) == 2
 
 
-def test_long_rows_pass_the_switch() -> None:
-    rows = MAKERS["long"](Workload(0, 1000, num_crops=4), 8)
+@pytest.mark.parametrize(("seed", "first"), [(0, 4513), (4, 4094), (5, 4094)])
+def test_every_fourth_row_is_long_and_the_first_passes_the_switch(seed: int, first: int) -> None:
+    rows = MAKERS["long"](Workload(seed, 1000, num_crops=4), 8)
     lengths = [len(row.input_ids) for row in rows]
-    assert lengths[0] <= 4096 < lengths[0] + rows[0].params.max_new_tokens or lengths[0] > 4096 or lengths[4] > 3800
-    assert min(lengths) < 1500
+    assert lengths[0] == first
+    assert lengths[0] + rows[0].params.max_new_tokens > 4096
+    assert [position for position, length in enumerate(lengths) if length >= 3800] == [0, 4]
+    assert max(lengths[1:4] + lengths[5:]) < 1000

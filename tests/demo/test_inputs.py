@@ -22,7 +22,7 @@ def test_a_demo_that_was_cut_off_can_be_made_again(tmp_path: Path) -> None:
 def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "answers").mkdir()
     (tmp_path / "answers" / "_manifest.json").write_text("{}")
-    with pytest.raises(SpecError, match="no demo made it; choose another with --out"):
+    with pytest.raises(SpecError, match="was not made by a demo; choose another folder with --out"):
         make_inputs(tmp_path, 12, seed=0)
     assert (tmp_path / "answers" / "_manifest.json").exists()
 

@@ -118,7 +118,7 @@ def test_recorded_steps_answer_as_plain_ones_do(monkeypatch: pytest.MonkeyPatch)
     recorded = by_key(list(run(engine, rows)))
     graphs = engine._graphs
     assert graphs is not None
-    assert graphs._plays
+    assert graphs._replays
     assert not graphs._is_broken
     monkeypatch.setattr(DecodeGraphs, "logits", lambda *_: None)
     plain = by_key(list(run(ContinuousEngine(PackedPhi3Vision(model), VOCABULARY, max_tokens=2000), rows)))

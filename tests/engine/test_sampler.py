@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,6 +48,54 @@ def test_temperature_sharpens() -> None:
     hot = draws(logits_V, params(temperature=20.0), 200).count(1)
     assert cold == 200
     assert 70 < hot < 130
+
+
+COLD = st.floats(0.0, 1e-5, exclude_max=True)
+
+
+@settings(deadline=None)
+@given(
+    temperature=COLD,
+    seed=st.integers(0, 2**63 - 1),
+    scale=st.sampled_from([1e-6, 1.0, 100.0, 1e30]),
+    others=st.fixed_dictionaries({}, optional={"top_p": st.floats(0.0, 1.0), "top_k": st.integers(-1, 12)}),
+    penalty=st.sampled_from([1.0, 0.01, 1.3, 10.0]),
+)
+def test_as_the_temperature_goes_to_0_the_likeliest_token_is_drawn(
+    temperature: float, seed: int, scale: float, others: dict[str, Any], penalty: float
+) -> None:
+    """At temperatures that float32 holds only as denormal numbers, or not at all, too."""
+    logits_BV = torch.randn(3, 40, generator=torch.Generator().manual_seed(seed % 1000)) * scale
+    cold = params(temperature=temperature, seed=seed, repetition_penalty=penalty, **others)
+    greedy = params(temperature=0.0, repetition_penalty=penalty)
+    arguments = ([0, 5, 9], [[1, 2, 3]] * 3)
+    assert next_tokens(logits_BV, [cold] * 3, *arguments) == next_tokens(logits_BV, [greedy] * 3, *arguments)
+
+
+@settings(deadline=None)
+@given(
+    temperature=st.sampled_from([1e-5, 1e-4, 1e-3, 0.01]),
+    seed=st.integers(0, 2**63 - 1),
+    scale=st.sampled_from([1.0, 1e4, 1e34, 3e38]),
+)
+def test_low_temperatures_do_not_overflow(temperature: float, seed: int, scale: float) -> None:
+    """Neighbouring logits are 1 apart or more, so the likeliest token has all of the probability, to 43 digits."""
+    logits_V = torch.randperm(40, generator=torch.Generator().manual_seed(seed % 1000)) * (scale / 40)
+    if scale == 1.0:
+        logits_V = logits_V * 40
+    assert draws(logits_V, params(temperature=temperature, seed=seed), 20) == [int(logits_V.argmax())] * 20
+
+
+@pytest.mark.parametrize("values", [{"top_p": 0.0}, {"top_k": 1}, {"top_p": 1e-300}, {"top_p": 1e-12}])
+def test_the_smallest_top_p_and_top_k_leave_the_likeliest_token(values: dict[str, Any]) -> None:
+    logits_V = torch.randn(300, generator=torch.Generator().manual_seed(1)) * 0.01
+    assert set(draws(logits_V, params(temperature=100.0, **values), 50)) == {int(logits_V.argmax())}
+
+
+@pytest.mark.parametrize("values", [{"top_k": -1}, {"top_k": 0}, {"top_k": 10**30}, {"top_p": 1}])
+def test_what_is_off_cuts_nothing_off(values: dict[str, Any]) -> None:
+    logits_V = torch.randn(300, generator=torch.Generator().manual_seed(1))
+    assert draws(logits_V, params(**values), 100) == draws(logits_V, params(), 100)
 
 
 def test_the_repetition_penalty_lowers_seen_tokens_of_either_sign() -> None:

@@ -1,6 +1,7 @@
-"""Seeded mutations of pictures, JSONL lines and Parquet files: an error row or a clear message, never a crash.
+"""Damaged files and odd values: an error row or a clear message, never a crash.
 
-`RAY_JOB_FUZZ=20` makes it twenty times as many.
+Pictures, JSONL lines and Parquet files are mutated; messages, parameters, questions, pictures and template fields get
+values of any kind, as text of JSON and as Arrow's own. `RAY_JOB_FUZZ=20` makes it twenty times as many.
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from ray_job import JobSpec
 from ray_job.errors import ErrorCode, RayJobError
 from ray_job.inputs.source import iter_tables
-from ray_job.rows import POSITION, ROW_ID, SAMPLES
+from ray_job.rows import POSITION, ROW_ID, SAMPLE_TYPE, SAMPLES
 from ray_job.stages.open_job import open_job
+from ray_job.stages.prepare import Preparer
+from ray_job.storage.values import prompt_values
 
+from ..columns import columns, far
 from .conftest import encoded, noise
 
 TIMES = int(os.environ.get("RAY_JOB_FUZZ", "1"))
@@ -166,3 +172,113 @@ def test_damaged_parquet_files_are_named_or_read(tmp_path: Path) -> None:
         counts = outcome(path, input={"id_column": "id"})
         seen += counts
     assert {"ok", "InputError"} <= set(seen)
+
+
+# Any text, halves of surrogate pairs too: JSON can spell them.
+TEXTS = st.text(st.characters(), max_size=20) | st.sampled_from(
+    ["huge", "\ud83d", "\ud800.png", "\0", "<|image_1|>", "{", "\u202e"]
+)
+NUMBERS = st.integers() | st.floats() | st.sampled_from([10**30, -(10**999), 1e-320, 1e308])
+PLAIN = st.none() | st.booleans() | NUMBERS | TEXTS
+ANYTHING = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3))
+KINDS = st.sampled_from(["text", "image_url", "image"]) | ANYTHING
+PARTS = st.fixed_dictionaries({"type": KINDS}, optional={"text": ANYTHING, "image_url": ANYTHING, "image": ANYTHING})
+CONTENTS = ANYTHING | st.lists(PARTS | ANYTHING, max_size=3)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "system"]) | ANYTHING}, optional={"content": CONTENTS}
+)
+MESSAGES = st.lists(MESSAGE | ANYTHING, max_size=3) | ANYTHING
+PARAMS = st.dictionaries(st.sampled_from(["max_new_tokens", "temperature", "top_k", "seed", "stop"]) | TEXTS, ANYTHING)
+
+
+def texts(values: st.SearchStrategy[Any]) -> st.SearchStrategy[str]:
+    """JSON of values, where the text `huge` stands for a number of more digits than Python writes."""
+    return values.map(lambda value: json.dumps(value).replace('"huge"', "1" * 5000))
+
+
+NESTED = st.integers(1, 200_000).map(lambda depth: "[" * depth) | st.integers(1, 3000).map(lambda n: "[" * n + "]" * n)
+BROKEN = texts(MESSAGES).map(lambda text: text[: len(text) // 2]) | TEXTS.filter(
+    lambda t: t.encode(errors="replace").decode() == t
+)
+
+
+@pytest.fixture(scope="module")
+def preparers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Preparer]:
+    """One that reads messages, one that reads questions, one that fills a template; all read parameters."""
+    path = tmp_path_factory.mktemp("odd") / "rows.parquet"
+    texts_only = {name: ["x"] for name in ("id", "messages", "params", "questions", "field", "image")}
+    pq.write_table(pa.table(texts_only), path)
+    prompts = {
+        "messages": {"messages_column": "messages"},
+        "questions": {"questions_column": "questions"},
+        "field": {"template": "{field}", "column_markup": "special"},
+    }
+    found = {}
+    for name, prompt in prompts.items():
+        images = [] if name == "messages" else ["image"]
+        spec = {
+            "input": {"path": str(path), "id_column": "id", "image_columns": images},
+            "prompt": prompt,
+            "generation": {"overrides_column": "params"},
+            "model": {"path": "builtin:noop", "num_crops": 1},
+            "output": {"path": "unused"},
+        }
+        found[name] = open_job(JobSpec.from_dict(spec))[2]
+    return found
+
+
+def codes_of(preparer: Preparer, row: dict[str, Any]) -> set[str]:
+    """How a row's samples end; what is written of them can be written."""
+    whole = {"id": "r", "row_id": "r", "messages": "[]", "params": None, "questions": ["?"], "field": "?", "image": []}
+    for headers_only in (False, True):
+        prepared = preparer.row({**whole, **row}, headers_only=headers_only)
+        assert prepared.samples
+        samples = pa.array([prepared.samples], pa.list_(SAMPLE_TYPE)).to_pylist()[0]
+    codes = {sample["error"]["code"] if sample["error"] else "ok" for sample in samples}
+    assert "internal" not in codes, [sample["error"] for sample in samples]
+    return codes
+
+
+@settings(max_examples=150 * TIMES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=texts(MESSAGES) | NESTED | BROKEN, params=st.none() | texts(PARAMS) | texts(ANYTHING) | NESTED | BROKEN)
+@example(text="5", params=None)
+@example(text="true", params="null")
+@example(text="[" * 100_000, params="[" * 100_000)
+@example(text="[" + "1" * 5000 + "]", params='{"seed": ' + "1" * 5000 + "}")
+@example(text='[{"role": "user", "content": "\\ud83d"}]', params='{"stop": "\\ud800"}')
+@example(text='[{"role": "user", "content": [{"type": "image", "image": {"bytes": "\\ud800"}}]}]', params=None)
+@example(text='[{"role": "user", "content": [{"type": "image_url", "image_url": "a\\ud800.png"}]}]', params=None)
+def test_any_text_of_messages_and_parameters_is_a_rows_own(
+    preparers: dict[str, Preparer], text: str, params: str | None
+) -> None:
+    assert codes_of(preparers["messages"], {"messages": text, "params": params})
+
+
+@settings(max_examples=150 * TIMES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(value=MESSAGES | PARAMS | st.binary() | st.decimals() | st.datetimes() | st.uuids())
+def test_any_value_of_a_column_is_a_rows_own(preparers: dict[str, Preparer], value: Any) -> None:
+    for name, preparer in preparers.items():
+        for column in (name, "params", "image"):
+            row = {column: value} | ({"messages": value} if column != name == "messages" else {})
+            assert codes_of(preparer, row)
+
+
+@pytest.mark.parametrize("values", [*columns().values(), *far().values()], ids=lambda values: str(values.type)[:40])
+def test_any_type_of_a_column_is_a_rows_own(preparers: dict[str, Preparer], values: pa.Array) -> None:
+    for value in prompt_values(values):
+        for name, preparer in preparers.items():
+            for column in (name, "params", "image"):
+                codes_of(preparer, {column: value, name: value})
+
+
+def test_lines_of_any_values_are_rows(tmp_path: Path) -> None:
+    @settings(max_examples=40 * TIMES, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(lines=st.lists(texts(st.dictionaries(TEXTS | st.sampled_from(["a", "messages"]), ANYTHING)), min_size=1))
+    def check(lines: list[str]) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(["{}", *lines]))
+        counts = outcome(path, prompt={"template": "?"})
+        assert counts.total() == len(lines) + 1 or set(counts) == {"SpecError"}
+        assert "internal" not in counts
+
+    check()

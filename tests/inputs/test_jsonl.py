@@ -21,7 +21,7 @@ from ray_job.errors import InputError, SpecError
 from ray_job.inputs.formats.lines import iter_lines
 from ray_job.inputs.pictures.decode import fetch, pictures_of
 from ray_job.inputs.source import iter_tables
-from ray_job.spec import LimitsSpec
+from ray_job.spec import GenerationParams, LimitsSpec
 
 from .conftest import ids_of, opened, rows_of, write_lines
 
@@ -69,6 +69,14 @@ def test_the_openai_batch_form(tmp_path: Path) -> None:
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"temprature": 0}, "temprature"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens and max_tokens differ"),
+        ({"max_tokens": 5, "max_new_tokens": 6}, "max_new_tokens and max_tokens differ (6 and 5)"),
+        ({"n": True}, "n: true"),
+        ({"min_p": 0.1}, "min_p: 0.1"),
+        ({"ignore_eos": True}, "ignore_eos: true"),
+        ({"skip_special_tokens": False}, "skip_special_tokens: false"),
+        ({"min_tokens": 3}, "min_tokens: 3"),
+        ({"logit_bias": {"5": -100}}, "logit_bias"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
     ],
 )
 def test_what_would_change_an_answer_is_refused_by_name(tmp_path: Path, body: dict[str, Any], named: str) -> None:
@@ -77,6 +85,20 @@ def test_what_would_change_an_answer_is_refused_by_name(tmp_path: Path, body: di
     assert _errors(rows) == ["params_invalid", None]
     assert named in rows[0]["_rj_read_error"]["message"]
     assert (rows[0]["row_id"], rows[0]["tag"]) == ("a", "t"), "the row keeps its id and its columns"
+
+
+def test_what_changes_no_answer_is_no_error(tmp_path: Path) -> None:
+    """What clients of OpenAI, Azure and vLLM write without asking for anything."""
+    nulls = dict.fromkeys(("stop", "n", "logprobs", "seed", "tools", "logit_bias", "response_format", "anything"))
+    vllm = {"repetition_penalty": 1.0, "min_p": 0.0, "top_k": -1, "skip_special_tokens": True, "ignore_eos": False}
+    more = {"chat_template_kwargs": {}, "min_tokens": 0, "n": 1.0, "presence_penalty": 0.0, "top_logprobs": 0}
+    azure = {**_request("azure", max_tokens=8.0, max_completion_tokens=8), "url": "/chat/completions"}
+    lines = [_request("nulls", **nulls), _request("vllm", **vllm, **more), azure, _request("top_p", top_p=0)]
+    rows = rows_of(opened(write_lines(tmp_path / "a.jsonl", lines), template=None))
+    assert _errors(rows) == [None] * 4
+    defaults = GenerationParams()
+    params = [defaults.overridden(json.loads(row["params"])).model_dump(exclude_defaults=True) for row in rows]
+    assert params == [{}, {}, {"max_new_tokens": 8}, {"top_p": 0.0}]
 
 
 def test_every_broken_line_is_a_row(tmp_path: Path) -> None:

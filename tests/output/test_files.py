@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,9 +19,11 @@ from pyarrow import fs
 from ray_job.cluster.signals import interruptible
 from ray_job.errors import Interrupted, RayJobError, SpecError
 from ray_job.output.lock import Lock, is_locked
-from ray_job.storage.places import Location
+from ray_job.storage.places import Location, locate
 from ray_job.storage.retrying import Retrying
 from ray_job.storage.whole_files import is_empty, part_files, read_text, remove_leftovers, write_whole
+
+from .quiet_job import QuietJob
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_half_one(root: Location, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,3 +136,94 @@ def test_the_grace_period_ends_and_without_one_a_signal_ends_at_once() -> None:
             send(signal.SIGTERM, 0.05)
             time.sleep(5)
         assert time.monotonic() - started_s < 4
+
+
+def synced_folders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that are synced from here on, in order."""
+    synced: list[str] = []
+    sync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if os.path.isdir(path):
+            synced.append(path)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    return synced
+
+
+def test_the_entry_of_each_new_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = locate(str(tmp_path / "a" / "b" / "out"))
+    synced = synced_folders(monkeypatch)
+    write_whole(root, "data/part-1.parquet", b"x")
+    assert synced == [str(tmp_path / path) for path in (".", "a", "a/b", "a/b/out", "a/b/out/data")]
+    synced.clear()
+    write_whole(root, "data/part-2.parquet", b"x")
+    assert synced == [str(tmp_path / "a/b/out/data")]
+    synced.clear()
+    write_whole(root, "errors/part-2.parquet", b"x")
+    assert synced == [str(tmp_path / "a/b/out"), str(tmp_path / "a/b/out/errors")]
+
+
+def test_the_folder_a_run_locks_is_synced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = synced_folders(monkeypatch)
+    Lock.take(locate(str(tmp_path / "new" / "out"))).close()
+    assert synced == [str(tmp_path), str(tmp_path / "new")]
+
+
+def test_folders_are_synced_before_a_run_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may have found a folder that another had made and not yet synced."""
+    job = QuietJob(tmp_path)
+    job.write_input(4)
+    with job.opened() as run:
+        job.commit(run)
+        synced = synced_folders(monkeypatch)
+        before: list[list[str]] = []
+        replace = os.replace
+
+        def noting(old: str, new: str) -> None:
+            before.append(list(synced))
+            replace(old, new)
+
+        monkeypatch.setattr(os, "replace", noting)
+        run.finish()
+    assert {str(job.out), str(job.out / "data")} <= set(before[-1])
+    assert not (job.out / "errors").exists()
+
+
+def test_a_folder_that_may_not_be_listed_is_written_to() -> None:
+    code = (
+        "import os, sys\nfrom ray_job.storage.places import locate\n"
+        "from ray_job.storage.whole_files import write_whole\n"
+        "os.getuid() or os.setuid(65534)\n"  # root may list it
+        "write_whole(locate(sys.argv[1]), 'part', b'x')"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        dropbox = Path(name)
+        if os.getuid() == 0:
+            os.chown(dropbox, 65534, -1)
+        dropbox.chmod(0o300)
+        subprocess.run([sys.executable, "-c", code, str(dropbox / "out")], check=True)
+        dropbox.chmod(0o700)
+        assert (dropbox / "out" / "part").read_bytes() == b"x"
+
+
+def test_a_path_through_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RayJobError, match=r"cannot be written: .*Make room or set output\.path"):
+        write_whole(locate(str(tmp_path / "file" / "out")), "part", b"x")
+    with pytest.raises(SpecError, match=r"output\.path: .* cannot be written"):
+        Lock.take(locate(str(tmp_path / "file" / "out")))
+
+
+def test_a_signal_while_a_run_is_committed_changes_nothing() -> None:
+    with interruptible(0.1) as stop:
+        stop.arm(lambda: None)
+        os.kill(os.getpid(), signal.SIGTERM)  # the first: its deadline runs
+        stop.ignore()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGALRM)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    with pytest.raises(Interrupted), interruptible(0.1):
+        os.kill(os.getpid(), signal.SIGINT)

@@ -139,7 +139,7 @@ def test_defaults_follow_the_columns() -> None:
         ({"template": "{titel}"}, "no column 'titel'; did you mean 'title'?"),
         ({"template": "{title.x}"}, "not a plain column name"),
         ({"template": "{title"}, "prompt.template: expected '}'"),
-        ({"template": "{title}", "questions": ["a?"]}, "asks no {question}"),
+        ({"template": "{title}", "questions": ["a?"]}, "has no {question} field"),
         ({"messages_column": "m"}, "prompt.messages_column: no column 'm'"),
     ],
 )

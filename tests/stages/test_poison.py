@@ -179,7 +179,7 @@ def test_one_call_alone_waits_for_the_others_and_holds_back_new_ones() -> None:
 
 
 def test_a_model_that_kills_its_process_twice_is_not_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(spec: JobSpec) -> None:
+    def die(spec: JobSpec, placement: object) -> None:
         raise DeathError
 
     store = Kept()

@@ -145,3 +145,62 @@ def test_sampling_seeds_differ_by_row_and_follow_the_jobs_seed(spec: JobSpec) ->
     assert len(set(seeds(1))) == len(seeds(1)) > 1
     assert seeds(1) == seeds(1)
     assert set(seeds(1)).isdisjoint(seeds(2))
+
+
+def params_of(spec: JobSpec, tmp_path: Path, values: list[Any], **generation: Any) -> list[dict[str, Any] | str]:
+    """The parameters of rows with these overrides (not those of the job's that are defaults), or their error."""
+    rows = {"id": [f"r{n}" for n in range(len(values))], "params": values, "question": ["what?"] * len(values)}
+    pq.write_table(pa.table(rows), tmp_path / "in" / "rows.parquet")
+    data = spec.model_dump(mode="json")
+    data["input"]["image_columns"] = []
+    data["generation"] |= {"max_new_tokens": 128} | generation
+    _, table, _ = prepared(JobSpec.from_dict(data))
+    samples = [row[0] for row in table.column(SAMPLES).to_pylist()]
+    return [
+        json.loads(sample["params"]) if sample["error"] is None else str(sample["error"]["message"])
+        for sample in samples
+    ]
+
+
+NO_OVERRIDES = ["", "  ", "null", " null\n", "{}", None, '{"max_tokens": null}']
+
+
+def test_an_empty_override_overrides_nothing(spec: JobSpec, tmp_path: Path) -> None:
+    assert params_of(spec, tmp_path, NO_OVERRIDES) == [{}] * len(NO_OVERRIDES)
+    structs = [None, {"max_tokens": None, "seed": None}]
+    assert params_of(spec, tmp_path, structs) == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("override", "result"),
+    [
+        ('{"max_tokens": 4}', {"max_new_tokens": 4}),
+        ('{"max_completion_tokens": 4, "max_tokens": 4.0}', {"max_new_tokens": 4}),
+        ('{"top_k": -1, "temperature": "0.7", "seed": 3}', {"temperature": 0.7, "seed": 3}),
+        ('{"temperature": 1, "top_p": 0}', {"temperature": 1.0, "top_p": 0.0}),
+        ('{"max_new_tokens": true}', "column 'params': max_new_tokens: got True; allowed: a number"),
+        ('{"max_tokens": 4, "max_new_tokens": 5}', "column 'params': max_new_tokens and max_tokens differ (5 and 4)"),
+        ('{"max_new_token": 4}', "column 'params': max_new_token: got 4; unknown key; did you mean 'max_new_tokens'?"),
+        ('{"stop": ["a", ""]}', "column 'params': stop: an empty string"),
+        ('{"temperature": -1, "top_k": -2}', "allowed: greater than or equal to 0; top_k: got -2; allowed:"),
+        ("[]", "column 'params': expected an object, got list"),
+        ("true", "column 'params': expected an object, got bool"),
+    ],
+)
+def test_an_override_is_read_or_refused_by_name(spec: JobSpec, tmp_path: Path, override: str, result: Any) -> None:
+    (found,) = params_of(spec, tmp_path, [override])
+    if isinstance(result, str):
+        assert isinstance(found, str)
+        assert result in found
+    else:
+        assert found == result
+
+
+@pytest.mark.parametrize("job_seed", [0, 42])
+def test_a_rows_own_seed_is_used_as_it_is(spec: JobSpec, tmp_path: Path, job_seed: int) -> None:
+    own = [0, 7, 42, 2**63 - 1]
+    overrides = [json.dumps({"seed": seed}) for seed in own] * 2
+    found = params_of(spec, tmp_path, [*overrides, '{"top_p": 0.9}', None], temperature=1.0, seed=job_seed)
+    seeds = [params.get("seed", 0) for params in found if isinstance(params, dict)]
+    assert seeds[:8] == own * 2
+    assert len({job_seed, *seeds[8:]}) == 3, "without one, the job's seed is mixed with the row's id"

@@ -51,7 +51,7 @@ class PeerResult:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A peer and the Python that has it.
+    """An engine to compare with, and the Python interpreter that has it.
 
     Args:
         name: a key of PEERS.
@@ -149,7 +149,7 @@ def vllm_environment(python: Path, checkpoint: Path, num_crops: int, threads: in
 
 
 def run_logged(command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-    """Runs a command to its end, what it says in `log`. Raises PeerError with the last error it said."""
+    """Runs a command to its end, its output in `log`. Raises PeerError with the last error it printed."""
     try:
         with log.open("w") as stream:
             subprocess.run(command, stdout=stream, stderr=stream, env=environment, timeout=_TIMEOUT_S, check=True)
@@ -175,6 +175,6 @@ def _row(sample: Sample) -> dict[str, Any]:
 
 
 def _last_error(log: Path) -> str | None:
-    """The last line that a traceback ended with."""
+    """The last line of the last traceback."""
     found = _ERROR.findall(log.read_text(errors="replace")) if log.exists() else []
     return found[-1].strip() if found else None

@@ -1,4 +1,4 @@
-"""Read-outs that exist in training only: what a patch, and later a picture's token, must know.
+"""Auxiliary heads of training: what a patch, and later a picture's token, must encode.
 
 Answers alone teach a model of this size slowly. `PatchHeads` asks the tower what every patch shows.
 `TokenHeads` asks the decoder, half way up, what every picture token shows and where it is: in which picture,

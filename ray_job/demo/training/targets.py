@@ -62,7 +62,7 @@ def _mark(
 ) -> None:
     half_height = item.half_height * (_SHRINK if item.is_shape else _CAPITAL_HEIGHT)
     covers_P = (dx_P <= item.half_width * _SHRINK) & (dy_P <= half_height)
-    # At most one patch of a view: items smaller than a patch are labelled too.
+    # The patch with the centre, both where it is on an edge: items smaller than a patch are labelled too.
     is_centre_P = (dx_P <= half_patch[0]) & (dy_P <= half_patch[1])
     place = IGNORED if item.place is None else 0 if item.is_shape else item.place + 1
     labels_P4[covers_P | is_centre_P] = (_NAME_IDS[item.name], _COLOUR_IDS[item.colour], 0, place)

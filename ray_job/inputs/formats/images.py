@@ -28,7 +28,8 @@ from ray_job.inputs.formats.schemas import is_text, unify
 from ray_job.inputs.source import Source, Split, first_rows, malformed
 from ray_job.rows import ERROR_TYPE, INTERNAL_PREFIX, READ_ERROR, ROW_ID, error_record
 from ray_job.spec import JobSpec
-from ray_job.storage.places import Location, parse_uri
+from ray_job.storage.column_types import carried_field
+from ray_job.storage.places import Location, parse_uri, reason
 
 IMAGE = "image"
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -80,7 +81,7 @@ def open_images(spec: JobSpec, found: InputFiles) -> ImagesSource:
     rows = _delivered(listing, columns, roles, None if spec.input.image_root is None else found.root)
     splits = [_split(rows, start) for start in range(0, rows.num_rows, SPLIT_ROWS)]
     return ImagesSource(
-        id_field=rows.schema.field(ROW_ID),
+        id_field=pa.field(ROW_ID, pa.string() if roles.id is None else columns.field(roles.id).type),
         columns=pa.schema([columns.field(name) for name in roles.delivered]),
         kept=tuple(columns.field(name) for name in roles.kept),
         image_columns=roles.images,
@@ -100,14 +101,21 @@ def _listing(
     roles: Roles,
 ) -> pa.Table:
     """Every row, sorted by its picture's path: path, made id, and the metadata's columns that are used."""
-    used = [columns.field(name) for name in columns.names if name in (*roles.delivered, roles.id) and name != IMAGE]
+    names = [name for name in columns.names if name in (*roles.delivered, roles.id) and name != IMAGE]
+    used = [carried_field(columns.field(name)) for name in names]
     schema = pa.schema([pa.field(_PATH, pa.string()), pa.field(_MADE_ID, pa.string()), *used])
     seen: Counter[str] = Counter()
     parts = []
     for file, table in zip(metadata, tables, strict=True):
         paths = _paths(file, table)
         arrays = {_PATH: pa.array(paths, pa.string()), _MADE_ID: pa.array(_made_ids(file, paths, seen), pa.string())}
-        parts.append(_as(schema, arrays, table))
+        try:
+            parts.append(_as(schema, arrays, table))
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{file.location}: a value does not fit its column's type in other metadata files: {reason(error)}. "
+                "Give the column one type in all of them"
+            ) from None
     others = pa.array([file.name for file in files if not file.is_metadata and file.name not in seen], pa.string())
     parts.append(_as(schema, {_PATH: others, _MADE_ID: others}, None))
     # Stable, so lines about one picture keep their order; rows without a path come last.
@@ -141,7 +149,8 @@ def _as(schema: pa.Schema, arrays: dict[str, pa.Array], table: pa.Table | None) 
         if field.name in arrays:
             columns.append(arrays[field.name])
         elif table is not None and field.name in table.schema.names:
-            columns.append(table.column(field.name).cast(field.type))
+            column = table.column(field.name)
+            columns.append(column if column.type == field.type else column.cast(field.type))
         else:
             columns.append(pa.nulls(num_rows, field.type))
     return pa.table(columns, schema=schema)
@@ -163,7 +172,7 @@ def _delivered(listing: pa.Table, columns: pa.Schema, roles: Roles, start: Locat
     paths = pa.array([_reference(start, name) if start and name else name for name in names], pa.string())
     pictures = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], fields=list(IMAGE_TYPE))
     delivered = {name: pictures if name == IMAGE else listing.column(name) for name in roles.delivered}
-    fields = [columns.field(name) for name in delivered]
+    fields = [carried_field(columns.field(name)) for name in delivered]
     schema = pa.schema([pa.field(ROW_ID, ids.type), *fields, pa.field(READ_ERROR, ERROR_TYPE)])
     return pa.table([ids, *delivered.values(), errors], schema=schema)
 

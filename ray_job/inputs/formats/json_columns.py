@@ -13,7 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_job.errors import Stage
 from ray_job.inputs.source import malformed
+from ray_job.prompts.json_text import has_half_pair, parse_json
 
 _INT64 = range(-(2**63), 2**63)
 _NUMBERS = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -23,24 +25,22 @@ def parse_object(content: bytes) -> dict[str, Any]:
     """The object a line holds.
 
     Raises:
-        RowError: it is not UTF-8, not JSON (NaN is not), nested too deeply, or no object.
+        RowError: as `parse_json`, or it is no object.
     """
-    try:
-        value = json.loads(content.decode("utf-8"), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise malformed(f"not UTF-8 at byte {error.start}") from None
-    except (ValueError, RecursionError) as error:
-        raise malformed(f"not JSON: {error}") from None
+    # A text with half a character costs a row its column, not the line its id.
+    value = parse_json(content, stage=Stage.READ, allow_surrogates=True)
     if not isinstance(value, dict):
         raise malformed(f"must be a JSON object, got {type(value).__name__}")
     return value
 
 
 def infer_columns(objects: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
-    """The type of every key, in order of first sight."""
+    """The type of every key, in order of first sight; a key that cannot be a column's name is none."""
     kinds: dict[str, set[str]] = {}
     for item in objects:
         for key, value in item.items():
+            if has_half_pair(key):
+                continue
             seen = kinds.setdefault(key, set())
             if value is not None:
                 seen.add(_kind(value))
@@ -113,7 +113,3 @@ def _as_bool(value: Any) -> bool | None:
     if value is None or type(value) is bool:
         return value
     raise malformed(f"must be true or false like in the lines before, got {json.dumps(value)[:60]}")
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_job.errors import InputError, RowError
+from ray_job.errors import InputError, RowError, Stage
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFiles
 from ray_job.inputs.formats.json_columns import as_text, converter, infer_columns, parse_object
@@ -62,19 +62,21 @@ class JsonlSource(Source):
         columns: dict[str, list[Any]] = {name: [] for name in convert}
         for line in lines:
             problems: list[RowError] = []
-            item = self._item(line, problems)
-            ids.append(self._id(item, f"{split.name}#{line.number}", problems))
+            made = f"{split.name}#{line.number}"
+            item = self._item(line, made, problems)
+            ids.append(self._id(item, made, problems))
             for name, values in columns.items():
                 try:
                     values.append(convert[name](item.get(name)))
-                except RowError as error:
+                except BaseException as error:  # of this row, or it goes on from there
                     values.append(None)
-                    problems.append(malformed(f"{name!r} {error.message}"))
+                    problem = RowError.of(error, Stage.READ, made)
+                    problems.append(RowError(problem.code, f"{name!r} {problem.message}", Stage.READ))
             errors.append(at_line(split.name, line, problems[0]) if problems else None)
         arrays = [pa.array(columns[field.name], field.type) for field in self.columns]
         return self.table([pa.array(ids, self.id_field.type), *arrays], errors)
 
-    def _item(self, line: Line, problems: list[RowError]) -> Mapping[str, Any]:
+    def _item(self, line: Line, made_id: str, problems: list[RowError]) -> Mapping[str, Any]:
         """The line's object; in the OpenAI form with `messages` and `params` as their texts."""
         item: dict[str, Any] = {}
         try:
@@ -85,8 +87,8 @@ class JsonlSource(Source):
                 messages, params = parse_request(item)
                 # A column of its own with the row's parameters wins over the request's.
                 item = {**item, MESSAGES: messages, **({PARAMS: params} if self.overrides_column == PARAMS else {})}
-        except RowError as error:
-            problems.append(error)
+        except BaseException as error:  # of this row, or it goes on from there
+            problems.append(RowError.of(error, Stage.READ, made_id))
         return item
 
     def _id(self, item: Mapping[str, Any], made: str, problems: list[RowError]) -> Any:

@@ -2,12 +2,13 @@
 
 Fields of the request body:
 
-    becomes ours     max_tokens, max_completion_tokens → max_new_tokens; temperature, top_p, seed, stop;
-                     and under our own names: max_new_tokens, top_k, repetition_penalty, stop_token_ids
-    left aside       model, user, metadata, store, stream, service tiers and cache keys: they do not change an answer
-    refused          everything else, unless its value means "off" (n: 1, logprobs: false, penalties of 0, no tools,
-                     response_format text): a row that asks for it fails with PARAMS_INVALID rather than be answered
-                     in another way than asked. Fields with a null value count as not given.
+    taken            max_tokens and max_completion_tokens as max_new_tokens; temperature, top_p, seed, stop; of what
+                     other engines add: top_k, repetition_penalty, stop_token_ids, max_new_tokens
+    ignored          model, user, metadata, store, stream, service tiers and cache keys: they do not change an answer
+    refused          everything else, unless its value changes nothing (n: 1, logprobs: false, penalties of 0, no tools,
+                     response_format text; of vLLM's: min_p: 0, ignore_eos: false, skip_special_tokens: true, …). Such
+                     a row fails with PARAMS_INVALID rather than be answered in another way than asked. A field whose
+                     value is null counts as not given.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.inputs.source import malformed
-from ray_job.spec import GenerationParams
+from ray_job.spec import LENGTH_NAMES, GenerationParams, with_one_length
 
-_ENDPOINT = "/v1/chat/completions"
+_ENDPOINTS = ("/v1/chat/completions", "/chat/completions")  # the latter in Azure's batch files
 _OURS = frozenset(GenerationParams.model_fields)
 _ASIDE = frozenset(
     {
@@ -52,9 +53,25 @@ _OFF: Mapping[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    # What servers of open models take beside OpenAI's own fields.
+    "min_p": (0,),
+    "typical_p": (1,),
+    "min_tokens": (0,),
+    "length_penalty": (1,),
+    "early_stopping": (False,),
+    "use_beam_search": (False,),
+    "ignore_eos": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "include_stop_str_in_output": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "add_special_tokens": (False,),
+    "chat_template_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "bad_words": ([],),
 }
-_LENGTHS = ("max_completion_tokens", "max_tokens")
-_TAKEN = _OURS | _ASIDE | frozenset(_LENGTHS)
+_TAKEN = _OURS | _ASIDE | frozenset(LENGTH_NAMES)
 ENVELOPE = frozenset({"method", "url", "body"})
 # Fields of a flat line that belong to the request rather than to the user's data.
 REQUEST_FIELDS = _TAKEN | frozenset(_OFF) | ENVELOPE
@@ -74,8 +91,8 @@ def parse_request(line: Mapping[str, Any]) -> tuple[str, str]:
     if not isinstance(body, dict):
         raise malformed(f"body must be an object, got {type(body).__name__}")
     url = line.get("url")
-    if url is not None and url != _ENDPOINT:
-        raise malformed(f"url must be {_ENDPOINT}, got {str(url)[:100]!r}")
+    if url is not None and url not in _ENDPOINTS:
+        raise malformed(f"url must be {_ENDPOINTS[0]}, got {str(url)[:100]!r}")
     return _messages(body), _params(body)
 
 
@@ -88,12 +105,10 @@ def _messages(body: Mapping[str, Any]) -> str:
 
 def _params(body: Mapping[str, Any]) -> str:
     given = {key: value for key, value in body.items() if value is not None}
-    params = {key: value for key, value in given.items() if key in _OURS}
-    lengths = {key: given[key] for key in (*_LENGTHS, "max_new_tokens") if key in given}
-    if len(set(map(str, lengths.values()))) > 1:
-        raise _refused(f"{' and '.join(lengths)} differ; keep one")
-    if lengths:
-        params["max_new_tokens"] = next(iter(lengths.values()))
+    try:
+        params = {key: value for key, value in with_one_length(given).items() if key in _OURS}
+    except ValueError as error:
+        raise _refused(str(error)) from None
     if params.get("top_k") == -1:  # vLLM's way to say off
         params["top_k"] = 0
     refused = [
@@ -107,8 +122,7 @@ def _params(body: Mapping[str, Any]) -> str:
 
 
 def _is_off(key: str, value: Any) -> bool:
-    # 0 == False and 1 == True in Python, and either way of saying it is clear enough.
-    return any(value == off for off in _OFF.get(key, ()))
+    return any(value == off and isinstance(value, bool) == isinstance(off, bool) for off in _OFF.get(key, ()))
 
 
 def _refused(message: str) -> RowError:

@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 from ray_job.errors import InputError, RowError
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFile, InputFiles
-from ray_job.inputs.formats.schemas import hive_fields, hive_values, is_text, text_checked, unify
+from ray_job.inputs.formats.schemas import cast_checked, hive_fields, hive_values, is_text, text_checked, unify
 from ray_job.inputs.source import Source, Split, first_rows, malformed
 from ray_job.rows import ROW_ID
 from ray_job.spec import JobSpec
+from ray_job.storage.column_types import carried_field
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
 SPLIT_BYTES = 32 * 2**20
@@ -82,19 +83,23 @@ class ParquetSource(Source):
         made = pa.array([f"{split.name}#{position + row}" for row in range(batch.num_rows)], pa.string())
         errors: list[RowError | None] = [None] * batch.num_rows
         columns = []
-        for field in self.columns:
-            column, is_bad = text_checked(_column(batch, field, hive, split.location))
+        for field in map(carried_field, self.columns):
+            read, problems = _column(batch, field, hive, split.location)
+            column, is_bad = text_checked(read)
             columns.append(column)
-            _blame(errors, is_bad, f"column {field.name!r} holds text that is not UTF-8")
+            _note(errors, is_bad, f"column {field.name!r} holds text that is not UTF-8")
+            _note(errors, problems, f"column {field.name!r} is {field.type} in other files, and this value cannot be")
         if self.id_column is None:
             return self.table([made, *columns], errors)
-        ids, _ = text_checked(_column(batch, self.id_field.with_name(self.id_column), hive, split.location))
+        ids, _ = text_checked(
+            _column(batch, carried_field(self.id_field).with_name(self.id_column), hive, split.location)[0]
+        )
         if ids.null_count and not is_text(self.id_field.type):
             raise _null_id(split.location, self.id_column, f" in row {position + ids.is_null().index(True).as_py()}")
         if ids.null_count:
             problem = f"column {self.id_column!r}, the input.id_column, is null or not UTF-8"
-            _blame(errors, ids.is_null().to_pylist(), f"{problem}; the row is called by its position")
-            ids = pc.coalesce(ids, made.cast(self.id_field.type))
+            _note(errors, ids.is_null().to_pylist(), f"{problem}; the row is called by its position")
+            ids = pc.coalesce(ids, made.cast(ids.type))
         return self.table([ids, *columns], errors)
 
 
@@ -187,23 +192,26 @@ def _splits(file: InputFile, footer: pq.FileMetaData, roles: Roles) -> Iterator[
         yield split
 
 
-def _column(batch: pa.RecordBatch, field: pa.Field, hive: dict[str, str | None], location: Location) -> pa.Array:
-    """A column of the batch in the source's type; null where this file has none."""
+def _column(
+    batch: pa.RecordBatch, field: pa.Field, hive: dict[str, str | None], location: Location
+) -> tuple[pa.Array, list[str | None]]:
+    """A column of the batch in the field's type, null where this file has none; and what is wrong with which value."""
     try:
         if field.name in batch.schema.names:
-            return batch.column(field.name).cast(field.type)
+            return cast_checked(batch.column(field.name), field.type)
         value = hive.get(field.name)
         if value is None:
-            return pa.nulls(batch.num_rows, field.type)
-        return pa.repeat(pa.scalar(value, pa.string()), batch.num_rows).cast(field.type)
+            return pa.nulls(batch.num_rows, field.type), []
+        return pa.repeat(pa.scalar(value, pa.string()), batch.num_rows).cast(field.type), []
     except pa.ArrowException as error:
         raise InputError(f"{location}: column {field.name!r} is not {field.type}: {reason(error)}") from None
 
 
-def _blame(errors: list[RowError | None], is_bad: Sequence[bool], message: str) -> None:
-    for row, is_bad_row in enumerate(is_bad):
-        if is_bad_row:
-            errors[row] = errors[row] or malformed(message)
+def _note(errors: list[RowError | None], problems: Sequence[str | bool | None], message: str) -> None:
+    """Gives rows with a problem their error; a text says more than the message."""
+    for row, problem in enumerate(problems):
+        if problem:
+            errors[row] = errors[row] or malformed(f"{message}: {problem}" if isinstance(problem, str) else message)
 
 
 def _check_ids(footers: Sequence[tuple[InputFile, pq.FileMetaData]], roles: Roles, type_: pa.DataType) -> None:

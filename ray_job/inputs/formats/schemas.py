@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from ray_job.storage.column_types import plain_type
 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
@@ -16,7 +17,8 @@ _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
 def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> tuple[pa.Schema, dict[str, str]]:
     """The columns of all files, and those whose types do not go together.
 
-    Whole numbers widen, null becomes anything, structs gain fields. Dictionary columns count as their values' type.
+    Whole numbers widen, null becomes anything, structs gain fields. Dictionaries and extension types of a user's own
+    count as the type of their values.
 
     Args:
         schemas: file names with their schemas.
@@ -35,7 +37,7 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> tuple[pa.Schema, dict[str
             if schema.names.count(column) > 1:
                 clashes[column] = f"there are two of that name in {name}"
                 continue
-            field = pa.field(column, _value_type(schema.field(column).type))
+            field = pa.field(column, plain_type(schema.field(column).type))
             first, first_name = fields.setdefault(column, (field, name))
             try:
                 merged = pa.unify_schemas([pa.schema([first]), pa.schema([field])], promote_options="permissive")
@@ -48,14 +50,46 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> tuple[pa.Schema, dict[str
 def text_checked(column: pa.Array) -> tuple[pa.Array, list[bool]]:
     """The column with null in place of values whose text is not UTF-8, and which these are ([] where none is).
 
-    Parquet readers do not check text, and the first to look at it would fall over it.
+    Parquet readers do not check text, and the first to look at it would fail.
+
+    Args:
+        column: of a `carried_type`.
     """
     try:
         column.validate(full=True)
         return column, []
     except pa.ArrowInvalid:
-        is_bad = [_is_bad(value) for value in column]
-        return pc.if_else(pa.array(is_bad), pa.scalar(None, column.type), column), is_bad
+        is_bad = [_is_bad(column.take([row])) for row in range(len(column))]
+        return _without(column, is_bad), is_bad
+
+
+def cast_checked(column: pa.Array, type_: pa.DataType) -> tuple[pa.Array, list[str | None]]:
+    """The column in another type, with null for values that it cannot hold, and for each of these why ([] where none).
+
+    Raises:
+        pa.ArrowException: the types do not go together at all.
+    """
+    if column.type == type_:
+        return column, []
+    try:
+        return column.cast(type_), []
+    except pa.ArrowInvalid:
+        problems = [_cast_problem(column.slice(row, 1), type_) for row in range(len(column))]
+        return _without(column, [problem is not None for problem in problems]).cast(type_), problems
+
+
+def _without(column: pa.Array, is_bad: Sequence[bool]) -> pa.Array:
+    """The column with null where a value is bad."""
+    places = pa.array([None if bad else row for row, bad in enumerate(is_bad)], pa.int64())
+    return column.take(places)
+
+
+def _cast_problem(value: pa.Array, type_: pa.DataType) -> str | None:
+    try:
+        value.cast(type_)
+    except pa.ArrowInvalid as error:
+        return str(error)
+    return None
 
 
 def is_text(type_: pa.DataType) -> bool:
@@ -63,16 +97,12 @@ def is_text(type_: pa.DataType) -> bool:
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
-def _is_bad(value: pa.Scalar) -> bool:
+def _is_bad(value: pa.Array) -> bool:
     try:
-        value.as_py()
-    except UnicodeDecodeError:
-        return True
+        value.validate(full=True)
+    except pa.ArrowInvalid as error:  # it may be about something else, such as a time past midnight
+        return "UTF8" in str(error)
     return False
-
-
-def _value_type(type_: pa.DataType) -> pa.DataType:
-    return type_.value_type if pa.types.is_dictionary(type_) else type_
 
 
 def hive_values(name: str) -> dict[str, str | None]:

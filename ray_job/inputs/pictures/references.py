@@ -19,6 +19,7 @@ from pyarrow import fs
 
 from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.pictures.web import fetch_url
+from ray_job.prompts.json_text import has_half_pair
 from ray_job.spec import LimitsSpec
 from ray_job.storage.places import STORAGE_ERRORS, Location, parse_uri, reason, without_secrets
 
@@ -98,7 +99,7 @@ def resolve(reference: str, root: Location | None) -> Location:
         raise _forbidden(f"{shown}: no folder holds all inputs; say where pictures may lie with input.image_root")
     if uri is not None and uri[0] != root.scheme:
         raise _forbidden(f"{shown} is not in {root}, on whose storage pictures must lie; set input.image_root")
-    if "\0" in reference:
+    if "\0" in reference or has_half_pair(reference):
         raise RowError(ErrorCode.IMAGE_MISSING, f"{shown}: no such file")
     path = uri[1] if uri is not None else reference
     if uri is None and not path.startswith("/"):

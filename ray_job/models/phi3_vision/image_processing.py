@@ -78,6 +78,11 @@ def num_image_tokens(rows: int, cols: int, side: int = 12) -> int:
     return (rows * cols + 1) * side * side + 1 + (rows + 1) * side
 
 
+def max_image_tokens(num_crops: int, side: int = 12) -> int:
+    """The most tokens a picture takes that is cut into at most `num_crops` crops: a tall one in most cases."""
+    return max(num_image_tokens(rows, num_crops // rows, side) for rows in range(1, num_crops + 1))
+
+
 def hd_transform(image: Image.Image, num_crops: int, crop_size: int = 336) -> npt.NDArray[np.uint8]:
     """Resizes (bilinear) and pads with white to whole crops. Returns (H, W, 3) uint8, contiguous.
 

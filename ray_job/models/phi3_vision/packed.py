@@ -35,10 +35,11 @@ class Attend(Protocol):
 class PackedPhi3Vision:
     """The model behind the engine's seam. Holds no state between calls.
 
-    `pack_weights` lets a CPU keep the decoder's weights a second time, laid out for decoding; None: if memory allows.
+    `pack_weights` lets a CPU keep the decoder's weights a second time, laid out for decoding; None: if they are small
+    beside `free_bytes`, which is by default what is available to this process now.
     """
 
-    def __init__(self, model: Phi3VisionModel, pack_weights: bool | None = None) -> None:
+    def __init__(self, model: Phi3VisionModel, pack_weights: bool | None = None, free_bytes: int | None = None) -> None:
         config = model.config
         self._model = model
         self.num_layers = config.num_hidden_layers
@@ -46,8 +47,9 @@ class PackedPhi3Vision:
         self.head_dim = config.head_dim
         self.max_len = config.max_position_embeddings
         self.sliding_window = config.sliding_window
-        linears = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
-        pack = can_pack([*linears, model.lm_head], model.dtype) if pack_weights is None else pack_weights
+        linears = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)] + [model.lm_head]
+        pack = can_pack(linears, model.dtype, free_bytes) if pack_weights is None else pack_weights
+        self.packed_bytes = sum(layer.weight.numel() for layer in linears) * model.dtype.itemsize if pack else 0
         layers = [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
         self._layers = [_Layer(layer, pack) for layer in layers]
         self._lm_head = Projection(model.lm_head, pack)

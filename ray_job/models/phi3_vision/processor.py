@@ -19,7 +19,7 @@ from PIL import Image
 
 from ray_job.errors import ErrorCode, ModelError, RowError
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
-from ray_job.models.phi3_vision.image_processing import hd_size, hd_transform, num_image_tokens
+from ray_job.models.phi3_vision.image_processing import hd_size, hd_transform, max_image_tokens, num_image_tokens
 from ray_job.models.phi3_vision.preprocessor_config import CLIP_MEAN, CLIP_STD, PreprocessorConfig
 from ray_job.models.phi3_vision.prompt_tokenizer import PromptTokenizer
 from ray_job.prompts.parts import ImageTag, Message, Part, Special, Text, parse_markup, parse_specials
@@ -99,6 +99,11 @@ class Phi3VisionProcessor:
     def tokens_per_crop_side(self) -> int:
         """Tokens along one side of a crop."""
         return self.options.tokens_per_crop_side
+
+    @property
+    def max_image_tokens(self) -> int:
+        """Tokens of the picture that takes most."""
+        return max_image_tokens(self.num_crops, self.tokens_per_crop_side)
 
     @property
     def image_mean(self) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ray_job.errors import RowError
+from ray_job.errors import RowError, Stage
 from ray_job.inputs.pictures.decode import decode
 from ray_job.inputs.source import Source
 from ray_job.prompts.conversation import Conversations
@@ -45,7 +45,7 @@ class Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One output row: what was asked, and what came of it."""
+    """One output row: what was asked and what was answered."""
 
     row_id: Any
     question_index: int | None  # where rows have several
@@ -89,23 +89,27 @@ class CardMaker:
     def _question(self, row: Mapping[str, Any], index: int) -> str | None:
         try:
             conversations = self._conversations.of_row(row, 0)
-        except RowError:
+            return _text(conversations[index]) if index < len(conversations) else None
+        except BaseException as error:  # of this row, or it goes on from there
+            RowError.of(error, Stage.PREPARE, row.get(ROW_ID))
             return None
-        return _text(conversations[index]) if index < len(conversations) else None
 
     def _pictures(self, row: Mapping[str, Any]) -> tuple[tuple[Thumbnail | str, ...], int]:
         if row.get(READ_ERROR) is not None:
             return (), 0
-        values = picture_values(row, self.source)
-        shown = tuple(self._thumbnail(value) for value in values[:_MAX_PICTURES])
+        try:
+            values = picture_values(row, self.source)
+        except BaseException as error:  # of this row, or it goes on from there
+            return (RowError.of(error, Stage.PREPARE, row.get(ROW_ID)).message,), 0
+        shown = tuple(self._thumbnail(value, row.get(ROW_ID)) for value in values[:_MAX_PICTURES])
         return shown, len(values) - len(shown)
 
-    def _thumbnail(self, value: Any) -> Thumbnail | str:
+    def _thumbnail(self, value: Any, row_id: Any) -> Thumbnail | str:
         try:
             data = fetch_picture(value, self._spec, self.source)
             return Thumbnail.of(decode(data, self._spec.limits), self._side)
-        except RowError as error:
-            return error.message
+        except BaseException as error:
+            return RowError.of(error, Stage.PREPARE, row_id).message
 
 
 def make_card(
@@ -114,7 +118,7 @@ def make_card(
     pictures: tuple[Thumbnail | str, ...] = (),
     num_more_pictures: int = 0,
 ) -> Card:
-    """An output row as a card."""
+    """Makes the card of an output row."""
     usage = record["usage"] or {}
     return Card(
         row_id=record[ROW_ID],

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,7 +23,9 @@ from ray_job.output.parts import DATA, ERRORS
 from ray_job.rows import ROW_ID
 from ray_job.spec import JobSpec
 from ray_job.stages.prepare import row_values
+from ray_job.storage.column_types import filtered, stored_field, taken, with_types
 from ray_job.storage.places import Location, locate, parse_uri
+from ray_job.storage.values import python_rows, python_values
 from ray_job.views.gallery.cards import Card, CardMaker, make_card
 
 _MAX_PARTS = 12
@@ -62,10 +66,7 @@ class OutputGallery:
             RayJobError: the storage fails.
         """
         root = locate(path)
-        manifest = Manifest.read(root)
-        if manifest is None:
-            raise SpecError([f"{root} has no {MANIFEST}: no job's output"])
-        return cls(root, manifest, Ledger.scan(root))
+        return cls(root, Manifest.of_output(root), Ledger.scan(root))
 
     def sample(self, n: int) -> list[Card]:
         """About n cards from all over the output: mostly answers, up to a quarter errors."""
@@ -102,7 +103,7 @@ class OutputGallery:
         part, counts = self.ledger.parts[index], self.ledger.counts_of(index)
         places = spread([place for place, is_counted in enumerate(counts) if is_counted], num_records)
         try:
-            rows = read_part(part).take(pa.array(places, pa.int64())).to_pylist()
+            rows = python_rows(taken(read_part(part), pa.array(places, pa.int64())))
         except RayJobError as error:  # damaged, or replaced by a run that comes to its end just now
             self.problems.append(str(error))
             return []
@@ -111,10 +112,9 @@ class OutputGallery:
     def _of_ids(self, row_ids: Sequence[Any]) -> list[Record]:
         found = []
         for index, part in enumerate(self.ledger.parts):
-            ids = read_part(part, [ROW_ID]).column(ROW_ID)
-            is_wanted = pc.is_in(ids, pa.array(row_ids, ids.type)).to_numpy() & self.ledger.counts_of(index)
+            is_wanted = _is_among(read_part(part, [ROW_ID]).column(ROW_ID), row_ids) & self.ledger.counts_of(index)
             if is_wanted.any():
-                rows = read_part(part).filter(pa.array(is_wanted)).to_pylist()
+                rows = python_rows(filtered(read_part(part), pa.array(is_wanted)))
                 found += [Record(int(p), row) for p, row in zip(part.account.positions[is_wanted], rows, strict=True)]
         return found
 
@@ -126,12 +126,13 @@ class OutputGallery:
         ids = {record.position: record.values[ROW_ID] for record in records if record.position >= first}
         numbers = sorted(position - first for position in ids)
         try:
-            rows = row_values(pick_rows(self._source, numbers), self._source)
+            table = pick_rows(self._source, numbers)
         except RayJobError as error:
             self.problems.append(str(error))
             return {}
-        found = {number + first: row for number, row in zip(numbers, rows, strict=False)}
-        same = {position: row for position, row in found.items() if row[ROW_ID] == ids[position]}
+        as_written = with_types(table.select([ROW_ID]), pa.schema([stored_field(self._source.id_field)]))
+        found = zip(numbers, python_values(as_written.column(ROW_ID)), row_values(table, self._source), strict=False)
+        same = {number + first: row for number, row_id, row in found if row_id == ids[number + first]}
         if len(same) < len({record.position for record in records}):
             self.problems.append(
                 "the input has changed since, or rows are of an earlier input: some have no picture here"
@@ -163,6 +164,15 @@ class OutputGallery:
         if self._spec is None or self._source is None:
             return None
         return CardMaker(self._spec, self._source, self._side)
+
+
+def _is_among(ids: pa.ChunkedArray, row_ids: Sequence[Any]) -> npt.NDArray[np.bool_]:
+    """Which ids are those asked for, given as Python values or as cards show them."""
+    try:
+        is_among = pc.is_in(ids, pa.array(row_ids, ids.type)).to_numpy()
+    except Exception:  # Arrow cannot compare them, or one is of another type
+        is_among = [value in row_ids for value in python_values(ids)]
+    return np.asarray(is_among, dtype=np.bool_)
 
 
 def spread(values: Sequence[_T], count: int) -> list[_T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,15 @@ from ray_job.rows import POSITION, output_schema
 from ray_job.spec import JobSpec
 from ray_job.stages.open_job import open_job
 from ray_job.stages.prepare import row_values
+from ray_job.storage.column_types import with_types
+from ray_job.storage.values import python_rows
 from ray_job.views.gallery.cards import Card, CardMaker
 from ray_job.views.gallery.render import cards_html, cards_text
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What came of the rows: `table` is what the job's parts would hold of them; `show` shows the cards."""
+    """A few answered rows: `table` is what the job's parts would hold of them; `show` shows the cards."""
 
     table: pa.Table
     cards: tuple[Card, ...]  # one for each row of the table
@@ -73,11 +76,12 @@ def preview(spec: JobSpec, n: int = 8, *, seed: int | None = None) -> Preview:
     prepared = preparer(Remaining.all(rows.num_rows).select(rows, 0))
     table = warm_actor().generate(spec, prepared, schema)
     seconds = time.monotonic() - started_s
-    return Preview(table.select(schema.names), _cards(table, rows, CardMaker(spec, source)), seconds)
+    output = with_types(table, schema)
+    cards = _cards(output, table.column(POSITION).to_pylist(), rows, CardMaker(spec, source))
+    return Preview(output, cards, seconds)
 
 
-def _cards(table: pa.Table, rows: pa.Table, maker: CardMaker) -> tuple[Card, ...]:
-    """Output rows come in the order of the input's, each once for every question."""
-    values = row_values(rows, maker.source)
-    positions = table.column(POSITION).to_pylist()
-    return tuple(maker.card(record, values[place]) for record, place in zip(table.to_pylist(), positions, strict=True))
+def _cards(output: pa.Table, positions: Sequence[int], rows: pa.Table, maker: CardMaker) -> tuple[Card, ...]:
+    """Cards of the output rows, which come in the order of the input's, one for each question."""
+    values, records = row_values(rows, maker.source), python_rows(output)
+    return tuple(maker.card(record, values[place]) for record, place in zip(records, positions, strict=True))

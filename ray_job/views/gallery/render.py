@@ -45,18 +45,18 @@ def card_facts(card: Card) -> str:
 
 
 def unreadable(card: Card, why: str) -> str:
-    """What stands in a picture's place; what the row's own error says is not said twice."""
+    """The text in place of a picture that cannot be shown; what the row's error says already is not repeated."""
     is_said = card.error is not None and why in str(card.error["message"])
     return "not readable" if is_said else f"not readable: {why}"
 
 
 def data_uri(thumbnail: Thumbnail) -> str:
-    """The thumbnail inside its own address."""
+    """The thumbnail as a `data:` URI."""
     return "data:image/webp;base64," + base64.b64encode(thumbnail.data).decode()
 
 
 def shortened(text: str, max_chars: int = _MAX_CHARS) -> str:
-    """The text, cut with a note where it is too long to look at."""
+    """The text, cut with a note where it is too long to show."""
     return text if len(text) <= max_chars else f"{text[:max_chars]} … ({len(text):,} characters)"
 
 
@@ -99,6 +99,6 @@ def _card_text(card: Card) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without what could move a terminal's cursor or turn the reading direction; lines go on indented."""
+    """Without characters that move a terminal's cursor or change the reading direction; later lines are indented."""
     lines = shortened(text).splitlines() or [""]
     return "\n            ".join("".join(c if c.isprintable() else "�" for c in line) for line in lines)

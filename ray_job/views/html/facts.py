@@ -1,5 +1,5 @@
-"""What the page tells of an output, read from its files alone. How much is read does not grow with the number of rows,
-footers aside; what is left out is said."""
+"""What the page shows of an output, read from its files alone. How much is read does not grow with the number of rows,
+footers aside; the page says what is left out."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _activity(gallery: OutputGallery) -> dict[str, float]:
 
 
 def _timeline(ledger: Ledger, manifest: Manifest) -> Timeline | None:
-    """None where the parts lie within one moment."""
+    """Rows over time; None where all parts were committed at the same moment."""
     by_run: dict[int, list[tuple[float, int, bool]]] = {}
     for part in ledger.parts:
         by_run.setdefault(part.account.run, []).append((part.written_s, part.num_rows, part.folder == DATA))
@@ -183,7 +183,7 @@ def _error_classes(totals: Totals, failed: list[Record]) -> list[ErrorClass]:
 
 
 def _round_robin(errors: list[ErrorClass], failed: list[Record], num_records: int) -> list[Record]:
-    """Failed records, each code having its turn."""
+    """Failed records, the error codes taking turns."""
     turns: Counter[str] = Counter()
     ranked = []
     for record in failed:
@@ -194,7 +194,7 @@ def _round_robin(errors: list[ErrorClass], failed: list[Record], num_records: in
 
 
 def _within(cards: list[Card], max_bytes: int) -> tuple[list[Card], int]:
-    """Cards with pictures as far as a page of bounded size can hold them, and how many pictures it cannot."""
+    """Cards with as many pictures as a page of bounded size can hold, and how many are left out."""
     kept, num_bytes, num_left_out = [], 0, 0
     for card in cards:
         size = sum(len(thumbnail.data) for thumbnail in card.pictures if not isinstance(thumbnail, str))

@@ -90,7 +90,7 @@ def _head(facts: Facts) -> str:
 
 
 def _state(status: JobStatus) -> tuple[str, str]:
-    """A class and a sentence."""
+    """The state as a CSS class and a sentence."""
     if status.state not in (State.IN_PROGRESS, State.FINALIZING):
         return status.state, {
             State.COMPLETED: "Completed: every row is accounted for.",
@@ -101,7 +101,7 @@ def _state(status: JobStatus) -> tuple[str, str]:
     if status.is_alive:
         return "running", f"Running.{age}"
     if status.is_alive is None:
-        return "running", f"Not finished.{age} On an object store only that tells whether it still runs."
+        return "running", f"Not finished.{age} On an object store that age is the only sign that it still runs."
     return "dead", f"Dead: its process is gone. What is committed is whole; --mode resume does the rest.{age}"
 
 
@@ -147,7 +147,7 @@ def _sum(facts: Facts, num_left: int) -> str:
 
 
 def _rate(facts: Facts) -> float | None:
-    """Of the whole working time where that is known, else over the newest parts."""
+    """Rows per second over the whole working time where that is known, else over the newest parts."""
     timeline = facts.timeline
     if timeline is None:
         return facts.status.rows_per_s
@@ -213,7 +213,7 @@ def _stages(facts: Facts) -> str:
 
 
 def _reuse(done: dict[str, float]) -> str:
-    """What was not computed twice, and how full the engine was."""
+    """How much work rows shared, and how full the engine was."""
     parts = []
     if done.get("waiting_slots"):
         share = done.get("waiting_slots_used", 0.0) / done["waiting_slots"]
@@ -278,7 +278,7 @@ def _errors(errors: list[ErrorClass], num_failed: int) -> str:
 
 
 def _examples(error: ErrorClass) -> str:
-    """Ids under what was said of them, each message once."""
+    """Row ids grouped by message, each message once."""
     by_message: dict[str, list[str]] = {}
     for record in error.examples:
         message = shortened(str(record.values["error"]["message"]), _MESSAGE_CHARS)
@@ -357,7 +357,7 @@ def _spec(facts: Facts) -> str:
         spec = public_spec(JobSpec.from_dict(spec))  # again without secrets, whoever wrote the manifest
         text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100)
     except SpecError as error:
-        text = f"The manifest's spec is not of this version, and is not shown.\n{error}"
+        text = f"The manifest's spec was written by another version and is not shown.\n{error}"
     versions = "".join(
         f"<tr><td>{escape(name)}</td><td>{escape(version or 'not installed')}</td></tr>"
         for name, version in facts.manifest.versions.items()

@@ -86,7 +86,7 @@ def columns(
 
 
 def histogram(values: npt.NDArray[np.float64], *, size: tuple[int, int], x_label: str, y_label: str, label: str) -> str:
-    """How often which value, with its median and 95th percentile; the largest half percent is in the last column."""
+    """How often each value occurs, with median and 95th percentile; the largest half percent is in the last column."""
     last = float(np.quantile(values, 0.995))
     first = float(values.min())
     edges = _edges(first, max(last, first), is_whole=bool(np.all(values == np.round(values))))
@@ -127,7 +127,7 @@ def clock_ticks(last_s: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A number to read: as many digits as say something."""
+    """A number for people, with as many digits as matter."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:,.3g} M"
     if abs(value) >= 100 or value == round(value):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ray_job
 from ray_job import JobSpec, preview, show
@@ -20,7 +21,9 @@ from ray_job.inputs.picking import pick_rows
 from ray_job.inputs.remaining import Remaining
 from ray_job.inputs.source import iter_tables
 from ray_job.models.loading import model_folder
+from ray_job.models.threads import threads_restored
 from ray_job.rows import output_schema
+from ray_job.spec import WorkersSpec
 from ray_job.stages.generate import GenerateActor
 from ray_job.stages.open_job import open_job
 from ray_job.views.gallery.cards import Card
@@ -47,9 +50,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     loaded: list[str] = []
     load = ray_job.stages.generate.load_engine
 
-    def counting(spec: JobSpec) -> Any:
+    def counting(spec: JobSpec, *placement: Any) -> Any:
         loaded.append(spec.model.path)
-        return load(spec)
+        return load(spec, *placement)
 
     monkeypatch.setattr("ray_job.stages.generate.load_engine", counting)
     return loaded
@@ -58,6 +61,18 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def answers(table: Any) -> list[tuple[Any, ...]]:
     columns = ("row_id", "generated_text", "status", "error", "kind")
     return list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
+
+
+def test_a_preview_leaves_its_caller_as_many_threads_as_before(spec: JobSpec) -> None:
+    """In a notebook the model lives in the user's own process, until it is released."""
+    warm_actor().release()
+    with threads_restored():
+        torch.set_num_threads(1)
+        spec = spec.model_copy(update={"workers": WorkersSpec(threads=3)})
+        preview(spec, 1)
+        assert torch.get_num_threads() == 3
+        warm_actor().release()
+        assert torch.get_num_threads() == 1
 
 
 def test_a_preview_gives_the_jobs_own_answers_and_writes_nothing(spec: JobSpec, folder: Path) -> None:

@@ -50,7 +50,7 @@ def test_an_unfinished_run(output: Output, moto: str) -> None:
     assert main(["report", output.at("answers")]) == 0
     with urllib.request.urlopen(output.at("answers/_report.html").replace("s3://", f"{moto}/"), timeout=30) as reply:
         page = reply.read().decode()
-    assert "On an object store only that tells whether it still runs." in page
+    assert "On an object store that age is the only sign that it still runs." in page
     assert "10 of 30 rows are in 2 parts" in page
 
 
