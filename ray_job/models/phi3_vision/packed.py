@@ -130,7 +130,7 @@ class PackedPhi3Vision:
         wanted_S: Tensor,
         attend: Attend,
     ) -> Tensor:
-        """The last layer, whose output is wanted of a prompt's last token only; later tokens still read all its keys."""
+        """The last layer: of a prompt only the last token goes on, while later tokens still read the keys of all."""
         normed_TD = layer.input_layernorm(hidden_TD)
         weight = layer.qkv_weight
         width = len(weight) - 2 * self.num_heads * self.head_dim
