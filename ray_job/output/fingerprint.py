@@ -26,6 +26,7 @@ AUTO_DTYPES = {"CPU": "float32", "GPU": "bfloat16"}  # what workers settle `auto
 _AUTO = "auto"
 _WHOLE_BYTES = 256 * 2**20
 _SAMPLE_BYTES = 4096
+_MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, by its format
 
 
 def fingerprint_fields(spec: JobSpec, source: Source) -> dict[str, Any]:
@@ -85,10 +86,10 @@ def file_digests(folder: Path) -> dict[str, str]:
     that leaves its ends and all others as they were is not seen; training, merging or quantising is.
     """
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors") and path.is_file())
         return {path.name: _file_digest(path) for path in files}
     except OSError as error:
-        raise ModelError(f"{folder}: cannot be read: {error.strerror}") from None
+        raise ModelError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
 
 
 def _file_digest(path: Path) -> str:
@@ -101,19 +102,25 @@ def _file_digest(path: Path) -> str:
 
 def _sampled_digest(stream: BinaryIO, size: int) -> str:
     (header_len,) = struct.unpack("<Q", stream.read(8))
-    header = stream.read(min(header_len, size))
+    header = stream.read(min(header_len, _MAX_HEADER_BYTES))
     sha = hashlib.sha256(struct.pack("<Q", size) + header)
-    try:
-        tensors = json.loads(header)
-        tensors.pop("__metadata__", None)
-        places = [tensors[name]["data_offsets"] for name in sorted(tensors)]
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return hashlib.sha256(struct.pack("<Q", size) + header).hexdigest()[:16]  # loading it will say what is wrong
-    for start, stop in places:
+    for start, stop in _tensor_places(header, size):
         for offset in (start, max(start, stop - _SAMPLE_BYTES)):
             stream.seek(8 + header_len + offset)
             sha.update(stream.read(min(_SAMPLE_BYTES, stop - start)))
     return sha.hexdigest()[:16]
+
+
+def _tensor_places(header: bytes, size: int) -> list[tuple[int, int]]:
+    """Where tensors begin and end; none for a header that is not one of safetensors: loading it says what is wrong."""
+    try:
+        tensors = json.loads(header)
+        tensors.pop("__metadata__", None)
+        places = [tensors[name]["data_offsets"] for name in sorted(tensors)]
+        whole = [(int(start), int(stop)) for start, stop in places]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OverflowError):
+        return []
+    return whole if all(0 <= start <= stop <= size for start, stop in whole) else []
 
 
 def _flat(sections: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
