@@ -341,6 +341,9 @@ def test_rows_that_are_missing_torn_or_of_no_input_are_counted(job: QuietJob) ->
     manifest["inputs"][0]["rows"], manifest["totals"]["answered"] = 10, 7
     (job.out / "_manifest.json").write_text(json.dumps(manifest))
     assert verify(job.root).problems == ("the parts hold answered 8, the manifest says 7",)
+    manifest["totals"]["answered"], manifest["duplicates"]["rows"] = 8, 3
+    (job.out / "_manifest.json").write_text(json.dumps(manifest))
+    assert verify(job.root).problems == ("0 rows repeat an id; the manifest says 3",)
 
 
 def test_a_row_with_a_question_too_few_is_told(root: Location) -> None:
