@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_job.errors import FingerprintMismatch, RayJobError, SpecError
@@ -104,6 +106,28 @@ def test_a_finished_run_with_nothing_left_is_not_touched(job: QuietJob) -> None:
             report = run.finish()
         assert (report.input_rows, report.already_done, report.totals.rows) == (6, 6, 6)
     assert {path: path.stat().st_mtime_ns for path in job.out.rglob("*")} == before
+
+
+def test_a_foreign_file_in_a_finished_output_is_removed(job: QuietJob) -> None:
+    """Nothing else is left to do."""
+    job.run()
+    foreign = job.out / "data" / "part-00000.parquet"
+    pq.write_table(pa.table({"x": [1]}), foreign)
+    with job.opened("resume") as run:
+        assert (run.num_left, run.remaining.num_rows) == (0, 0)
+        run.finish()
+    assert not foreign.exists()
+    job.verified()
+
+
+def test_what_a_killed_writer_left_is_removed(job: QuietJob) -> None:
+    with job.opened() as run:
+        job.commit(run)
+    left = job.out / "data" / ".part-0001-x.parquet.1234abcd.tmp"
+    left.write_text("half a part")
+    job.run("resume")
+    assert not left.exists()
+    job.verified()
 
 
 def test_a_lost_part_of_a_finished_run_is_done_again(job: QuietJob, caplog: pytest.LogCaptureFixture) -> None:

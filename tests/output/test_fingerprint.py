@@ -68,6 +68,16 @@ def test_a_malformed_header_is_left_for_loading_to_refuse(
     assert len(digests) == 2
 
 
+def test_a_large_json_file_is_hashed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a tokenizer's is: only weights have a header that says where to look."""
+    monkeypatch.setattr(fingerprint, "_WHOLE_BYTES", 100)
+    file, digests = tmp_path / "tokenizer.json", set()
+    for middle in "xy":
+        file.write_text('{"vocab": "' + "a" * 10_000 + middle + "a" * 10_000 + '"}')
+        digests.add(file_digests(tmp_path)["tokenizer.json"])
+    assert len(digests) == 2
+
+
 def test_only_files_a_model_is_made_of_count(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text("hello")
