@@ -7,23 +7,27 @@
     ├── TooManyRowErrors        3   more rows failed than the spec allows
     ├── AccountingError         4   rows in ≠ answered + failed
     ├── FingerprintMismatch     5   the output belongs to another job
-    └── Interrupted            75   stopped by a signal; running again finishes the job (sysexits' EX_TEMPFAIL)
+    ├── Interrupted            75   stopped by a signal; resuming finishes the job (sysexits' EX_TEMPFAIL)
+    └── ClusterLost            75   the Ray under the job died; resuming finishes the job
 
     RowError                        one row's failure. It is data: it ends in that row's `error` column
                                     and never leaves the stage that caught it.
 
-Fatal errors say what happened, where, and what to do. A `RowError` is never fatal and a fatal error is
+No message holds credentials: they are taken out here, whoever raises (`redaction`). Fatal errors say what happened,
+where, and what to do. A `RowError` is never fatal and a fatal error is
 never turned into a row's error.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Self
 
-_LOG = logging.getLogger(__name__)
+from ray_job.redaction.logs import logger_of
+from ray_job.redaction.text import without_secrets
+
+_LOG = logger_of(__name__)
 _SHOWN_CHARS = 300
 
 
@@ -32,6 +36,9 @@ class RayJobError(Exception):
 
     exit_code = 1
 
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_secrets(each) if isinstance(each, str) else each for each in args))
+
 
 class SpecError(RayJobError):
     """The job description is wrong. `problems` holds one line per mistake."""
@@ -39,7 +46,7 @@ class SpecError(RayJobError):
     exit_code = 2
 
     def __init__(self, problems: Sequence[str], source: str = "spec") -> None:
-        self.problems = list(problems)
+        self.problems = [without_secrets(problem) for problem in problems]
         self.source = source
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
         super().__init__(f"{source}: {count}\n" + "\n".join(f"  - {line}" for line in self.problems))
@@ -78,6 +85,12 @@ class FingerprintMismatch(RayJobError):  # noqa: N818
 
 class Interrupted(RayJobError):  # noqa: N818
     """Stopped by a signal before the end; the committed parts stay valid."""
+
+    exit_code = 75
+
+
+class ClusterLost(RayJobError):  # noqa: N818
+    """A process of Ray's that the driver cannot do without died; the committed parts stay valid."""
 
     exit_code = 75
 
@@ -122,9 +135,9 @@ class RowError(Exception):
     """One row's failure: a code to filter on and a message that says what to do."""
 
     def __init__(self, code: ErrorCode, message: str, stage: Stage = Stage.PREPARE) -> None:
-        super().__init__(message)
         self.code = code
-        self.message = message
+        self.message = without_secrets(message)
+        super().__init__(self.message)
         self.stage = stage
 
     @property
@@ -160,7 +173,7 @@ class RowError(Exception):
 
 def first_line(error: BaseException) -> str:
     """What an error says in one line; its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 _logged: set[tuple[type[BaseException], str, int]] = set()

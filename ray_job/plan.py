@@ -73,12 +73,15 @@ def plan_job(spec: JobSpec) -> Plan:
     digests: set[bytes] = set()
     sizes: list[SampleSize] = []
     for table in iter_tables(source, spec.batching.block_rows):
-        for row in preparer.values(table):
-            prepared = preparer.row(row, headers_only=True)
-            digests.update(picture["digest"] for picture in prepared.pictures)
-            plan.pictures += len(prepared.pictures)
-            for sample in prepared.samples:
-                _count(plan, sample, sizes)
+        values = preparer.values(table)
+        with preparer.fetching(values) as pictures:
+            for place, row in enumerate(values):
+                prepared = preparer.row(row, headers_only=True)
+                pictures.done(place)
+                digests.update(picture["digest"] for picture in prepared.pictures)
+                plan.pictures += len(prepared.pictures)
+                for sample in prepared.samples:
+                    _count(plan, sample, sizes)
     plan.samples = sum(plan.bad_samples.values()) + len(sizes)
     plan.distinct_pictures = len(digests)
     plan.max_new_tokens = sum(size.max_new_tokens for size in sizes)

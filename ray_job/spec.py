@@ -35,6 +35,11 @@ LENGTH_NAMES = ("max_new_tokens", "max_completion_tokens", "max_tokens")
 MAX_QUESTIONS = 2**16  # of one row
 
 
+def _has_half_pair(text: str) -> bool:
+    """Whether half of a surrogate pair is in it, which no tokenizer takes."""
+    return text.encode(errors="replace").decode() != text
+
+
 def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str | int | float) else value
 
@@ -151,7 +156,7 @@ class PromptSpec(_Section):
         texts = {"template": (self.template,), "system": (self.system,), "questions": questions}
         for name, values in texts.items():
             for text in values:
-                if text is not None and text.encode(errors="replace").decode() != text:
+                if text is not None and _has_half_pair(text):
                     raise ValueError(f"{name}: holds half of a surrogate pair, which is no character; remove it")
         return self
 
@@ -247,6 +252,8 @@ class GenerationParams(_Section):
     def _no_empty_stop(self) -> Self:
         if "" in self.stop:
             raise ValueError("stop: an empty string would end every answer at once; remove it")
+        if any(_has_half_pair(text) for text in self.stop):
+            raise ValueError("stop: holds half of a surrogate pair, which is no character; remove it")
         return self
 
     @property
@@ -357,6 +364,7 @@ class LimitsSpec(_Section):
     max_pixels: int = Field(89_478_485, ge=1, description="Pixels of a picture, before decoding it.")
     max_image_bytes: int = Field(64 * 2**20, ge=1, description="Encoded bytes of a picture.")
     fetch_timeout_s: float = Field(30.0, gt=0, description="Seconds to fetch a picture from the web, all in all.")
+    max_fetches: int = Field(16, ge=1, le=256, description="Pictures that a preparing task fetches at once.")
     max_images: int = Field(64, ge=0, description="Pictures of a row.")
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="Prompt tokens of a row, pictures included. Default: what the model can hold."
@@ -406,8 +414,8 @@ class OutputSpec(_Section):
     part_rows: int | None = Field(
         None,
         ge=1,
-        description="Rows of one Parquet part; what is in none when a job dies is done again. Default: 256, and of a "
-        "small input a twentieth, both in whole blocks.",
+        description="Rows of one Parquet part; rows that are in no part when a job dies are answered again. Default: "
+        "256, or of a small input a twentieth, both in whole blocks.",
     )
 
 
@@ -450,9 +458,7 @@ class JobSpec(_Section):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            from ray_job.storage.places import without_secrets
-
-            raise SpecError([without_secrets(line) for line in problems(error, cls)], source) from None
+            raise SpecError(problems(error, cls), source) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:

@@ -67,7 +67,7 @@ def https_server(certificate: Path, handler: type[BaseHTTPRequestHandler]) -> It
 def trust(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes the certificate for a good one, and this machine's own address for a public one."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    monkeypatch.setattr(web, "_is_public", lambda address: ipaddress.ip_address(address).is_loopback)
+    monkeypatch.setattr(web, "is_public", lambda address: ipaddress.ip_address(address).is_loopback)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from ray_job.engine.host import available_bytes, usable_cpus
 from ray_job.errors import SpecError
 from ray_job.models.placement import Device, Dtype, Machine, Placement, settle_device, settle_dtype, settle_threads
 from ray_job.models.threads import own_process
+from ray_job.redaction.logs import logger_of
 from ray_job.spec import JobSpec
 from ray_job.stages.poison import DurableStore
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger_of(__name__)
 
 
 @dataclass(frozen=True, slots=True)

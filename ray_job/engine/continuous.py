@@ -8,7 +8,6 @@ Shapes: T packed tokens of a step, S of them whose next token is wanted, D hidde
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,9 +31,10 @@ from ray_job.engine.stats import EngineStats, Meter
 from ray_job.engine.varlen import Kernel, VarlenAttention, find_kernel
 from ray_job.engine.vision_cache import VisionCache
 from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.redaction.logs import logger_of
 from ray_job.rows import Result, Sample
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 class ContinuousEngine:

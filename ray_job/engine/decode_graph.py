@@ -13,7 +13,6 @@ H key/value heads, D head_dim, V vocabulary.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -26,8 +25,9 @@ from ray_job.engine.memory import is_out_of_memory
 from ray_job.engine.packed_model import PackedModel
 from ray_job.engine.row import Chunk, Row
 from ray_job.engine.varlen import Call, Kernel, joined
+from ray_job.redaction.logs import logger_of
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 Replay: TypeAlias = Callable[[Tensor], Tensor]
 """Numbers of padded rows, int64 (F, B) on the CPU → their logits, float32 (B, V), good until the next call."""

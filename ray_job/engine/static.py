@@ -6,7 +6,6 @@ which is what makes it slow. Rows of similar length are batched together, within
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from dataclasses import dataclass, replace
@@ -26,9 +25,10 @@ from ray_job.engine.sampler import next_tokens
 from ray_job.engine.sequence import Sequence
 from ray_job.engine.stats import EngineStats, Meter
 from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.redaction.logs import logger_of
 from ray_job.rows import Result, Sample
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 class StaticEngine:

@@ -14,7 +14,6 @@ R rows of a call.
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,8 +25,9 @@ from ray_job.engine.kv_cache import KVPool, Stretch, place, stretches
 from ray_job.engine.memory import is_fatal
 from ray_job.engine.packed_model import PackedModel
 from ray_job.engine.row import Chunk, Row
+from ray_job.redaction.logs import logger_of
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 MIN_CAPABILITY = (8, 0)  # the first the flash kernels were written for
 _TOLERANCES = {"output": 2e-2, "log-sum-exp": 2e-3}  # of bfloat16, and of float32 sums of it

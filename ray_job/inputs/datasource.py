@@ -14,6 +14,7 @@ from ray.data.block import BlockMetadata
 from ray_job.inputs.grouping import together
 from ray_job.inputs.remaining import Remaining, with_account
 from ray_job.inputs.source import Source, Split
+from ray_job.inputs.windows import iter_windows
 
 MAX_TASKS = 10_000
 MAX_TABLE_ROWS = 256
@@ -24,8 +25,8 @@ class RowDatasource(ray.data.Datasource):
 
     A task reads neighbouring splits one after the other and yields small tables; it carries its own splits, the source
     without any, and which of its rows are left to do. Rows are numbered over the whole input (`rows.POSITION`), and
-    within a split those with equal pictures stand together. Put `.repartition(target_num_rows_per_block=…)` behind
-    it: Ray gathers a task's tables into blocks of its own size.
+    within a window of bounded size (`windows.py`) those with equal pictures stand together. Put
+    `.repartition(target_num_rows_per_block=…)` behind it: Ray gathers a task's tables into blocks of its own size.
 
     Args:
         source: what to read.
@@ -118,16 +119,24 @@ def _reader(
 ) -> Callable[[], Iterator[pa.Table]]:
     """Reads splits, each given with the place of its first row in the whole input."""
 
+    def tables(start: int, split: Split) -> Iterator[pa.Table]:
+        for table in source.read(split, max_rows):
+            if should_stop():
+                return
+            yield remaining.select(table, start)
+            start += table.num_rows
+
     def read_rows() -> Iterator[pa.Table]:
         for start, split in placed:
-            tables = []
-            for table in source.read(split, max_rows):
+            for window in iter_windows(tables(start, split)):
                 if should_stop():
                     return
-                tables.append(remaining.select(table, start))
-                start += table.num_rows
-            rows = together(pa.concat_tables(tables), source.image_columns)
-            for first in range(0, rows.num_rows, max_rows):
-                yield rows.slice(first, max_rows)
+                rows = together(window, source.image_columns)
+                del window  # or it would stay while the next one is gathered; so would the rows
+                for first in range(0, rows.num_rows, max_rows):
+                    if should_stop():
+                        return
+                    yield rows.slice(first, max_rows)
+                del rows
 
     return read_rows

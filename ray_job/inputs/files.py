@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ray_job.errors import InputError
+from ray_job.redaction.text import public_uri
 from ray_job.spec import InputSpec
-from ray_job.storage.places import Location, expand, locate, without_secrets
+from ray_job.storage.places import Location, expand, locate
 
 Format = Literal["parquet", "images", "jsonl"]
 _SUFFIXES: dict[Format, tuple[str, ...]] = {
@@ -73,7 +74,7 @@ def find_files(spec: InputSpec) -> InputFiles:
     for _, infos in expanded:
         for info in infos:
             found.setdefault(info.path, InputFile(root.at(info.path), info.path[prefix:].lstrip("/"), info.size))
-    where = without_secrets(", ".join(spec.path[:3]) + (", …" if len(spec.path) > 3 else ""))
+    where = ", ".join(map(public_uri, spec.path[:3])) + (", …" if len(spec.path) > 3 else "")
     format_ = _format(spec, list(found.values()), where)
     named = {location.path for location in located}  # a file named by itself is meant, whatever its suffix
     chosen = tuple(

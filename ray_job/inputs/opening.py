@@ -8,8 +8,8 @@ from ray_job.inputs.formats.images import open_images
 from ray_job.inputs.formats.jsonl import open_jsonl
 from ray_job.inputs.formats.parquet import open_parquet
 from ray_job.inputs.source import Source, Split, iter_tables
+from ray_job.redaction.text import public_uri
 from ray_job.spec import JobSpec
-from ray_job.storage.places import without_secrets
 
 __all__ = ["Source", "Split", "iter_tables", "open_source"]
 
@@ -25,6 +25,6 @@ def open_source(spec: JobSpec) -> Source:
     openers = {"parquet": open_parquet, "images": open_images, "jsonl": open_jsonl}
     source = openers[found.format](spec, found)
     if source.num_rows == 0:
-        where = without_secrets(", ".join(spec.input.path))
+        where = ", ".join(map(public_uri, spec.input.path))
         raise InputError(f"{where}: no rows in {len(found.files)} {found.format} files; check input.path")
     return source

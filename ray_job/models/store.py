@@ -9,7 +9,6 @@ RAY_JOB_CACHE on a local disk; two processes that download at once cost time, bu
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import posixpath
 import shutil
@@ -22,12 +21,13 @@ from filelock import FileLock
 from pyarrow import fs
 
 from ray_job.errors import InputError, ModelError
+from ray_job.redaction.logs import logger_of
 from ray_job.storage.places import STORAGE_ERRORS, Location, list_files, locate, reason
 
 _CACHE = "RAY_JOB_CACHE"
 _SMALL, _WEIGHTS = ".json", ".safetensors"  # nothing else is downloaded: no code, no pickles
 _CHUNK_BYTES = 16 * 2**20
-_LOG = logging.getLogger(__name__)
+_LOG = logger_of(__name__)
 
 
 def download_model(uri: str, *, with_weights: bool) -> Path:

@@ -1,8 +1,7 @@
-"""All that can change an answer, field by field: an output is gone on with only where every one of them is the same.
+"""Everything that can change an answer, field by field. An output is continued only if all fields are the same.
 
-Not among them: how fast or where rows are answered (batching, workers, attention), where files lie, and the limits.
-A limit decides whether a row is answered, never what the answer is, so a limit may be raised and the failed rows
-retried.
+Left out are how fast and where rows are answered (batching, workers, attention), where files are, and the limits. A
+limit decides whether a row is answered, never what the answer is: it may be raised and failed rows retried.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ray_job.models.loading import model_folder
 from ray_job.rows import output_schema
 from ray_job.spec import JobSpec
 
-ENGINE_VERSION = 3  # raise it with any change of the code that changes answers
+ENGINE_VERSION = 3  # raise it with every change of the code that changes answers
 
 DTYPE = "model.dtype"
 AUTO_DTYPES = {"CPU": "float32", "GPU": "bfloat16"}  # what workers settle `auto` to
@@ -57,20 +56,20 @@ def digest(fields: Mapping[str, Any]) -> str:
 
 
 def settled(fields: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with the dtype that earlier runs of the output settled, where these leave it open."""
+    """The fields, with the dtype that earlier runs of the output settled if it is `auto` here."""
     is_open = fields.get(DTYPE) == _AUTO
     return {**fields, DTYPE: earlier.get(DTYPE, _AUTO)} if is_open else dict(fields)
 
 
 def possible_digests(fields: Mapping[str, Any]) -> dict[str, str]:
-    """The digests a run may come to have, by what its dtype is settled for: one, named "", where it is said."""
+    """The digests a run may have, by the device that settles its dtype; with a dtype that is set, one under ""."""
     if fields.get(DTYPE) != _AUTO:
         return {"": digest(fields)}
     return {device: digest({**fields, DTYPE: dtype}) for device, dtype in AUTO_DTYPES.items()}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A line for each field that is not the same. A dtype of `auto` agrees with any: the workers will settle it."""
+    """A line for each field that differs. A dtype of `auto` agrees with any, since the workers are yet to settle it."""
     lines = []
     for name in dict.fromkeys([*old, *new]):
         before, now = (json.dumps(fields[name]) if name in fields else "absent" for fields in (old, new))

@@ -9,18 +9,20 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import pyarrow as pa
 from pydantic import ValidationError
 
 from ray_job.errors import ErrorCode, RowError, Stage
-from ray_job.inputs.pictures.decode import decode, fetch, picture_size, pictures_of
+from ray_job.inputs.pictures.decode import decode, picture_size
 from ray_job.inputs.source import Source
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
-from ray_job.prompts.conversation import Conversations, image_parts, template_fields
+from ray_job.prompts.conversation import Conversations, template_fields
 from ray_job.prompts.json_text import parse_json
 from ray_job.prompts.parts import Message
 from ray_job.rows import (
@@ -37,6 +39,7 @@ from ray_job.rows import (
     prepared_schema,
 )
 from ray_job.spec import GenerationParams, JobSpec, problems
+from ray_job.stages.fetch import RowPictures, picture_bytes, picture_values
 from ray_job.stages.poison import DurableStore, PoisonSearch
 from ray_job.storage.column_types import with_types
 from ray_job.storage.retrying import Retrying
@@ -72,6 +75,7 @@ class Preparer:
         self._conversations = Conversations(spec.prompt, processor.special_tokens)
         self._poison = PoisonSearch(None, Stage.PREPARE)
         self._busy_since_s: float | None = None  # with one row, by time.monotonic
+        self._fetched: RowPictures | None = None  # of the rows at hand
 
     def with_store(self, store: DurableStore) -> Self:
         """The same for a worker's process: blocks are noted there, so that rows it dies of are found."""
@@ -107,11 +111,13 @@ class Preparer:
             rows[row.place] = _failed_row(values[row.place].get(QUESTIONS), record, row.tries - 1)
         with self._poison.watch(lambda: self._busy_since_s):
             for piece in block.pieces():
-                for place in range(piece.start, piece.stop):
-                    self._busy_since_s = started_s = time.monotonic()
-                    rows[place] = self.row(values[place])
-                    rows[place].num_retries += piece.tries - 1
-                    seconds[place] = time.monotonic() - started_s
+                with self.fetching(values[piece.start : piece.stop]) as pictures:
+                    for place in range(piece.start, piece.stop):
+                        self._busy_since_s = started_s = time.monotonic()
+                        rows[place] = self.row(values[place])
+                        rows[place].num_retries += piece.tries - 1
+                        seconds[place] = time.monotonic() - started_s
+                        pictures.done(place - piece.start)
         self._busy_since_s = None
         self._poison.finish(block)
         return rows
@@ -119,6 +125,15 @@ class Preparer:
     def values(self, table: pa.Table) -> list[dict[str, Any]]:
         """What `row` reads of each row."""
         return row_values(table, self._source)
+
+    @contextmanager
+    def fetching(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[RowPictures]:
+        """While open, the pictures of these rows are fetched side by side, ahead of `row`."""
+        with RowPictures(rows, self._spec, self._source) as self._fetched:
+            try:
+                yield self._fetched
+            finally:
+                self._fetched = None
 
     def row(self, row: Mapping[str, Any], *, headers_only: bool = False) -> Prepared:
         """One row; an error of the row becomes an error of its sample.
@@ -167,7 +182,8 @@ class Preparer:
 
     def _picture(self, value: Any, headers_only: bool) -> tuple[dict[str, Any], tuple[int, int]]:
         """One picture as a value of PICTURE_TYPE, and its own width and height."""
-        data = fetch_picture(value, self._spec, self._source)
+        read = self._fetched.bytes_of if self._fetched else partial(picture_bytes, spec=self._spec, source=self._source)
+        data = read(value)
         picture: dict[str, Any] = {"digest": hashlib.blake2b(data, digest_size=16).digest()}
         if headers_only:
             return picture, picture_size(data, self._spec.limits)
@@ -236,19 +252,6 @@ def row_values(table: pa.Table, source: Source) -> list[dict[str, Any]]:
     own = {field.name: field for field in (source.id_field, *source.columns)}  # tables carry columns in other types
     schema = pa.schema([own.get(name, table.schema.field(name)) for name in wanted])
     return prompt_rows(with_types(table.select(wanted), schema))
-
-
-def fetch_picture(value: Any, spec: JobSpec, source: Source) -> bytes:
-    """The encoded bytes of one of a row's pictures, from where the job may read. Raises RowError as `fetch`."""
-    return fetch(value, root=source.image_root, limits=spec.limits, allow_hosts=spec.input.allow_hosts)
-
-
-def picture_values(row: Mapping[str, Any], source: Source) -> list[Any]:
-    """A row's pictures in order, as the row has them; each is for `fetch_picture`."""
-    messages_column = source.prompt.messages_column
-    if messages_column is not None and not source.image_columns:
-        return image_parts(row.get(messages_column))
-    return pictures_of(row, source.image_columns)
 
 
 def _failed_row(wanted: list[int] | None, error: Mapping[str, Any], num_retries: int = 0) -> Prepared:

@@ -12,7 +12,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -20,9 +20,12 @@ import pyarrow as pa
 from pyarrow import fs
 
 from ray_job.errors import InputError
+from ray_job.redaction.text import public_uri, without_parts_of, without_secrets
+from ray_job.storage.azure import SCHEMES as AZURE
+from ray_job.storage.azure import azure_uri, parse_azure
+from ray_job.storage.globs import glob_pattern
 
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://(.*)$", re.DOTALL)
-_SECRETS = re.compile(r"(?<=://)([^\s/'\"]*:[^\s'\"]*|[^\s/'\"]*)@|\?[^\s'\"]*=[^\s'\"]*")
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # Spark's names for the same places
 _GLOB = re.compile(r"[*?\[]")
 _REASON_CHARS = 300
@@ -36,14 +39,15 @@ class Location:
     filesystem: fs.FileSystem
     path: str  # absolute on a local disk, `bucket/key` on an object store; no trailing slash
     scheme: str = "file"
+    account: str = ""  # of Azure's paths: see `azure.py`
 
     def __str__(self) -> str:
-        return self.path if self.is_local else f"{self.scheme}://{self.path}"
+        return self._uri(self.path)
 
     @property
     def reference(self) -> str:
         """An absolute path, or a URI that `parse_uri` reads back; without credentials."""
-        return self.path if self.is_local else f"{self.scheme}://{quote(self.path)}"
+        return self.path if self.is_local else self._uri(quote(self.path))
 
     @property
     def is_local(self) -> bool:
@@ -57,7 +61,12 @@ class Location:
 
     def at(self, path: str) -> Location:
         """Another path of the same filesystem."""
-        return Location(self.filesystem, path, self.scheme)
+        return replace(self, path=path)
+
+    def _uri(self, path: str) -> str:
+        if self.account:
+            return azure_uri(self.account, path)
+        return path if self.is_local else f"{self.scheme}://{path}"
 
 
 def locate(uri_or_path: str) -> Location:
@@ -76,10 +85,10 @@ def locate(uri_or_path: str) -> Location:
         filesystem, path = fs.FileSystem.from_uri(_quoted(uri_or_path, scheme))
     except (*STORAGE_ERRORS, ValueError) as error:
         raise InputError(
-            f"{without_secrets(uri_or_path)}: {reason(error)}. Use a path or a URI such as s3://bucket/folder, "
-            "options as s3://bucket/folder?region=…&endpoint_override=…"
+            f"{public_uri(uri_or_path)}: {without_parts_of(uri_or_path, reason(error))}. Use a path or a URI such as "
+            "s3://bucket/folder, and options behind it as in ?region=…&endpoint_override=…"
         ) from None
-    return Location(filesystem, path.rstrip("/"), scheme)
+    return Location(filesystem, path.rstrip("/"), scheme, account_of(uri_or_path))
 
 
 def parse_uri(text: str) -> tuple[str, str] | None:
@@ -92,12 +101,24 @@ def parse_uri(text: str) -> tuple[str, str] | None:
     host, slash, path = rest.partition("/")
     if scheme == "file":
         return scheme, unquote(slash + path if host in ("", "localhost") else rest)
+    if scheme in AZURE:
+        return "abfs", unquote(parse_azure(*_halves(rest))[1])
     return _SCHEMES.get(scheme, scheme), unquote(host.rpartition("@")[2] + slash + path)
 
 
-def without_secrets(text: str) -> str:
-    """A text with the credentials and options of every URI in it left out."""
-    return _SECRETS.sub("", text)
+def account_of(text: str) -> str:
+    """The account of an Azure URI; an empty text for anything else."""
+    match = _URI.match(text)
+    if match is None or match[1].lower() not in AZURE:
+        return ""
+    return parse_azure(*_halves(match[2].partition("?")[0]))[0]
+
+
+def _halves(rest: str) -> tuple[str, str]:
+    """What stands before a URI's first slash and what follows; a key before an @ may hold slashes itself."""
+    user, at, rest = rest.rpartition("@") if ":" in rest.partition("/")[0] else ("", "", rest)
+    host, slash, path = rest.partition("/")
+    return user + at + host, slash + path
 
 
 def reason(error: BaseException) -> str:
@@ -153,7 +174,7 @@ def expand(location: Location) -> tuple[Location, list[fs.FileInfo]]:
         raise InputError(f"{location}: no such file or folder. Check input.path; relative paths start where you are")
     head = posixpath.dirname(location.path[: glob.start()])
     base = location.at(head)
-    pattern = _glob_pattern(location.path[len(head) :].lstrip("/"))
+    pattern = glob_pattern(location.path[len(head) :].lstrip("/"))
     files = [info for info in list_files(base, recursive=True) if _matches(pattern, str(info.path), head)]
     if not files:
         raise InputError(f"{location}: nothing matches. Folders below {base} are searched where the pattern names them")
@@ -196,18 +217,3 @@ def _matches(pattern: re.Pattern[str], path: str, head: str) -> bool:
     """Whether a file, or a folder it lies in, matches a pattern relative to `head`."""
     parts = path[len(head) :].lstrip("/").split("/")
     return any(pattern.fullmatch("/".join(parts[:depth])) for depth in range(len(parts), 0, -1))
-
-
-def _glob_pattern(glob: str) -> re.Pattern[str]:
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", glob)
-    known = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    regex = "".join(
-        known[part] if part in known else _glob_class(part) if place % 2 else re.escape(part)
-        for place, part in enumerate(parts)
-    )
-    return re.compile(regex, re.DOTALL)
-
-
-def _glob_class(part: str) -> str:
-    body = part[1:-1].replace("\\", r"\\")
-    return f"[^{body[1:]}]" if body.startswith("!") else f"[{body}]"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ray_job.errors import InputError
 from ray_job.inputs.files import find_files
+from ray_job.redaction.text import without_secrets
 from ray_job.spec import InputSpec
-from ray_job.storage.places import expand, list_files, locate, open_input, parse_uri, without_secrets
+from ray_job.storage.globs import glob_pattern
+from ray_job.storage.places import expand, list_files, locate, open_input, parse_uri
 
 from .conftest import ids_of, opened
 
@@ -53,8 +56,30 @@ def test_globs(tmp_path: Path) -> None:
     ]
     with pytest.raises(InputError, match="nothing matches"):
         _names(f"{tmp_path}/*.z")
+    for odd in ("[z-a]*", "[a", "[]", "[!]", "[z-a", "[[:alpha:]*", "[\\", "*[", "[--", "[]-a]", "***", "**[", "[^"):
+        with pytest.raises(InputError, match=r"nothing matches|no such file"):
+            _names(f"{tmp_path}/{odd}q.z")
     with pytest.raises(InputError, match="no such file or folder"):
         _names(f"{tmp_path}/z")
+
+
+SET_CHARACTERS = st.text("abz-!^]\\[/x.", max_size=5)
+
+
+@given(body=SET_CHARACTERS, name=st.text("abz-!^]\\[x.", min_size=1, max_size=2))
+@example(body="z-a", name="m")
+@example(body="!z-a", name="m")
+@example(body="]a", name="]")
+@example(body="a-", name="-")
+@example(body="--a", name="Z")
+@example(body="\\", name="\\")
+def test_sets_match_as_in_shells(body: str, name: str) -> None:
+    """As `fnmatch` reads them, except that no set holds a slash, and that `^` turns one round too."""
+    glob = f"x[{body}]*"
+    if "/" not in body and not body.startswith("^"):
+        expected = fnmatch.fnmatchcase(f"x{name}", glob)
+        assert bool(glob_pattern(glob).fullmatch(f"x{name}")) == expected
+    assert not glob_pattern(f"x[{body}]y").fullmatch("x/y")
 
 
 def test_secrets_never_show(s3: Callable[[str, bytes], str]) -> None:

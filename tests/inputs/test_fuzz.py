@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -29,6 +28,7 @@ from ray_job.rows import POSITION, ROW_ID, SAMPLE_TYPE, SAMPLES
 from ray_job.stages.open_job import open_job
 from ray_job.stages.prepare import Preparer
 from ray_job.storage.values import prompt_values
+from tests.memory import forget_peak, now_mib, peak_mib
 
 from ..columns import columns, far
 from .conftest import encoded, noise
@@ -52,9 +52,10 @@ SPECIAL = (
 
 @pytest.fixture(autouse=True)
 def _bounded_memory() -> Iterator[None]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget_peak()
+    before = now_mib()
     yield
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MEMORY_MIB
+    assert peak_mib() - before < MEMORY_MIB
 
 
 def mutated(data: bytes, dice: random.Random) -> bytes:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_job.errors import ErrorCode, InputError, RowError
-from ray_job.inputs.pictures.decode import fetch
+from ray_job.inputs.pictures.references import read_picture
 from ray_job.spec import LimitsSpec
 
 from .conftest import ids_of, opened, rows_of, write_lines
@@ -49,7 +49,7 @@ def test_a_picture_that_is_not_there_is_a_row_that_fails_alone(folder: Path) -> 
     row = rows_of(source)[2]
     assert row["row_id"] == "gone.png"
     with pytest.raises(RowError) as caught:
-        fetch(row["image"], root=source.image_root, limits=LimitsSpec())
+        read_picture(row["image"], root=source.image_root, limits=LimitsSpec())
     assert caught.value.code == ErrorCode.IMAGE_MISSING
     assert source.num_rows == 6
 
@@ -117,7 +117,7 @@ def test_a_file_name_out_of_the_folder_stays_a_row_and_is_not_read(folder: Path,
     assert len(rows) == 2
     for row in rows:
         with pytest.raises(RowError) as caught:
-            fetch(row["image"], root=source.image_root, limits=LimitsSpec())
+            read_picture(row["image"], root=source.image_root, limits=LimitsSpec())
         assert caught.value.code == ErrorCode.IMAGE_FORBIDDEN
 
 
@@ -157,7 +157,7 @@ def test_another_image_root_gets_full_paths(folder: Path, png: bytes) -> None:
     source = opened(folder, input={"image_root": str(folder.parent)})
     row = rows_of(source)[1]
     assert row["row_id"] == "b.png"
-    assert fetch(row["image"], root=source.image_root, limits=LimitsSpec()) == png
+    assert read_picture(row["image"], root=source.image_root, limits=LimitsSpec()) == png
 
 
 def test_splits_of_a_large_folder_are_small_and_complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,4 +176,4 @@ def test_pictures_on_s3_with_metadata(s3: Callable[[str, bytes], str], png: byte
         source = opened("s3://pictures/folder", input={"image_root": image_root}, template="{caption}")
         rows = rows_of(source)
         assert [(row["row_id"], row["caption"]) for row in rows] == [("sub/y.png", None), ("x 1%.png", "hello")]
-        assert [fetch(row["image"], root=source.image_root, limits=LimitsSpec()) for row in rows] == [png, png]
+        assert [read_picture(row["image"], root=source.image_root, limits=LimitsSpec()) for row in rows] == [png, png]

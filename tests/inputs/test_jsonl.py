@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from ray_job.errors import InputError, SpecError
 from ray_job.inputs.formats.lines import iter_lines
-from ray_job.inputs.pictures.decode import fetch, pictures_of
+from ray_job.inputs.pictures.decode import pictures_of
+from ray_job.inputs.pictures.references import read_picture
 from ray_job.inputs.source import iter_tables
 from ray_job.spec import GenerationParams, LimitsSpec
 
@@ -173,7 +174,7 @@ def test_pictures_and_questions_in_plain_rows(tmp_path: Path, png: bytes) -> Non
     source = opened(write_lines(tmp_path / "a.jsonl", lines), prompt={"questions_column": "qs"})
     rows = rows_of(source)
     assert [len(pictures_of(row, source.image_columns)) for row in rows[:4]] == [1, 2, 1, 1]
-    assert fetch(rows[1]["images"][1], root=source.image_root, limits=LimitsSpec()) == png
+    assert read_picture(rows[1]["images"][1], root=source.image_root, limits=LimitsSpec()) == png
     assert [row["qs"] for row in rows] == [["a?", "b?"], ["a?"], [], None, None]
     assert _errors(rows) == [None] * 4 + ["row_malformed"]
 
@@ -294,7 +295,7 @@ def test_jsonl_on_s3(s3: Callable[[str, bytes], str], png: bytes, monkeypatch: p
     assert [split.num_rows for split in source.splits] == [2, 2, 1]
     row = rows_of(source)[-1]
     assert row["row_id"] == "a.jsonl#5"
-    assert fetch(row["image"][0], root=source.image_root, limits=LimitsSpec()) == png
+    assert read_picture(row["image"][0], root=source.image_root, limits=LimitsSpec()) == png
     both = opened("s3://pictures/lines", input={"format": "jsonl"})
     assert ids_of(both)[4:6] == ["a.jsonl#5", "sub/b.jsonl.gz#1"]
     assert both.num_ignored == 1

@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_job.errors import InputError, SpecError
-from ray_job.inputs.pictures.decode import fetch, pictures_of
+from ray_job.inputs.pictures.decode import pictures_of
+from ray_job.inputs.pictures.references import read_picture
 from ray_job.inputs.source import iter_tables
+from ray_job.inputs.wide_types import widened
 from ray_job.spec import LimitsSpec
 
 from .conftest import ids_of, opened, rows_of
@@ -51,10 +53,10 @@ def test_every_form_of_picture_column_is_delivered(tmp_path: Path, values: pa.Ar
     (tmp_path / "p.png").write_bytes(b"p")
     source = opened(_write(tmp_path / "a.parquet", pa.table({"image": values})))
     assert source.image_columns == ("image",)
-    assert source.columns.field("image").type == values.type
+    assert source.columns.field("image").type == widened(values.type)
     assert source.kept == ()
     good, missing = (pictures_of(row, source.image_columns) for row in rows_of(source))
-    assert fetch(good[0], root=source.image_root, limits=LimitsSpec()) == b"p"
+    assert read_picture(good[0], root=source.image_root, limits=LimitsSpec()) == b"p"
     assert missing == [None]
 
 
@@ -179,7 +181,7 @@ def test_ids_are_unique_and_stable_under_any_layout(
 ) -> None:
     expected = [f"{file}.parquet#{row}" for file, size in enumerate(sizes) for row in range(size)][:limit]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray_job.inputs.formats.parquet.SPLIT_ROWS", split_rows)
+        patch.setattr("ray_job.inputs.formats.parquet_splits.SPLIT_ROWS", split_rows)
         for file, size in enumerate(sizes):
             _write(Path(folder) / f"{file}.parquet", _numbered(size, 100 * file), row_group_size=group)
         source = opened(folder, input={"limit": limit})

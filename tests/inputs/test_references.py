@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from ray_job.errors import ErrorCode, RowError, Stage
-from ray_job.inputs.pictures.decode import fetch
+from ray_job.inputs.pictures.references import read_picture
 from ray_job.spec import LimitsSpec
 from ray_job.storage.places import Location, locate
 
@@ -41,7 +41,7 @@ def root(tmp_path: Path) -> Path:
 
 def _error(value: Any, root: Path | str | None, limits: LimitsSpec = LIMITS) -> RowError:
     with pytest.raises(RowError) as caught:
-        fetch(value, root=None if root is None else locate(str(root)), limits=limits)
+        read_picture(value, root=None if root is None else locate(str(root)), limits=limits)
     assert caught.value.stage == Stage.PREPARE
     return caught.value
 
@@ -61,7 +61,7 @@ def test_bytes_paths_and_uris_become_bytes(root: Path) -> None:
         "data:image/png;base64," + base64.b64encode(b"picture").decode(),
         "data:image/png;base64," + base64.b64encode(b"picture").decode().replace("=", "%3D"),
     ):
-        assert fetch(value, root=locate(str(root)), limits=LIMITS) == b"picture", value
+        assert read_picture(value, root=locate(str(root)), limits=LIMITS) == b"picture", value
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_what_cannot_be_fetched_says_why(root: Path, value: Any, code: ErrorCode
 
 
 def test_without_a_root_only_embedded_pictures_count(root: Path) -> None:
-    assert fetch(b"picture", root=None, limits=LIMITS) == b"picture"
+    assert read_picture(b"picture", root=None, limits=LIMITS) == b"picture"
     error = _error(str(root / "inner.png"), None)
     assert error.code == ErrorCode.IMAGE_FORBIDDEN
     assert "input.image_root" in error.message
@@ -120,7 +120,7 @@ def test_without_a_root_only_embedded_pictures_count(root: Path) -> None:
 def test_no_text_makes_fetch_crash_or_leave_the_root(text: str) -> None:
     root = locate("/nonexistent/root")
     with pytest.raises(RowError):
-        fetch(text, root=root, limits=LIMITS)
+        read_picture(text, root=root, limits=LIMITS)
 
 
 def test_pictures_on_s3(s3: Callable[[str, bytes], str]) -> None:
@@ -130,7 +130,7 @@ def test_pictures_on_s3(s3: Callable[[str, bytes], str]) -> None:
     s3("other/secret.png", b"secret")
     root = locate("s3://pictures/in")
     for value in ("a b.png", uri, "s3a://pictures/in/a%20b.png", {"bytes": None, "path": "a b.png"}):
-        assert fetch(value, root=root, limits=LIMITS) == b"picture"
+        assert read_picture(value, root=root, limits=LIMITS) == b"picture"
     for value, code in {
         "none.png": ErrorCode.IMAGE_MISSING,
         "empty.png": ErrorCode.IMAGE_EMPTY,
@@ -150,7 +150,7 @@ def test_a_storage_that_does_not_answer_may_be_tried_again() -> None:
     secrets = {"access_key": "key", "secret_key": "topsecret", "region": "us-east-1"}
     filesystem = fs.S3FileSystem(**secrets, endpoint_override=nobody, retry_strategy=once)
     with pytest.raises(RowError) as caught:
-        fetch("a.png", root=Location(filesystem, "pictures/in", "s3"), limits=LIMITS)
+        read_picture("a.png", root=Location(filesystem, "pictures/in", "s3"), limits=LIMITS)
     assert caught.value.code == ErrorCode.STORAGE
     assert caught.value.is_retryable
     assert "topsecret" not in caught.value.message

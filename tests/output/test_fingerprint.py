@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def test_weights_are_known_by_their_content(tmp_path: Path, monkeypatch: pytest.
     assert file_digests(tmp_path)["model.safetensors"] not in seen
     file.write_bytes(b"\xff" * 300)
     assert file_digests(tmp_path)["model.safetensors"] not in seen
+    assert all(re.fullmatch("[0-9a-f]{16}", value) for value in [*seen, *file_digests(tmp_path).values()])
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def converter(type_: pa.DataType) -> Callable[[Any], Any]:
         pa.float64(): _as_float,
         pa.bool_(): _as_bool,
         pa.list_(pa.string()): as_texts,
+        pa.list_(pa.large_string()): as_texts,
     }
     return converters.get(type_, as_text)
 

@@ -23,7 +23,7 @@ from ray_job.errors import InputError, RowError, Stage
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFiles
 from ray_job.inputs.formats.json_columns import as_text, converter, infer_columns, parse_object
-from ray_job.inputs.formats.jsonl_splits import SPLIT_BYTES, JsonlSplit, at_line, open_lines, sample, scan
+from ray_job.inputs.formats.jsonl_splits import JsonlSplit, at_line, open_lines, sample, scan
 from ray_job.inputs.formats.lines import Line
 from ray_job.inputs.formats.openai import REQUEST_FIELDS, parse_request
 from ray_job.inputs.source import Source, Split, first_rows, malformed
@@ -32,6 +32,7 @@ from ray_job.spec import JobSpec, LimitsSpec
 
 MESSAGES = "messages"
 PARAMS = "params"
+TABLE_BYTES = 8 * 2**20
 _THREADS = 8
 
 
@@ -49,7 +50,7 @@ class JsonlSource(Source):
         num_rows = 0
         with open_lines(split.location, self.max_line_bytes, split) as lines:
             wanted = islice(lines, split.num_rows)
-            while batch := list(islice(wanted, _batch_rows(split, max_rows))):
+            while batch := _take(wanted, max_rows):
                 yield self._table(batch, split)
                 num_rows += len(batch)
         if num_rows != split.num_rows:
@@ -126,11 +127,10 @@ def open_jsonl(spec: JobSpec, found: InputFiles) -> JsonlSource:
         splits += scan(file, max_line_bytes, checked_id)
         if spec.input.limit is not None and sum(split.num_rows for split in splits) >= spec.input.limit:
             break
-    fields = {name: pa.field(name, columns[name]) for name in roles.delivered}
     return JsonlSource(
         id_field=pa.field(ROW_ID, id_type),
-        columns=pa.schema(list(fields.values())),
-        kept=tuple(fields[name] for name in roles.kept),
+        columns=roles.travelling(pa.schema(columns.items())),
+        kept=tuple(pa.field(name, columns[name]) for name in roles.kept),
         image_columns=roles.images,
         image_root=found.image_root(spec.input),
         prompt=roles.prompt,
@@ -177,6 +177,13 @@ def _max_line_bytes(limits: LimitsSpec) -> int:
     return 4 * limits.max_image_bytes
 
 
-def _batch_rows(split: Split, max_rows: int) -> int:
-    """Rows of a table: fewer where lines are long, so that a table stays near SPLIT_BYTES / 4."""
-    return max(1, min(max_rows, split.num_rows * SPLIT_BYTES // 4 // max(1, split.num_bytes)))
+def _take(lines: Iterator[Line], max_rows: int) -> list[Line]:
+    """The next lines: as many as a table may have rows, or fewer where they are long."""
+    taken: list[Line] = []
+    num_bytes = 0
+    for line in lines:
+        taken.append(line)
+        num_bytes += line.end - line.start
+        if len(taken) == max_rows or num_bytes >= TABLE_BYTES:
+            break
+    return taken

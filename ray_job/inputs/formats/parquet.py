@@ -1,7 +1,7 @@
 """Rows of Parquet files.
 
-A split is a few neighbouring row groups of one file. Only the needed columns are read, page by page, so a row group
-larger than memory is no obstacle (a single page is). Without an id column a row's id is `name#position`, where the
+Only the needed columns are read, page by page and in pieces of bounded size, so a row group larger than memory is no
+obstacle (a single page is). Without an id column a row's id is `name#position`, where the
 position counts the file's rows from 0: it depends on the file alone. Hive folders (`key=value`) become columns where
 the files have none of that name.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from ray_job.errors import InputError, RowError
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFile, InputFiles
+from ray_job.inputs.formats.parquet_splits import ParquetSplit, plan_splits
+from ray_job.inputs.formats.row_groups import iter_pieces
 from ray_job.inputs.formats.schemas import cast_checked, hive_fields, hive_values, is_text, text_checked, unify
 from ray_job.inputs.source import Source, Split, first_rows, malformed
 from ray_job.rows import ROW_ID
@@ -27,20 +29,8 @@ from ray_job.spec import JobSpec
 from ray_job.storage.column_types import carried_field
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
-SPLIT_BYTES = 32 * 2**20
-SPLIT_ROWS = 4096
 _BUFFER_BYTES = 2**20
 _FOOTER_THREADS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class ParquetSplit(Split):
-    """Neighbouring row groups of one file."""
-
-    location: Location
-    first_row: int  # position in the file of the first row
-    row_groups: tuple[int, ...]
-    group_rows: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -117,12 +107,12 @@ def open_parquet(spec: JobSpec, found: InputFiles) -> ParquetSource:
     known = {*columns.names, *clashes}
     columns = pa.schema([*columns, *(field for field in partitions if field.name not in known)])
     roles = choose_roles(spec, Found(columns, clashes=clashes), "input")
-    splits = [split for file, footer in footers for split in _splits(file, footer, roles)]
+    splits = [split for file, footer in footers for split in plan_splits(file, footer, {*roles.delivered, roles.id})]
     id_type = pa.string() if roles.id is None else columns.field(roles.id).type
     _check_ids(footers, roles, id_type)
     return ParquetSource(
         id_field=pa.field(ROW_ID, id_type),
-        columns=pa.schema([columns.field(name) for name in roles.delivered]),
+        columns=roles.travelling(columns),
         kept=tuple(columns.field(name) for name in roles.kept),
         image_columns=roles.images,
         image_root=found.image_root(spec.input),
@@ -142,7 +132,13 @@ def _footer(file: InputFile) -> tuple[InputFile, pq.FileMetaData]:
 def _open_parquet(location: Location, handle: Any) -> pq.ParquetFile:
     try:
         # pre_buffer would read a whole row group at once.
-        file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+        file = pq.ParquetFile(
+            handle,
+            pre_buffer=False,
+            buffer_size=_BUFFER_BYTES,
+            page_checksum_verification=True,
+            binary_type=pa.large_binary(),  # where the file itself does not say: a row may hold more than 2 GiB
+        )
         _ = file.schema_arrow  # where a damaged name or type shows
         return file
     except (*STORAGE_ERRORS, ValueError) as error:
@@ -156,40 +152,12 @@ def _batches(
     file: pq.ParquetFile, split: ParquetSplit, group: int, names: Sequence[str], max_rows: int
 ) -> Iterator[pa.RecordBatch]:
     try:
-        yield from file.iter_batches(batch_size=max_rows, row_groups=[group], columns=names, use_threads=False)
+        yield from iter_pieces(file, group, names, max_rows)
     except (*STORAGE_ERRORS, ValueError) as error:
         raise InputError(
             f"{split.location}: row group {group} cannot be read: {reason(error)}. If the file is damaged, write it "
             "again or take it out of input.path; if the storage failed, run the job again"
         ) from None
-
-
-def _splits(file: InputFile, footer: pq.FileMetaData, roles: Roles) -> Iterator[ParquetSplit]:
-    """Row groups gathered until they are worth a task."""
-    wanted = {*roles.delivered, roles.id}
-    used = [index for index in range(footer.num_columns) if footer.schema.column(index).path.split(".")[0] in wanted]
-    split: ParquetSplit | None = None
-    first_row = 0
-    for group in range(footer.num_row_groups):
-        metadata = footer.row_group(group)
-        num_rows = metadata.num_rows
-        num_bytes = sum(metadata.column(index).total_uncompressed_size for index in used)
-        if split is not None and (split.num_bytes + num_bytes > SPLIT_BYTES or split.num_rows + num_rows > SPLIT_ROWS):
-            yield split
-            split = None
-        if split is None:
-            split = ParquetSplit(file.name, num_rows, num_bytes, file.location, first_row, (group,), (num_rows,))
-        else:
-            split = replace(
-                split,
-                num_rows=split.num_rows + num_rows,
-                num_bytes=split.num_bytes + num_bytes,
-                row_groups=(*split.row_groups, group),
-                group_rows=(*split.group_rows, num_rows),
-            )
-        first_row += num_rows
-    if split is not None:
-        yield split
 
 
 def _column(

@@ -1,4 +1,4 @@
-"""A row's pictures: which there are, and their encoded bytes decoded safely. Fetching them is `references.py`'s.
+"""A row's pictures: which there are, and their encoded bytes decoded safely. Reading their bytes is `references.py`'s.
 
 Any failure is the row's error. Only formats on a list are decoded, only within a pixel limit that is checked before
 decoding, and colours become RGB exactly as `Image.convert("RGB")` makes them, as the official processors do: alpha
@@ -17,10 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from ray_job.errors import ErrorCode, RowError
-from ray_job.inputs.pictures.references import fetch
 from ray_job.spec import LimitsSpec
-
-__all__ = ["FORMATS", "decode", "fetch", "picture_size", "pictures_of"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # JPEG includes MPO, the format of two-lens cameras
 _PREFIX_BYTES = 16
@@ -28,7 +25,7 @@ _T = TypeVar("_T")
 
 
 def pictures_of(row: Mapping[str, Any], image_columns: Sequence[str]) -> list[Any]:
-    """The values of a row's pictures, in order of columns and within lists; each is for `fetch`.
+    """The values of a row's pictures, in order of columns and within lists; each is for `read_picture`.
 
     A null in a list stays, and so does a null where no column has a picture: fetching it fails, because the picture
     is missing. Beside other columns with pictures a null column is one not used. An empty list means no pictures.

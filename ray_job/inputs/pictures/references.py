@@ -18,17 +18,25 @@ from urllib.parse import unquote_to_bytes
 from pyarrow import fs
 
 from ray_job.errors import ErrorCode, RowError
-from ray_job.inputs.pictures.web import fetch_url
+from ray_job.inputs.pictures.web import WebSession
 from ray_job.prompts.json_text import has_half_pair
+from ray_job.redaction.text import public_uri
 from ray_job.spec import LimitsSpec
-from ray_job.storage.places import STORAGE_ERRORS, Location, parse_uri, reason, without_secrets
+from ray_job.storage.places import STORAGE_ERRORS, Location, account_of, parse_uri, reason
 
 _DENIED = ("ACCESS_DENIED", "Access Denied", "Forbidden", "Permission denied")
 _SHOWN_CHARS = 200
 _WEB = ("http", "https", "ftp", "ftps")
 
 
-def fetch(value: Any, *, root: Location | None, limits: LimitsSpec, allow_hosts: Collection[str] = ()) -> bytes:
+def read_picture(
+    value: Any,
+    *,
+    root: Location | None,
+    limits: LimitsSpec,
+    allow_hosts: Collection[str] = (),
+    web: WebSession | None = None,
+) -> bytes:
     """The encoded bytes of one picture.
 
     Args:
@@ -36,6 +44,7 @@ def fetch(value: Any, *, root: Location | None, limits: LimitsSpec, allow_hosts:
         root: relative paths start here, and no path may leave it; None: paths are refused.
         limits: `max_image_bytes` counts before anything larger is read.
         allow_hosts: whose https URLs are fetched (`web.py`).
+        web: fetches them, where several pictures share connections.
 
     Raises:
         RowError: IMAGE_MISSING, IMAGE_EMPTY, IMAGE_TOO_LARGE, IMAGE_FORBIDDEN, IMAGE_UNREADABLE, ROW_MALFORMED, or
@@ -46,7 +55,7 @@ def fetch(value: Any, *, root: Location | None, limits: LimitsSpec, allow_hosts:
             raise RowError(ErrorCode.ROW_MALFORMED, f"a picture with fields {sorted(value)}; {{bytes, path}} is known")
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, str):
-        data = _of_text(value, root, limits, allow_hosts)
+        data = _of_text(value, root, limits, allow_hosts, web)
     elif isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
     elif value is None:
@@ -59,14 +68,19 @@ def fetch(value: Any, *, root: Location | None, limits: LimitsSpec, allow_hosts:
     return data
 
 
-def _of_text(text: str, root: Location | None, limits: LimitsSpec, allow_hosts: Collection[str]) -> bytes:
+def _of_text(
+    text: str, root: Location | None, limits: LimitsSpec, allow_hosts: Collection[str], web: WebSession | None
+) -> bytes:
     if not text.strip():
         raise RowError(ErrorCode.IMAGE_MISSING, "the picture's path is empty")
     if text[:5].lower() == "data:":
         return _of_data_uri(text, limits.max_image_bytes)
     if allow_hosts and (parse_uri(text) or ("",))[0] in _WEB:
-        return fetch_url(text, allow_hosts, limits)
-    return _read(resolve(text, root), limits.max_image_bytes)
+        if web is not None:
+            return web.get(text)
+        with WebSession(allow_hosts, limits) as own:
+            return own.get(text)
+    return _read_file(place_of(text, root), limits.max_image_bytes)
 
 
 def _of_data_uri(uri: str, max_bytes: int) -> bytes:
@@ -82,7 +96,7 @@ def _of_data_uri(uri: str, max_bytes: int) -> bytes:
         raise RowError(ErrorCode.IMAGE_UNREADABLE, f"the data URI is not base64: {error}") from None
 
 
-def resolve(reference: str, root: Location | None) -> Location:
+def place_of(reference: str, root: Location | None) -> Location:
     """The place a path or URI names, which lies within the root.
 
     Raises:
@@ -97,7 +111,7 @@ def resolve(reference: str, root: Location | None) -> Location:
         )
     if root is None:
         raise _forbidden(f"{shown}: no folder holds all inputs; say where pictures may lie with input.image_root")
-    if uri is not None and uri[0] != root.scheme:
+    if uri is not None and (uri[0], account_of(reference)) != (root.scheme, root.account):
         raise _forbidden(f"{shown} is not in {root}, on whose storage pictures must lie; set input.image_root")
     if "\0" in reference or has_half_pair(reference):
         raise RowError(ErrorCode.IMAGE_MISSING, f"{shown}: no such file")
@@ -112,7 +126,7 @@ def resolve(reference: str, root: Location | None) -> Location:
     return root.at(path)
 
 
-def _read(location: Location, max_bytes: int) -> bytes:
+def _read_file(location: Location, max_bytes: int) -> bytes:
     """The bytes of a file; never more than the limit."""
     try:
         if location.is_local:  # opening a pipe or a device would wait for ever
@@ -162,7 +176,7 @@ def _from(value: Any) -> str:
 
 
 def _shown(text: str) -> str:
-    text = without_secrets(text).encode(errors="replace").decode()
+    text = public_uri(text).encode(errors="replace").decode()
     return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…")
 
 

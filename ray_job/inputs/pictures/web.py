@@ -1,58 +1,115 @@
-"""Pictures from the web, for hosts on the user's list: https only, no redirects, no private addresses, bounded.
-
-The address is looked up once, checked, and connected to, so that a name cannot lead elsewhere between the two.
-"""
+"""Pictures from the web, for hosts on the user's list: https only, no redirects, no private addresses, bounded."""
 
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Collection
-from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
 from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.pictures.addresses import is_public
+from ray_job.inputs.pictures.connections import PinnedConnection
+from ray_job.redaction.text import public_uri
 from ray_job.spec import LimitsSpec
-from ray_job.storage.places import reason, without_secrets
+from ray_job.storage.places import reason
 
 _PORT = 443
 _SHOWN_CHARS = 200
 
 
-def fetch_url(url: str, allow_hosts: Collection[str], limits: LimitsSpec) -> bytes:
-    """The body behind a URL.
+class WebSession:
+    """Fetches over connections that are kept for the next picture of the same host. Threads may share it.
 
     Args:
-        url: of any scheme; all but https are refused.
         allow_hosts: `name`, or `name:port` for another port than 443.
-        limits: `max_image_bytes`, and `fetch_timeout_s` for all of it together.
-
-    Raises:
-        RowError: IMAGE_FORBIDDEN, IMAGE_MISSING, IMAGE_TOO_LARGE, IMAGE_UNREADABLE, or STORAGE where trying again may
-            help.
+        limits: `max_image_bytes`, and `fetch_timeout_s` for all of a picture together.
     """
-    shown = repr(without_secrets(url)[:_SHOWN_CHARS])
-    parts, host, port = _checked(url, shown, allow_hosts)
-    connection = _PinnedConnection(host, port, shown, limits.fetch_timeout_s)
-    try:
+
+    def __init__(self, allow_hosts: Collection[str], limits: LimitsSpec) -> None:
+        self._allow_hosts, self._limits = allow_hosts, limits
+        self._idle: dict[tuple[str, int], list[PinnedConnection]] = {}
+        self._lock = threading.Lock()
+        self._context: ssl.SSLContext | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.finish()
+        self._idle.clear()
+
+    def get(self, url: str) -> bytes:
+        """The body behind a URL.
+
+        Args:
+            url: of any scheme; all but https are refused.
+
+        Raises:
+            RowError: IMAGE_FORBIDDEN, IMAGE_MISSING, IMAGE_TOO_LARGE, IMAGE_UNREADABLE, or STORAGE where trying again
+                may help.
+        """
+        shown = repr(public_uri(url)[:_SHOWN_CHARS])
+        parts, host, port = _checked(url, shown, self._allow_hosts)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET", path, headers={"Accept-Encoding": "identity", "User-Agent": "ray_job"})
-        with connection.getresponse() as response:
-            _check_status(response.status, shown)
-            body = _body(response, shown, limits.max_image_bytes)
-        if connection.is_late:  # it may look as if the server had ended it
-            raise TimeoutError
+        end_s = time.monotonic() + self._limits.fetch_timeout_s
+        connection = self._connection(host, port, shown)
+        try:
+            with connection.until(end_s):
+                response = _asked(connection, path)
+                body = _answer(response, shown, self._limits.max_image_bytes)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            connection.finish()
+            if time.monotonic() >= end_s:
+                raise RowError(ErrorCode.STORAGE, f"{shown}: took longer than limits.fetch_timeout_s") from None
+            raise _failed(error, shown) from None
+        except BaseException:
+            connection.finish()  # something of the answer may still be on its way
+            raise
+        self._keep(host, port, connection)
         return body
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if connection.is_late:
-            raise RowError(ErrorCode.STORAGE, f"{shown}: took longer than limits.fetch_timeout_s") from None
-        raise _failed(error, shown) from None
-    finally:
+
+    def _connection(self, host: str, port: int, shown: str) -> PinnedConnection:
+        with self._lock:
+            self._context = self._context or ssl.create_default_context()
+            if idle := self._idle.get((host, port)):
+                return idle.pop()
+        return PinnedConnection(host, port, self._context, lambda: _public_addresses(host, port, shown))
+
+    def _keep(self, host: str, port: int, connection: PinnedConnection) -> None:
+        if connection.sock is None:  # the server ends it
+            connection.finish()
+            return
+        with self._lock:
+            self._idle.setdefault((host, port), []).append(connection)
+
+
+def _asked(connection: PinnedConnection, path: str) -> http.client.HTTPResponse:
+    """The answer to a request; asked once more where the server has ended a connection that was kept."""
+    headers = {"Accept-Encoding": "identity", "User-Agent": "ray_job"}
+    was_kept = connection.sock is not None
+    try:
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse()
+    except (http.client.BadStatusLine, ConnectionError, ssl.SSLError):
+        if not was_kept or connection.is_late:
+            raise
         connection.finish()
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse()
+
+
+def _answer(response: http.client.HTTPResponse, shown: str, max_bytes: int) -> bytes:
+    with response:
+        _check_status(response.status, shown)
+        return _body(response, shown, max_bytes)
 
 
 def _checked(url: str, shown: str, allow_hosts: Collection[str]) -> tuple[SplitResult, str, int]:
@@ -71,51 +128,14 @@ def _checked(url: str, shown: str, allow_hosts: Collection[str]) -> tuple[SplitR
     return parts, host, port
 
 
-class _PinnedConnection(http.client.HTTPSConnection):
-    """Connects to the address that was checked, under the host's name and certificate; knows no proxy.
-
-    When its time is over, whatever is being read ends.
-    """
-
-    def __init__(self, host: str, port: int, shown: str, timeout_s: float) -> None:
-        super().__init__(host, port, timeout=timeout_s)
-        self._shown = shown
-        self._cut = ExitStack()
-        self._end_s = time.monotonic() + timeout_s
-
-    @property
-    def is_late(self) -> bool:
-        """Whether its time is over."""
-        return time.monotonic() >= self._end_s
-
-    def connect(self) -> None:
-        address = _public_address(self.host, self.port, self._shown)
-        raw = socket.create_connection((address, self.port), timeout=self.timeout)
-        line = self._cut.enter_context(raw.dup())
-        timer = threading.Timer(max(0.0, self._end_s - time.monotonic()), line.shutdown, [socket.SHUT_RDWR])
-        timer.start()
-        self._cut.callback(timer.cancel)
-        self.sock = ssl.create_default_context().wrap_socket(raw, server_hostname=self.host)
-
-    def finish(self) -> None:
-        """Closes it for good; `close` is called as soon as a response knows where it ends."""
-        self._cut.close()
-        self.close()
-
-
-def _public_address(host: str, port: int, shown: str) -> str:
-    """An address of the host; all of them must be public, or one asked for at another moment may be another."""
-    addresses = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    private = [address for address in addresses if not _is_public(address)]
+def _public_addresses(host: str, port: int, shown: str) -> list[str]:
+    """The host's addresses; all of them must be public, or one asked for at another moment may be another."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
+    private = [address for address in addresses if not is_public(address)]
     if private:
         raise _forbidden(f"{shown} leads to the private address {private[0]}")
-    return addresses[0]
-
-
-def _is_public(address: str) -> bool:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
-    return parsed.is_global and not parsed.is_multicast and (inner is None or inner.is_global)
+    return addresses
 
 
 def _body(response: http.client.HTTPResponse, shown: str, max_bytes: int) -> bytes:

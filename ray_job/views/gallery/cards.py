@@ -19,7 +19,7 @@ from ray_job.prompts.conversation import Conversations
 from ray_job.prompts.parts import ImageTag, Message, Special, Text
 from ray_job.rows import QUESTION_INDEX, READ_ERROR, ROW_ID, Status
 from ray_job.spec import JobSpec
-from ray_job.stages.prepare import fetch_picture, picture_values
+from ray_job.stages.fetch import picture_bytes, picture_values
 
 _QUALITY = 80
 _MAX_PICTURES = 8
@@ -106,7 +106,7 @@ class CardMaker:
 
     def _thumbnail(self, value: Any, row_id: Any) -> Thumbnail | str:
         try:
-            data = fetch_picture(value, self._spec, self.source)
+            data = picture_bytes(value, self._spec, self.source)
             return Thumbnail.of(decode(data, self._spec.limits), self._side)
         except BaseException as error:
             return RowError.of(error, Stage.PREPARE, row_id).message

@@ -1,0 +1,90 @@
+"""CPUs for a job's stages: what the cluster has beside the actors and the caller's own task, and what others hold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray_job.cluster.workers import Workers
+from ray_job.errors import SpecError
+
+_READ, _PREPARE, _WRITE = 1.0, 0.8, 0.1
+_LEAST = 0.1  # of a CPU, for all stages together
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StageCpus:
+    """CPUs of a task of each stage.
+
+    Ray gives the first stages their CPUs first: with whole ones for preparing, two CPUs would write nothing until all
+    is read. A reading task keeps its CPU while its rows wait, so where one task of each stage does not fit beside the
+    actors, none would ever be prepared: there the tasks take smaller shares, and only one at a time reads or prepares.
+    """
+
+    read: float = _READ
+    prepare: float = _PREPARE
+    write: float = _WRITE
+    max_tasks: int | None = None  # of reading, and of preparing, at once; None: as many as fit
+
+    @classmethod
+    def fit(cls, num_cpus: float) -> StageCpus:
+        """Shares of so many CPUs that one task of each stage finds room."""
+        share = num_cpus / 2  # a hair below: Ray's sums of fractions are not exact
+        return cls() if share >= 1 else cls(share * _READ, share * _PREPARE, share * _WRITE, max_tasks=1)
+
+
+def settle_stages(workers: Workers) -> StageCpus:
+    """The stages' CPUs, here and now; a warning says what the job has to wait for.
+
+    Raises:
+        SpecError: this runs in a Ray task or actor that holds what the job needs.
+    """
+    import ray
+
+    resources, held = ray.cluster_resources(), _held_by_caller()  # type: ignore[no-untyped-call]
+    needed = {"CPU": workers.min_actors * workers.cpus_per_actor, "GPU": workers.min_actors * workers.gpus_per_actor}
+    left = {name: resources.get(name, 0.0) - held.get(name, 0.0) - needed[name] for name in needed}
+    if held and (left["CPU"] < _LEAST or left["GPU"] < 0):
+        kept = " and ".join(
+            f"{num:g} of the cluster's {resources.get(name, 0):g} {name}s" for name, num in held.items()
+        )
+        raise SpecError(
+            [
+                f"the Ray task or actor that runs this job holds {kept}, which the job needs while the task waits for "
+                "it. Run the job from a driver, or give the task num_cpus=0 and num_gpus=0"
+            ],
+            "run_job",
+        )
+    stages = StageCpus.fit(left["CPU"]) if left["CPU"] > 0 else StageCpus()
+    say_what_is_held({"CPU": needed["CPU"] + stages.read, "GPU": needed["GPU"]})
+    return stages
+
+
+def say_what_is_held(needed: Mapping[str, float]) -> None:
+    """Warns of resources that the cluster has, and that other work holds now.
+
+    Args:
+        needed: resource → how many.
+    """
+    import ray
+
+    resources, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+    for name, num in needed.items():
+        total, available = resources.get(name, 0.0), free.get(name, 0.0)
+        if total >= num > available:
+            _LOG.warning(
+                "waiting for %g %ss: other work holds %g of the cluster's %g", num, name, total - available, total
+            )
+
+
+def _held_by_caller() -> dict[str, float]:
+    """CPUs and GPUs of the task or actor this runs in; nothing in a driver."""
+    import ray
+
+    context = ray.get_runtime_context()
+    if context.worker.mode != ray.WORKER_MODE:
+        return {}
+    assigned = context.get_assigned_resources()  # type: ignore[no-untyped-call]
+    return {name: assigned[name] for name in ("CPU", "GPU") if assigned.get(name)}

@@ -1,0 +1,1 @@
+"""What no message, log line, manifest or page may show: credentials."""

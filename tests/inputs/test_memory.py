@@ -1,0 +1,167 @@
+"""What a reading task holds at once, however many bytes a row group, a line or a picture has.
+
+Each measurement runs in a process of its own, whose allocator keeps nothing from tests before.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_job.inputs.formats.row_groups import PIECE_BYTES, iter_pieces
+from ray_job.inputs.windows import WINDOW_BYTES, iter_windows
+
+ROOT = Path(__file__).parents[2]
+MIB = 2**20
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+# Two windows (one that is used, one that is gathered), one more where rows are regrouped, a few pieces, and as much
+# again for what the allocator keeps.
+BOUND_MIB = 6 * WINDOW_BYTES // MIB
+READ = """
+import json, sys
+from ray_job.inputs.datasource import RowDatasource
+from ray_job.inputs.opening import open_source
+from ray_job.spec import JobSpec
+from tests.memory import peak_mib
+
+source = open_source(JobSpec.from_dict(json.loads(sys.argv[1])))
+tasks = RowDatasource(source).get_read_tasks(1)
+before, rows, most = peak_mib(), 0, 0
+for task in tasks:
+    for table in task():
+        rows, most = rows + table.num_rows, max(most, table.nbytes)
+print(json.dumps({"rows": rows, "peak_mib": peak_mib() - before, "largest_mib": most / 2**20}))
+"""
+
+
+def slow(value: str) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+def measured(path: Path) -> dict[str, Any]:
+    spec = {"input": {"path": str(path)}, "prompt": {"template": "x"}, "output": {"path": "out"}}
+    done = subprocess.run(
+        [sys.executable, "-c", READ, json.dumps(spec)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def written(path: Path, pictures: pa.Array | pa.ChunkedArray, **options: Any) -> Path:
+    """One row group."""
+    table = pa.table({"n": pa.array(range(len(pictures)), pa.int64()), "image": pictures})
+    pq.write_table(table, path, row_group_size=len(table), **options)
+    assert pq.ParquetFile(path).metadata.num_row_groups == 1
+    return path
+
+
+@pytest.mark.parametrize("kind", [slow("bytes"), "struct", slow("list")])
+def test_a_large_row_group_is_read_in_small_pieces(tmp_path: Path, kind: str) -> None:
+    """Pages are small here: `write_batch_size` is what bounds them."""
+    dice = random.Random(0)
+    pictures: pa.Array = pa.array([dice.randbytes(MIB // 2) for _ in range(400)], pa.binary())
+    if kind != "bytes":
+        pictures = pa.StructArray.from_arrays([pictures, pa.nulls(400, pa.string())], fields=list(STRUCT))
+    if kind == "list":
+        pictures = pa.ListArray.from_arrays(pa.array(range(401), pa.int32()), pictures)
+    path = written(tmp_path / "rows.parquet", pictures, compression="none", use_dictionary=False, write_batch_size=2)
+    assert path.stat().st_size > 200 * 10**6
+    found = measured(path)
+    assert found["rows"] == 400
+    assert found["peak_mib"] < BOUND_MIB
+    assert found["largest_mib"] <= WINDOW_BYTES / MIB
+
+
+def test_a_page_costs_its_size_twice_and_no_more(tmp_path: Path) -> None:
+    """As Arrow writes by default: all 200 values in one page, compressed."""
+    dice = random.Random(0)
+    path = written(tmp_path / "rows.parquet", pa.array([dice.randbytes(MIB // 2) for _ in range(200)], pa.binary()))
+    assert measured(path)["peak_mib"] < 2 * 100 + BOUND_MIB
+
+
+@pytest.mark.parametrize("kind", [slow("bytes"), "struct"])
+def test_a_small_file_that_decodes_to_much_is_read_in_small_pieces(tmp_path: Path, kind: str) -> None:
+    picture = random.Random(0).randbytes(MIB)
+    pictures = pa.array([picture], pa.binary()).take(pa.array([0] * 500))
+    if kind == "struct":
+        pictures = pa.StructArray.from_arrays([pictures, pa.nulls(500, pa.string())], fields=list(STRUCT))
+    path = written(tmp_path / "rows.parquet", pictures)
+    assert path.stat().st_size < 2 * MIB
+    found = measured(path)
+    assert found["rows"] == 500
+    assert found["peak_mib"] < BOUND_MIB
+
+
+def test_rows_of_very_different_size_are_read_in_small_pieces(tmp_path: Path) -> None:
+    dice = random.Random(0)
+    pictures = [b"small"] * 3000 + [dice.randbytes(8 * MIB) for _ in range(40)] + [None] * 3000
+    path = written(tmp_path / "rows.parquet", pa.array(pictures, pa.binary()), write_batch_size=1)
+    found = measured(path)
+    assert found["rows"] == 6040
+    assert found["peak_mib"] < BOUND_MIB
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", slow("jsonl.gz")])
+def test_long_lines_are_read_in_small_pieces(tmp_path: Path, suffix: str) -> None:
+    import gzip
+
+    opening = gzip.open if suffix.endswith("gz") else open
+    with opening(tmp_path / f"rows.{suffix}", "wt") as file:
+        for number in range(150):
+            size = 4 * MIB if number % 2 else 10
+            file.write(json.dumps({"n": number, "image": f"data:image/png;base64,{'A' * size}"}) + "\n")
+    found = measured(tmp_path / f"rows.{suffix}")
+    assert found["rows"] == 150
+    assert found["peak_mib"] < BOUND_MIB
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["bytes", "struct", "list"])
+def test_a_row_group_with_more_than_2_gib_of_pictures_is_read(tmp_path: Path, kind: str) -> None:
+    """Small on disk: the same few pictures again and again, the first of them last too, so that rows are regrouped."""
+    dice = random.Random(0)
+    distinct = pa.array([dice.randbytes(9_500_000) for _ in range(3)], pa.large_binary())
+    pictures = distinct.take(pa.array([row % 3 for row in range(240)]))
+    field = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
+    if kind != "bytes":
+        pictures = pa.StructArray.from_arrays([pictures, pa.nulls(240, pa.string())], fields=list(field))
+    if kind == "list":
+        pictures = pa.ListArray.from_arrays(pa.array(range(0, 241, 240), pa.int32()), pictures)  # all in one row
+    path = written(tmp_path / "rows.parquet", pictures, store_schema=False)
+    del pictures
+    found = measured(path)
+    assert found["rows"] == (1 if kind == "list" else 240)
+    if kind != "list":
+        assert found["peak_mib"] < BOUND_MIB + 2 * 60, "its page holds three pictures, as stored and as read"
+
+
+def test_pieces_hold_every_row_once_in_order(tmp_path: Path) -> None:
+    dice = random.Random(1)
+    values = [dice.randbytes(dice.choice((0, 10, 10, 3 * MIB))) for _ in range(60)]
+    path = written(tmp_path / "rows.parquet", pa.array(values, pa.binary()), write_batch_size=3)
+    for max_rows in (1, 3, 7, 256):
+        pieces = list(iter_pieces(pq.ParquetFile(path), 0, ["n", "image"], max_rows))
+        assert pa.Table.from_batches(pieces).column("n").to_pylist() == list(range(60))
+        assert pa.Table.from_batches(pieces).column("image").to_pylist() == values
+        assert all(piece.num_rows <= max_rows for piece in pieces)
+        assert all(piece.nbytes < PIECE_BYTES + 4 * 3 * MIB for piece in pieces)
+    assert len(pieces) > 4, "their bytes bound them, not their rows alone"
+
+
+def test_windows_hold_every_table_once_in_order() -> None:
+    tables = [pa.table({"n": pa.array([number] * (number % 5), pa.int64())}) for number in range(40)]
+    windows = list(iter_windows(tables, max_bytes=80, max_rows=8))
+    assert pa.concat_tables(windows).equals(pa.concat_tables(tables))
+    assert max(window.num_rows for window in windows) == 8
+    assert [window.num_rows for window in iter_windows(tables[4:5] * 3, max_bytes=1)] == [4, 4, 4]
+    assert [window.num_rows for window in iter_windows(tables[4:5] * 3, max_bytes=64)] == [8, 4]
+    assert list(iter_windows([])) == []
