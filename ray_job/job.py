@@ -15,7 +15,7 @@ from typing import TextIO
 import pyarrow as pa
 
 from ray_job.cluster.capacity import StageCpus, settle_stages
-from ray_job.cluster.dataset_options import bounded_restarts, configure
+from ray_job.cluster.dataset_options import bounded_restarts, configure, in_blocks_of
 from ray_job.cluster.job_store import JobStore, StopFlag
 from ray_job.cluster.liveness import Liveness
 from ray_job.cluster.session import ray_session
@@ -94,7 +94,7 @@ def stream_receipts(
     configure(rows.context, spec)
     # Behind a map Ray cuts blocks where it reads them; straight behind reading that is a stage of its own.
     rows = rows.map_batches(_unchanged, batch_size=None, batch_format="pyarrow", **read)
-    rows = rows.repartition(target_num_rows_per_block=spec.batching.block_rows)
+    rows = in_blocks_of(rows, spec.batching.block_rows, read)
     with bounded_restarts(spec.limits) as (task_restarts, actor_restarts):
         prepared = rows.map_batches(
             preparer.with_store(store),
