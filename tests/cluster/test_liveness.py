@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from ray_job.cluster import liveness
-from ray_job.cluster.liveness import Peer, _first_lost
+from ray_job.cluster.liveness import Peer, wait_for_loss
 from tests.chaos.harness import call, make_job
 
 from .nodes import Nodes, free_ports
@@ -38,9 +38,9 @@ def until(condition: Callable[[], bool]) -> None:
 def test_an_outage_that_ends_is_forgotten(ask_at_once: None, caplog: pytest.LogCaptureFixture) -> None:
     port = free_ports(1)[0]
     server, is_over = listening(port), threading.Event()
-    found: list[Peer | None] = []
+    found: list[list[Peer]] = []
     peers = [Peer("the head", "127.0.0.1", port, patience_s=1000.0)]
-    thread = threading.Thread(target=lambda: found.append(_first_lost(peers, is_over)))
+    thread = threading.Thread(target=lambda: found.append(wait_for_loss(peers, is_over)))
     thread.start()
     for num_outages in (1, 2):
         server.close()
@@ -50,7 +50,7 @@ def test_an_outage_that_ends_is_forgotten(ask_at_once: None, caplog: pytest.LogC
     is_over.set()
     thread.join()
     server.close()
-    assert found == [None]
+    assert found == [[]]
     assert caplog.messages == [f"the head at 127.0.0.1:{port} does not answer", "the head answers again"] * 2
 
 
@@ -58,7 +58,7 @@ def test_the_one_that_stays_away_is_named(ask_at_once: None) -> None:
     there, gone = free_ports(2)
     with listening(there):
         peers = [Peer("one", "127.0.0.1", there, 0.0), Peer("another", "127.0.0.1", gone, 0.1)]
-        assert _first_lost(peers, threading.Event()) == peers[1]
+        assert wait_for_loss(peers, threading.Event()) == peers[1:]
 
 
 @pytest.mark.slow
@@ -98,15 +98,18 @@ def test_a_job_whose_ray_dies_says_so_ends_with_75_and_is_finished_by_resuming(
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_a_ray_of_the_jobs_own_that_dies_is_said_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("process", ["gcs_server", "raylet"])
+def test_a_local_ray_that_dies_is_said_too_before_its_core_ends_the_driver(process: str, tmp_path: Path) -> None:
     job = make_job(tmp_path)
     driver = job.start()
     driver.wait_until(lambda: job.num_committed() > 32)
-    (raylet,) = (child for child in psutil.Process(driver.pid).children() if child.name() == "raylet")
-    raylet.kill()
+    (victim,) = (child for child in psutil.Process(driver.pid).children() if child.name() == process)
+    victim.kill()
     code, text = driver.wait()
     assert code == 75, text
-    assert text.splitlines()[-1].endswith("died. What is committed is whole: finish with --mode resume"), text
+    last = text.splitlines()[-1]
+    assert last.endswith("died. What is committed is whole: finish with --mode resume"), text
+    assert process in last, text
     assert job.manifest()["state"] == "failed"
     code, text = job.run("--mode", "resume")
     assert code == 0, text
