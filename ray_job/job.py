@@ -15,7 +15,7 @@ from typing import TextIO
 import pyarrow as pa
 
 from ray_job.cluster.capacity import StageCpus, settle_stages
-from ray_job.cluster.dataset_options import bounded_restarts, configure
+from ray_job.cluster.dataset_options import bounded_restarts, configure, in_blocks_of
 from ray_job.cluster.job_store import JobStore, StopFlag
 from ray_job.cluster.liveness import Liveness
 from ray_job.cluster.session import ray_session
@@ -89,18 +89,17 @@ def stream_receipts(
 
     schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
     reader = RowDatasource(source, remaining=run.remaining, should_stop=flag.is_set)
-    read = {"num_cpus": cpus.read, "compute": ray.data.TaskPoolStrategy(cpus.max_tasks)}
-    rows = ray.data.read_datasource(reader, override_num_blocks=reader.num_tasks, **read)
+    rows = ray.data.read_datasource(reader, override_num_blocks=reader.num_tasks, num_cpus=cpus.read)
     configure(rows.context, spec)
     # Behind a map Ray cuts blocks where it reads them; straight behind reading that is a stage of its own.
-    rows = rows.map_batches(_unchanged, batch_size=None, batch_format="pyarrow", **read)
-    rows = rows.repartition(target_num_rows_per_block=spec.batching.block_rows)
+    rows = rows.map_batches(_unchanged, batch_size=None, batch_format="pyarrow", num_cpus=cpus.read)
+    rows = in_blocks_of(rows, spec.batching.block_rows, cpus.read)
     with bounded_restarts(spec.limits) as (task_restarts, actor_restarts):
         prepared = rows.map_batches(
             preparer.with_store(store),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(spec.workers.prepare_tasks if cpus.max_tasks is None else 1),
+            compute=ray.data.TaskPoolStrategy(spec.workers.prepare_tasks),
             num_cpus=cpus.prepare,
             **task_restarts,
         )

@@ -46,10 +46,14 @@ def make_certificate(file: Path) -> Path:
     return file
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # its own 5 make more that connect at once wait for a second
+
+
 @contextmanager
 def https_server(certificate: Path, handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
     """Its port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     server.socket = context.wrap_socket(server.socket, server_side=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ray_job.cluster.workers import Workers
 from ray_job.errors import SpecError
 
-_READ, _PREPARE, _WRITE = 1.0, 0.8, 0.1
+_AMPLE = 2.0  # CPUs, beside the actors
 _LEAST = 0.1  # of a CPU, for all stages together
 _LOG = logging.getLogger(__name__)
 
@@ -19,20 +19,18 @@ class StageCpus:
     """CPUs of a task of each stage.
 
     Ray gives the first stages their CPUs first: with whole ones for preparing, two CPUs would write nothing until all
-    is read. A reading task keeps its CPU while its rows wait, so where one task of each stage does not fit beside the
-    actors, none would ever be prepared: there the tasks take smaller shares, and only one at a time reads or prepares.
+    is read. And a reading task keeps its CPU while its rows wait: where one task of each stage does not fit beside the
+    actors, none of the rows would ever be prepared. Sums stay below what there is: Ray's own are not exact.
     """
 
-    read: float = _READ
-    prepare: float = _PREPARE
-    write: float = _WRITE
-    max_tasks: int | None = None  # of reading, and of preparing, at once; None: as many as fit
+    read: float = 1.0
+    prepare: float = 0.8
+    write: float = 0.1
 
     @classmethod
     def fit(cls, num_cpus: float) -> StageCpus:
-        """Shares of so many CPUs that one task of each stage finds room."""
-        share = num_cpus / 2  # a hair below: Ray's sums of fractions are not exact
-        return cls() if share >= 1 else cls(share * _READ, share * _PREPARE, share * _WRITE, max_tasks=1)
+        """Shares of so many CPUs that one task of each stage finds room, and a second one that reads does not."""
+        return cls() if num_cpus >= _AMPLE else cls(min(1.0, 0.55 * num_cpus), 0.35 * num_cpus, 0.05 * num_cpus)
 
 
 def settle_stages(workers: Workers) -> StageCpus:
@@ -74,9 +72,8 @@ def say_what_is_held(needed: Mapping[str, float]) -> None:
     for name, num in needed.items():
         total, available = resources.get(name, 0.0), free.get(name, 0.0)
         if total >= num > available:
-            _LOG.warning(
-                "waiting for %g %ss: other work holds %g of the cluster's %g", num, name, total - available, total
-            )
+            held = total - available
+            _LOG.warning("waiting for %g of the cluster's %g %ss: other work holds %g", num, total, name, held)
 
 
 def _held_by_caller() -> dict[str, float]:

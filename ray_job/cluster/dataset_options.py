@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray_job.cluster.process_settings import without_warnings
 from ray_job.spec import JobSpec, LimitsSpec
@@ -40,6 +40,22 @@ def configure(context: DataContext, spec: JobSpec) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     bound_waiting_blocks(context, spec.batching.block_rows)
+
+
+def in_blocks_of(rows: Any, num_rows: int, num_cpus: float) -> Any:
+    """The rows in blocks of so many at most, cut in the very tasks that `rows` come from.
+
+    Args:
+        rows: what a `map_batches` gave.
+        num_rows: of a block.
+        num_cpus: of a task of that `map_batches`.
+    """
+    rows = rows.repartition(target_num_rows_per_block=num_rows)
+    # Ray fuses stages with equal options only, and its repartition takes none. Apart, it would ask for a whole CPU and
+    # keep it while its blocks wait: with one CPU for all stages nothing would ever be prepared.
+    cutting = rows._logical_plan.dag
+    cutting.ray_remote_args["num_cpus"] = num_cpus
+    return rows
 
 
 @contextmanager

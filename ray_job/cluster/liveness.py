@@ -80,9 +80,9 @@ class Liveness:
         try:
             yield
         except Exception as error:
-            for peer in self._peers:
-                if not isinstance(error, RayJobError) and not peer.is_there():
-                    raise _lost(peer) from error
+            lost = [] if isinstance(error, RayJobError) else [peer for peer in self._peers if not peer.is_there()]
+            if lost:
+                raise _died(lost) from error
             raise
         finally:
             # With a dead process, disconnecting may hang as well: then the watch goes on.
@@ -90,35 +90,35 @@ class Liveness:
                 self._is_over.set()
 
     def _watch(self) -> None:
-        lost = _first_lost(self._peers, self._is_over)
-        if lost is None or self._is_over.wait(_UNWIND_S):
+        lost = wait_for_loss(self._peers, self._is_over)
+        if not lost or self._is_over.wait(_UNWIND_S):
             return
-        error = _lost(lost)
+        error = _died(lost)
         with suppress(Exception):
             self._say(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(ClusterLost.exit_code)
 
 
-def _lost(peer: Peer) -> ClusterLost:
-    return ClusterLost(f"{peer.name} at {peer.host}:{peer.port} died. {RESUME}")
-
-
-def _first_lost(peers: Sequence[Peer], is_over: threading.Event) -> Peer | None:
-    """The first of them to be away for longer than it may; None when the watch is over before."""
+def wait_for_loss(peers: Sequence[Peer], is_over: threading.Event) -> list[Peer]:
+    """The peers that are away once one of them has been for longer than it may; none if the watch is over before."""
     since_s: dict[Peer, float] = {}
     while not is_over.wait(_ASK_INTERVAL_S):
         for peer in peers:
-            if peer.is_there():
-                if since_s.pop(peer, None) is not None:
-                    _LOG.warning("%s answers again", peer.name)
-                continue
-            now_s = time.monotonic()
-            if peer not in since_s:
-                _LOG.warning("%s at %s:%d does not answer", peer.name, peer.host, peer.port)
-            if now_s - since_s.setdefault(peer, now_s) >= peer.patience_s:
-                return peer
-    return None
+            if not peer.is_there():
+                if peer not in since_s:
+                    _LOG.warning("%s at %s:%d does not answer", peer.name, peer.host, peer.port)
+                since_s.setdefault(peer, time.monotonic())
+            elif since_s.pop(peer, None) is not None:
+                _LOG.warning("%s answers again", peer.name)
+        if any(time.monotonic() - away_s >= peer.patience_s for peer, away_s in since_s.items()):
+            return list(since_s)
+    return []
+
+
+def _died(lost: Sequence[Peer]) -> ClusterLost:
+    who = " and ".join(f"{peer.name} at {peer.host}:{peer.port}" for peer in lost)
+    return ClusterLost(f"{who} died. {RESUME}")
 
 
 def _peers() -> list[Peer]:

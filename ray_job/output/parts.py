@@ -45,7 +45,9 @@ class Receipt:
     @classmethod
     def of_table(cls, table: pa.Table) -> list[Receipt]:
         """The receipts in what a `PartWriter` returned."""
-        return [cls(**json.loads(text)) for text in table.column("receipt").to_pylist()]
+        # Ray may hand over an empty block without columns.
+        texts = table.column("receipt").to_pylist() if table.num_rows else []
+        return [cls(**json.loads(text)) for text in texts]
 
 
 def write_part(root: Location, name: str, rows: pa.Table, account: Account) -> None:

@@ -104,7 +104,7 @@ def fail(folder: Path) -> None:
 
 
 def be_interrupted(folder: Path) -> None:
-    spec = job(folder, _MANY, grace_s=60.0)
+    spec = job(folder, 2000, grace_s=60.0)  # few enough to pass the stages, unanswered, within that time
 
     def interrupt() -> None:
         while not list(folder.glob("out/data/part-*")):
@@ -218,7 +218,7 @@ def test_what_other_work_holds_is_said_and_waited_for(
     while not caplog.messages:
         time.sleep(0.1)
         assert thread.is_alive()
-    assert caplog.messages == ["waiting for 1 CPUs: other work holds 2 of the cluster's 2"]
+    assert caplog.messages == ["waiting for 1 of the cluster's 2 CPUs: other work holds 2"]
     ray.kill(holder)
     thread.join()
     assert ends == [64]
@@ -228,8 +228,8 @@ def test_what_other_work_holds_is_said_and_waited_for(
 def test_one_task_of_each_stage_fits_where_there_are_few_cpus(num_cpus: float) -> None:
     stages = StageCpus.fit(num_cpus)
     assert stages.read + stages.prepare + stages.write < num_cpus
-    assert stages.max_tasks == 1
-    assert StageCpus.fit(2.0) == StageCpus(1.0, 0.8, 0.1, None)
+    assert num_cpus < 2 * stages.read <= 2.0
+    assert StageCpus.fit(2.0) == StageCpus(1.0, 0.8, 0.1)
 
 
 @pytest.mark.slow

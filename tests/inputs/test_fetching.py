@@ -176,3 +176,19 @@ def test_nothing_is_fetched_for_rows_that_are_left() -> None:
 )
 def test_what_lies_elsewhere(value: object, expected: str | None) -> None:
     assert reference_of(value) == expected
+
+
+def test_pictures_that_fail_do_not_hold_up_the_others() -> None:
+    meeting = threading.Barrier(8)  # opens when eight ask at once
+
+    def read(name: str) -> bytes:
+        if int(name) >= 4:
+            meeting.wait(timeout=30)
+        raise RowError(ErrorCode.IMAGE_MISSING, f"{name}: no such file")
+
+    names = [f"{number}" for number in range(12)]
+    with PictureFetcher([[name] for name in names], read, 8, max_image_bytes=64, max_bytes=256) as fetcher:
+        for place, name in enumerate(names):
+            with pytest.raises(RowError, match=f"{name}: no such file"):
+                fetcher.bytes_of(name)
+            fetcher.done(place)

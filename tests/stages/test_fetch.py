@@ -156,6 +156,13 @@ def test_a_kept_connection_that_the_server_has_ended_is_replaced(
         assert server.asked == {"/a": 1, "/drop-once": 2, "/b": 1}
 
 
+def test_an_answer_that_is_an_error_keeps_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = ["/missing-1", "/a", "/missing-2", "/once"]
+    with block_of(paths, tmp_path, monkeypatch, max_fetches=1) as (server, preparer, table):
+        assert errors_of(preparer(table)) == ["image_missing", None, "image_missing", None]
+        assert len(server.connections) == 1
+
+
 def test_each_connection_looks_its_address_up_and_checks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray_job.inputs.pictures import web
 

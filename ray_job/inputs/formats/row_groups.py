@@ -52,11 +52,18 @@ def rows_at_once(group: pq.RowGroupMetaData, names: Sequence[str], max_rows: int
     if most + per_row * max_rows <= PIECE_BYTES:
         return max_rows
     few = 1 if sum(size for size, _ in sizes) // num_rows >= _LARGE_ROW_BYTES else _FEW_ROWS
+    per_row = sum(_dictionary_bytes(c) * -(-c.num_values // num_rows) for c in chunks if _is_repeating(c))
     return max(1, min(few, max_rows, PIECE_BYTES // max(1, per_row)))
 
 
 def _is_repeating(chunk: pq.ColumnChunkMetaData) -> bool:
     return bool(chunk.has_dictionary_page) and chunk.physical_type in _BYTES
+
+
+def _dictionary_bytes(chunk: pq.ColumnChunkMetaData) -> int:
+    """About how long a value can be: what is long is a picture, and hardly compressed."""
+    stored: int = chunk.data_page_offset - chunk.dictionary_page_offset
+    return min(int(chunk.total_uncompressed_size), 4 * stored) if stored > 0 else int(chunk.total_uncompressed_size)
 
 
 def _is_even(chunk: pq.ColumnChunkMetaData) -> bool:

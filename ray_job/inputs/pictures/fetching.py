@@ -37,7 +37,7 @@ class PictureFetcher:
         references: for each row, those of its pictures that lie elsewhere (`reference_of`).
         read: fetches one picture; raises RowError. Called from several threads.
         max_fetches: at once.
-        max_image_bytes: what a picture may have; assumed until one has come.
+        max_image_bytes: what a picture may have; assumed until one has come, or failed.
         max_bytes: of pictures that have come, or are on their way, and are not used yet.
     """
 
@@ -135,9 +135,8 @@ class PictureFetcher:
                 if picture.rows_left:
                     self._num_bytes += len(data) - picture.num_bytes
                     picture.num_bytes = len(data)
-                if data:
-                    least = self._expected_bytes if self._has_seen_one else 0
-                    self._expected_bytes, self._has_seen_one = max(least, len(data)), True
+                least = self._expected_bytes if self._has_seen_one else 0
+                self._expected_bytes, self._has_seen_one = max(least, len(data)), True
                 self._begin_more()
 
 

@@ -21,6 +21,7 @@ from ray_job.storage.places import reason
 
 _PORT = 443
 _SHOWN_CHARS = 200
+_SMALL_BYTES = 2**16
 
 
 class WebSession:
@@ -63,18 +64,19 @@ class WebSession:
         connection = self._connection(host, port, shown)
         try:
             with connection.until(end_s):
-                response = _asked(connection, path)
-                body = _answer(response, shown, self._limits.max_image_bytes)
+                answer = _answer(connection, path, shown, self._limits.max_image_bytes)
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.finish()
             if time.monotonic() >= end_s:
                 raise RowError(ErrorCode.STORAGE, f"{shown}: took longer than limits.fetch_timeout_s") from None
             raise _failed(error, shown) from None
         except BaseException:
-            connection.finish()  # something of the answer may still be on its way
+            connection.finish()
             raise
         self._keep(host, port, connection)
-        return body
+        if isinstance(answer, RowError):
+            raise answer
+        return answer
 
     def _connection(self, host: str, port: int, shown: str) -> PinnedConnection:
         with self._lock:
@@ -84,7 +86,7 @@ class WebSession:
         return PinnedConnection(host, port, self._context, lambda: _public_addresses(host, port, shown))
 
     def _keep(self, host: str, port: int, connection: PinnedConnection) -> None:
-        if connection.sock is None:  # the server ends it
+        if connection.sock is None:  # the server ends it, or something of its answer is still on its way
             connection.finish()
             return
         with self._lock:
@@ -106,10 +108,17 @@ def _asked(connection: PinnedConnection, path: str) -> http.client.HTTPResponse:
         return connection.getresponse()
 
 
-def _answer(response: http.client.HTTPResponse, shown: str, max_bytes: int) -> bytes:
-    with response:
-        _check_status(response.status, shown)
-        return _body(response, shown, max_bytes)
+def _answer(connection: PinnedConnection, path: str, shown: str, max_bytes: int) -> bytes | RowError:
+    """The body, or what the status says instead; then its text is read too, so that the connection can be kept."""
+    with _asked(connection, path) as response:
+        problem = _status_problem(response.status, shown)
+        if problem is None:
+            return _body(response, shown, max_bytes)
+        if response.length is not None and response.length <= _SMALL_BYTES:
+            response.read()
+        else:
+            connection.finish()
+        return problem
 
 
 def _checked(url: str, shown: str, allow_hosts: Collection[str]) -> tuple[SplitResult, str, int]:
@@ -149,17 +158,17 @@ def _body(response: http.client.HTTPResponse, shown: str, max_bytes: int) -> byt
     return body
 
 
-def _check_status(status: int, shown: str) -> None:
-    if status == http.client.OK:
-        return
+def _status_problem(status: int, shown: str) -> RowError | None:
     text = f"{shown} was answered with status {status}"
+    if status == http.client.OK:
+        return None
     if 300 <= status < 400:
-        raise _forbidden(f"{text}; redirects are not followed")
+        return _forbidden(f"{text}; redirects are not followed")
     if status in (http.client.NOT_FOUND, http.client.GONE):
-        raise RowError(ErrorCode.IMAGE_MISSING, text)
+        return RowError(ErrorCode.IMAGE_MISSING, text)
     if status in (http.client.REQUEST_TIMEOUT, http.client.TOO_MANY_REQUESTS) or status >= 500:
-        raise RowError(ErrorCode.STORAGE, text)
-    raise RowError(ErrorCode.IMAGE_UNREADABLE, text)
+        return RowError(ErrorCode.STORAGE, text)
+    return RowError(ErrorCode.IMAGE_UNREADABLE, text)
 
 
 def _failed(error: Exception, shown: str) -> RowError:
