@@ -21,7 +21,7 @@ _EXIT_CODES = """exit codes:
   3   more rows failed than limits.max_errors or limits.max_error_rate allow
   4   rows in and rows out do not add up; `verify` found a problem
   5   the output belongs to a job whose answers would differ
-  75  stopped by a signal; what is committed is whole, and --mode resume does the rest
+  75  stopped by a signal, or the Ray under the job died; what is committed is whole, --mode resume does the rest
 """
 
 

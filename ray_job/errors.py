@@ -7,7 +7,8 @@
     ├── TooManyRowErrors        3   more rows failed than the spec allows
     ├── AccountingError         4   rows in ≠ answered + failed
     ├── FingerprintMismatch     5   the output belongs to another job
-    └── Interrupted            75   stopped by a signal; running again finishes the job (sysexits' EX_TEMPFAIL)
+    ├── Interrupted            75   stopped by a signal; resuming finishes the job (sysexits' EX_TEMPFAIL)
+    └── ClusterLost            75   the Ray under the job died; resuming finishes the job
 
     RowError                        one row's failure. It is data: it ends in that row's `error` column
                                     and never leaves the stage that caught it.
@@ -84,6 +85,12 @@ class FingerprintMismatch(RayJobError):  # noqa: N818
 
 class Interrupted(RayJobError):  # noqa: N818
     """Stopped by a signal before the end; the committed parts stay valid."""
+
+    exit_code = 75
+
+
+class ClusterLost(RayJobError):  # noqa: N818
+    """A process of Ray's that the driver cannot do without died; the committed parts stay valid."""
 
     exit_code = 75
 

@@ -8,13 +8,17 @@ Ray Data streams the stages beside each other; the driver sees only receipts of 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import TextIO
 
 import pyarrow as pa
 
+from ray_job.cluster.capacity import StageCpus, settle_stages
+from ray_job.cluster.dataset_options import bounded_restarts, configure, in_blocks_of
 from ray_job.cluster.job_store import JobStore, StopFlag
-from ray_job.cluster.session import bounded_restarts, ray_session
+from ray_job.cluster.liveness import Liveness
+from ray_job.cluster.session import ray_session
 from ray_job.cluster.signals import interruptible
 from ray_job.cluster.warm_actor import warm_actor
 from ray_job.cluster.workers import Workers, settle_workers
@@ -29,10 +33,6 @@ from ray_job.stages.prepare import Preparer
 from ray_job.stages.write import PartWriter
 from ray_job.views.progress import Progress
 
-# Ray gives the first stages their CPUs first: with whole ones for preparing, two CPUs would write nothing until all is
-# read. Together they stay under 1: Ray's sums of fractions are not exact, and a hair too much is too much.
-_PREPARE_CPUS, _WRITE_CPUS = 0.8, 0.1
-
 
 def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
     """Runs a job to its end and returns what it did.
@@ -43,7 +43,7 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
 
     Raises:
         SpecError, InputError, ModelError: before any row is read.
-        TooManyRowErrors, AccountingError, Interrupted: while running; the parts committed so far stay.
+        TooManyRowErrors, AccountingError, Interrupted, ClusterLost: while running; the parts committed so far stay.
     """
     spec, source, preparer = open_job(spec)
     warm_actor().release()
@@ -51,47 +51,56 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
         Run.open(spec, source) as run,
         Progress(run.totals, stream or sys.stderr) as progress,
         interruptible(spec.limits.grace_s) as stop,
+        Liveness(run.record_end) as liveness,
     ):
         if run.needs_ids or run.remaining.num_rows:
             progress.phase("starting Ray")
-            with ray_session(spec.limits), JobStore() as store:
+            with ray_session(), liveness.watching(), JobStore() as store:
                 flag = StopFlag(store)
                 stop.arm(flag.set)
                 workers = settle_workers(spec)
+                cpus = settle_stages(workers)
                 progress.phase("finding what is left" if run.needs_ids else "waiting for the first part")
                 run.begin(workers.dtype, workers.record(spec))
                 progress.count(run.expected_rows)
-                for receipt in stream_receipts(spec, source, preparer, workers, run, store, flag):
-                    run.add(receipt)
-            stop.disarm()
+                with closing(stream_receipts(spec, source, preparer, workers, cpus, run, store, flag)) as receipts:
+                    for receipt in receipts:
+                        run.add(receipt)
+                stop.disarm()
         stop.check(run.num_left)
         return run.finish(stop.ignore)
 
 
 def stream_receipts(
-    spec: JobSpec, source: Source, preparer: Preparer, workers: Workers, run: Run, store: JobStore, flag: StopFlag
-) -> Iterator[Receipt]:
+    spec: JobSpec,
+    source: Source,
+    preparer: Preparer,
+    workers: Workers,
+    cpus: StageCpus,
+    run: Run,
+    store: JobStore,
+    flag: StopFlag,
+) -> Generator[Receipt]:
     """The Ray Data pipeline over the rows left to do; yields a receipt for each part as it is committed."""
     import ray.data
 
-    from ray_job.cluster.backpressure import bound_waiting_blocks
     from ray_job.inputs.datasource import RowDatasource
     from ray_job.stages.generate import GenerateActor
 
-    bound_waiting_blocks(spec.batching.block_rows)
     schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
     reader = RowDatasource(source, remaining=run.remaining, should_stop=flag.is_set)
-    rows = ray.data.read_datasource(reader, override_num_blocks=reader.num_tasks)
+    rows = ray.data.read_datasource(reader, override_num_blocks=reader.num_tasks, num_cpus=cpus.read)
+    configure(rows.context, spec)
     # Behind a map Ray cuts blocks where it reads them; straight behind reading that is a stage of its own.
-    rows = rows.map_batches(_unchanged, batch_size=None, batch_format="pyarrow")
-    rows = rows.repartition(target_num_rows_per_block=spec.batching.block_rows)
+    rows = rows.map_batches(_unchanged, batch_size=None, batch_format="pyarrow", num_cpus=cpus.read)
+    rows = in_blocks_of(rows, spec.batching.block_rows, cpus.read)
     with bounded_restarts(spec.limits) as (task_restarts, actor_restarts):
         prepared = rows.map_batches(
             preparer.with_store(store),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.TaskPoolStrategy(spec.workers.prepare_tasks),
-            num_cpus=_PREPARE_CPUS,
+            num_cpus=cpus.prepare,
             **task_restarts,
         )
         results = prepared.map_batches(
@@ -113,10 +122,12 @@ def stream_receipts(
         PartWriter(run.root, schema, run.number),
         batch_size=spec.rows_of_a_part(run.expected_rows),
         batch_format="pyarrow",
-        num_cpus=_WRITE_CPUS,
+        num_cpus=cpus.write,
     )
-    for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from Receipt.of_table(table)
+    # Not `iter_batches`: it leaves a thread behind.
+    for bundle in receipts.iter_internal_ref_bundles():
+        for block in ray.get(bundle.block_refs):
+            yield from Receipt.of_table(block)
 
 
 def _unchanged(table: pa.Table) -> pa.Table:

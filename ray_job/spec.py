@@ -35,6 +35,11 @@ LENGTH_NAMES = ("max_new_tokens", "max_completion_tokens", "max_tokens")
 MAX_QUESTIONS = 2**16  # of one row
 
 
+def _has_half_pair(text: str) -> bool:
+    """Whether half of a surrogate pair is in it, which no tokenizer takes."""
+    return text.encode(errors="replace").decode() != text
+
+
 def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str | int | float) else value
 
@@ -151,7 +156,7 @@ class PromptSpec(_Section):
         texts = {"template": (self.template,), "system": (self.system,), "questions": questions}
         for name, values in texts.items():
             for text in values:
-                if text is not None and text.encode(errors="replace").decode() != text:
+                if text is not None and _has_half_pair(text):
                     raise ValueError(f"{name}: holds half of a surrogate pair, which is no character; remove it")
         return self
 
@@ -247,6 +252,8 @@ class GenerationParams(_Section):
     def _no_empty_stop(self) -> Self:
         if "" in self.stop:
             raise ValueError("stop: an empty string would end every answer at once; remove it")
+        if any(_has_half_pair(text) for text in self.stop):
+            raise ValueError("stop: holds half of a surrogate pair, which is no character; remove it")
         return self
 
     @property
@@ -407,8 +414,8 @@ class OutputSpec(_Section):
     part_rows: int | None = Field(
         None,
         ge=1,
-        description="Rows of one Parquet part; what is in none when a job dies is done again. Default: 256, and of a "
-        "small input a twentieth, both in whole blocks.",
+        description="Rows of one Parquet part; rows that are in no part when a job dies are answered again. Default: "
+        "256, or of a small input a twentieth, both in whole blocks.",
     )
 
 

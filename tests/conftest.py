@@ -56,8 +56,8 @@ def small_ray(**options: Any) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    memory = {"object_store_memory": 200 * 2**20}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, **memory | options)
+    sizes = {"num_cpus": 2, "object_store_memory": 200 * 2**20}
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, **sizes | options)
     try:
         yield
     finally:

@@ -87,3 +87,15 @@ def test_init_files_hold_exports_only(file: Path) -> None:
         assert {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} == {"__dir__", "__getattr__"}
         allowed = (*allowed, ast.FunctionDef, ast.Assign, ast.AnnAssign)
     assert all(isinstance(node, allowed) for node in tree.body)
+
+
+def test_the_engine_names_no_model() -> None:
+    """Neither in code nor in prose: a folder of `models`, or what its files' classes are called."""
+    models = [
+        path.name for path in (ROOT / "ray_job" / "models").iterdir() if path.is_dir() and not path.name.startswith("_")
+    ]
+    assert "phi3_vision" in models
+    words = {"phi3", "phi-3", *models}
+    for file in (ROOT / "ray_job" / "engine").glob("*.py"):
+        text = file.read_text(encoding="utf-8").lower()
+        assert [word for word in words if word in text] == [], file.name

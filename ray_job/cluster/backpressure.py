@@ -1,14 +1,9 @@
 """How far reading and preparing may run ahead of the engine, in blocks.
 
-Ray Data bounds a stage's lead by bytes: until half of its share of the object store is full, it may go on. But Ray
-keeps an object under 100 kB in the driver's own memory, and rows of text, or of pictures that are only named, make
-blocks of a few kilobytes: a table of ten million of them would be read into the driver before the engine had answered
-a thousandth. So no more than so many blocks wait in front of a stage.
-
-`python -m ray_job bench job --rows 2000 20000 60000`, two CPUs, blocks of 64 kB: the driver's memory peaked at 260, 272
-and 292 MiB, and without the bound at 262, 299 and 381. After a job it holds 255, 263 and 276; the third of a kilobyte
-that a further row leaves there is Ray's: four stages of Ray Data that do nothing, over as many blocks, left 7.5 MiB
-where 20,000 rows leave 8.
+Ray Data bounds a stage's lead by bytes: it may go on until half of its share of the object store is full. But Ray keeps
+an object under 100 kB in the driver's own memory, and rows of text, or of pictures that are only named, make blocks of
+a few kilobytes: a table of ten million of them would be read into the driver before the engine had answered a
+thousandth. So only a bounded number of blocks waits in front of a stage. What that saves: `bench/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -37,15 +32,15 @@ class WaitingBlocks(BackpressurePolicy):
     """
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
-        """Whether it may start another task."""
+        """Whether the stage may start another task."""
         return not self._is_ahead(op)
 
     def max_task_output_bytes_to_read(self, op: PhysicalOperator) -> int | None:
-        """How much of what its tasks have ready may be taken; None: all."""
+        """How many bytes of its tasks' finished output may be taken; None: all."""
         return 0 if self._is_ahead(op) else None
 
     def _is_ahead(self, op: PhysicalOperator) -> bool:
-        if isinstance(op, ActorPoolMapOperator):  # it gives text, which is gathered and written at once
+        if isinstance(op, ActorPoolMapOperator):  # its output is text, gathered and written at once
             return False
         block_rows = self._data_context.get_config(_BLOCK_ROWS)
         return any(
@@ -55,9 +50,8 @@ class WaitingBlocks(BackpressurePolicy):
         )
 
 
-def bound_waiting_blocks(block_rows: int) -> None:
-    """Bounds the queues of the datasets made from here on, whose stages gather at most `block_rows` rows."""
-    context = DataContext.get_current()
+def bound_waiting_blocks(context: DataContext, block_rows: int) -> None:
+    """Bounds the queues of the datasets with this context, whose stages gather at most `block_rows` rows."""
     context.set_config(_BLOCK_ROWS, block_rows)
     policies = [*ENABLED_BACKPRESSURE_POLICIES, WaitingBlocks]
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)

@@ -1,7 +1,7 @@
 """A job on a cluster elsewhere: handed to Ray's Jobs API, followed to its end, ended with its own exit code.
 
-Only the spec travels, as one file of some hundred bytes; the cluster's machines have the package, and see the spec's
-paths. A job id makes retries the same run: while it runs they attach to it, afterwards they go on where it stopped.
+Only the spec travels, as one file of a few hundred bytes; the cluster's machines have the package and see the spec's
+paths. A job id makes retries the same run: while it runs they attach to it; afterwards they resume where it stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,8 +54,8 @@ class Submission:
 
     id: str
     address: str
-    is_new: bool  # made now; else it was running already
-    is_retriable: bool  # by its job id
+    is_new: bool  # made now; else it was already running
+    is_retriable: bool  # it has a job id
     _client: Any = field(repr=False)
     _num_chars: int = field(default=0, repr=False)  # of the log, shown so far
 
@@ -63,7 +63,7 @@ class Submission:
         """Shows the job's log until it ends, and returns its exit code; Ctrl-C leaves it running and returns 130.
 
         Raises:
-            RayJobError: the cluster does not answer any more.
+            RayJobError: the cluster no longer answers.
         """
         stream = stream or sys.stdout
         try:
@@ -97,7 +97,7 @@ class Submission:
             except (RuntimeError, OSError) as error:
                 if time.monotonic() - started_s > _LOST_S:
                     raise RayJobError(
-                        f"{self.address} does not answer any more ({error}); {self.id} may go on. {self._what_next()}"
+                        f"{self.address} no longer answers ({error}); {self.id} may go on. {self._what_next()}"
                     ) from None
                 time.sleep(_ASK_INTERVAL_S)
 
@@ -155,21 +155,14 @@ def submit_job(spec: JobSpec, address: str | None = None, job_id: str | None = N
 def _submit(client: Any, spec: JobSpec, job_id: str | None) -> tuple[str, bool]:
     """The submission's id, and whether it was made now."""
     digest, output = _digest(spec), public_uri(spec.output.path)
-    started_s = time.monotonic()
+    started_s, next_number = time.monotonic(), 1
     while True:
         attempts = _attempts(client, job_id)
-        for attempt in attempts:
-            if attempt.metadata[_OUTPUT] != output:
-                raise SpecError(
-                    [f"{job_id!r} is the id of another job, with output {attempt.metadata[_OUTPUT]}"], "--job-id"
-                )
-            if not attempt.status.is_terminal():
-                if attempt.metadata[_SPEC] != digest:
-                    raise SpecError(
-                        [f"{attempt.submission_id} runs with another spec; wait for it or stop it"], "--job-id"
-                    )
-                return str(attempt.submission_id), False
-        submission_id = job_id if not attempts else f"{job_id}-{len(attempts) + 1}"
+        if attempts and (running := _running(attempts, job_id, digest, output)) is not None:
+            return running, False
+        newest = max((_number(info.submission_id, job_id) for info in attempts), default=0)
+        number = max(newest + 1, next_number)
+        submission_id = job_id if number == 1 else f"{job_id}-{number}"
         try:
             return _send(client, spec, submission_id, {_ID: job_id or "", _SPEC: digest, _OUTPUT: output}), True
         except RuntimeError as error:
@@ -178,9 +171,43 @@ def _submit(client: Any, spec: JobSpec, job_id: str | None) -> tuple[str, bool]:
                 continue
             if "already exists" not in str(error):
                 raise
-            if len(_attempts(client, job_id)) == len(attempts):
-                raise SpecError([f"{submission_id!r} is taken by another job of this cluster"], "--job-id") from None
-            # Somebody else has just made this attempt: attach to it.
+            if {info.submission_id for info in _attempts(client, job_id)} == {info.submission_id for info in attempts}:
+                if number == 1:
+                    raise SpecError(
+                        [f"{submission_id!r} is taken by another job of this cluster"], "--job-id"
+                    ) from None
+                next_number = number + 1  # another job has that very id
+            # Else somebody has just made this attempt: attach to it.
+
+
+def _running(attempts: Sequence[Any], job_id: str | None, digest: str, output: str) -> str | None:
+    """The id of the attempt that runs; None where all have ended.
+
+    Raises:
+        SpecError: the newest attempt has another output, or the one that runs another spec.
+    """
+    newest = max(attempts, key=lambda info: _number(info.submission_id, job_id))
+    if newest.metadata.get(_OUTPUT) != output:
+        raise SpecError(
+            [f"{job_id!r} is the id of another job, with output {newest.metadata.get(_OUTPUT)}"], "--job-id"
+        )
+    running = [info for info in attempts if not info.status.is_terminal()]
+    if not running:
+        return None
+    info = max(running, key=lambda info: _number(info.submission_id, job_id))
+    if info.metadata.get(_SPEC) != digest:
+        raise SpecError([f"{info.submission_id} runs with another spec; wait for it or stop it"], "--job-id")
+    return str(info.submission_id)
+
+
+def _ids(attempts: Sequence[Any]) -> set[str]:
+    return {str(info.submission_id) for info in attempts}
+
+
+def _number(submission_id: str, job_id: str | None) -> int:
+    """Which attempt it is: ID is the first, ID-2 the second. Some of them may have been deleted since."""
+    suffix = submission_id.removeprefix(f"{job_id}-")
+    return int(suffix) if suffix != submission_id and suffix.isdecimal() else 1
 
 
 def _send(client: Any, spec: JobSpec, submission_id: str | None, metadata: Mapping[str, str]) -> str:
@@ -197,7 +224,7 @@ def _send(client: Any, spec: JobSpec, submission_id: str | None, metadata: Mappi
 
 
 def _attempts(client: Any, job_id: str | None) -> list[Any]:
-    """What was submitted with a job id."""
+    """All submissions with a job id that the cluster still knows."""
     if job_id is None:
         return []
     return [info for info in client.list_jobs() if (info.metadata or {}).get(_ID) == job_id]
@@ -216,7 +243,7 @@ def _ending(info: Any, code: int, is_retriable: bool) -> str:
     if code == 0:
         return "done"
     if code == Interrupted.exit_code:
-        return f"stopped; what is committed is whole, and {again} does the rest"
+        return f"stopped, or its Ray died; what is committed is whole, and {again} does the rest"
     if info.driver_exit_code is None:
         return f"failed before it began: {info.message}"
     if info.driver_exit_code < 0:
@@ -229,7 +256,9 @@ def _find_address(address: str | None) -> str:
     if address is None:
         raise SpecError(["none; give the dashboard's, such as http://localhost:8265, or set RAY_ADDRESS"], "--address")
     if address.startswith("ray://"):
-        raise SpecError([f"{address} is of a Ray Client; give the dashboard's, such as http://head:8265"], "--address")
+        raise SpecError(
+            [f"{address} is a Ray Client's address; give the dashboard's, such as http://head:8265"], "--address"
+        )
     return address
 
 
@@ -285,7 +314,7 @@ def _retriable(spec: JobSpec, job_id: str) -> JobSpec:
     if not _JOB_ID.fullmatch(job_id):
         raise SpecError([f"got {job_id!r}; allowed: letters, digits, '.', '_' and '-'"], "--job-id")
     if spec.output.mode == "overwrite":
-        raise SpecError(["goes on with the same run, and output.mode overwrite begins anew; leave one out"], "--job-id")
+        raise SpecError(["resumes the same run, and output.mode overwrite begins anew; leave one out"], "--job-id")
     if spec.output.mode == "append":
         return spec
     return spec.model_copy(update={"output": spec.output.model_copy(update={"mode": "resume"})})

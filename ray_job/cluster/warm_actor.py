@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -26,6 +27,7 @@ class WarmActor:
     def __init__(self) -> None:
         self.actor: Any = None  # or a handle of one on Ray; None: not loaded
         self._key: _Key | None = None
+        self._lock = threading.RLock()  # held while a preview is answered
         self._session = ExitStack()  # what a preview made or changed: the connection to Ray, torch's threads
 
     def generate(self, spec: JobSpec, prepared: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -37,23 +39,28 @@ class WarmActor:
             schema: of the output.
 
         Raises:
-            RayJobError: the model does not load, the cluster has not what it needs, or the actor died.
+            RayJobError: the model does not load, the cluster lacks what it needs, or the actor died.
         """
         is_remote = _uses_ray()
         key = (spec.model, spec.batching, spec.workers, is_remote)
-        if key != self._key:
-            self.release()
-        if not is_remote:
+        with self._lock:
+            if key != self._key:
+                self.release()
+            if is_remote:
+                return self._generate_on_ray(spec, key, prepared, schema)
             if self.actor is None:
                 from ray_job.stages.generate import GenerateActor
 
                 self._session.enter_context(threads_restored())
                 self.actor, self._key = GenerateActor(spec, schema), key
             return self.actor.generate(prepared, schema)
-        return self._generate_on_ray(spec, key, prepared, schema)
 
     def release(self) -> None:
-        """Lets the model go."""
+        """Lets the model go, once no preview on another thread uses it."""
+        with self._lock:
+            self._release()
+
+    def _release(self) -> None:
         actor, was_remote = self.actor, self._key is not None and self._key[-1]
         self.actor = self._key = None
         if actor is not None and was_remote:
@@ -69,17 +76,19 @@ class WarmActor:
         import ray
         from ray.exceptions import ActorDiedError
 
+        from ray_job.cluster.capacity import say_what_is_held
         from ray_job.cluster.session import ray_session
         from ray_job.cluster.workers import settle_workers
         from ray_job.stages.generate import GenerateActor
 
         if not ray.is_initialized():
             self.actor = None  # it was of a Ray that is gone
-            self._session.enter_context(ray_session(spec.limits))
-        with ray_session(spec.limits):
+            self._session.enter_context(ray_session())
+        with ray_session():
             was_there = self.actor is not None
             if self.actor is None:
                 workers = replace(settle_workers(spec), min_actors=1, max_actors=1)
+                say_what_is_held({"CPU": workers.cpus_per_actor, "GPU": workers.gpus_per_actor})
                 options = {"num_gpus": workers.gpus_per_actor or None, "num_cpus": workers.cpus_per_actor}
                 self.actor = ray.remote(GenerateActor).options(**options).remote(spec, schema, place=workers.place)
                 self._key = key

@@ -134,6 +134,8 @@ def _reader(
                 rows = together(window, source.image_columns)
                 del window  # or it would stay while the next one is gathered; so would the rows
                 for first in range(0, rows.num_rows, max_rows):
+                    if should_stop():
+                        return
                     yield rows.slice(first, max_rows)
                 del rows
 

@@ -1,1 +1,1 @@
-"""Models: from a checkpoint to what an engine drives. `loading.py` is the way in."""
+"""Models: from a checkpoint to what an engine drives. Start with `loading.py`."""

@@ -1,9 +1,9 @@
 """Weights kept in bfloat16 or float16 where the processor has no arithmetic for it, and computed with in float32.
 
-A product in bfloat16 on two AVX2 cores reaches 20 GFLOP/s, in float32 170: torch has no fast kernel for the first. So
-there a model in bfloat16 keeps its matrices in it, which halves their memory, and casts each to float32 for the
-product. Everything else is float32: activations, norms, keys and values. The answers are those of a float32 model with
-the same, rounded weights; a row does not get other tokens because its company changes where a sum is rounded.
+On such a processor torch has no fast kernel for a product in bfloat16, and one in float32 is several times as fast
+(figures in `bench/RESULTS.md`). So a model in bfloat16 keeps its matrices in it, which halves their memory, and casts
+each to float32 for the product. Everything else is float32: activations, norms, keys and values. The answers are those
+of a float32 model with the same, rounded weights, and a row's tokens do not depend on the other rows of a step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from ray_job.models.phi3_vision.model import Phi3VisionModel
 
-# By dtype, what a processor must have of it for torch's own products to be fast; names are `torch.cpu`'s.
+# By dtype, the instructions of which one makes torch's products fast; the names are those of `torch.cpu`.
 _INSTRUCTIONS: Mapping[torch.dtype, tuple[str, ...]] = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
@@ -26,7 +26,7 @@ _INSTRUCTIONS: Mapping[torch.dtype, tuple[str, ...]] = {
 
 
 def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products in `dtype` are worth it on this device. True where torch cannot tell."""
+    """Whether products in `dtype` are fast on this device. True where torch cannot tell."""
     if device.type != "cpu" or dtype not in _INSTRUCTIONS:
         return True
     if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
@@ -43,7 +43,7 @@ def cast_where_slow(model: Phi3VisionModel) -> Phi3VisionModel:
 
 
 def cast_layerwise(model: nn.Module, dtype: torch.dtype) -> None:
-    """Makes the model compute in `dtype`, in place; weights of its `nn.Linear` and `nn.Embedding` stay as they are."""
+    """Makes the model compute in `dtype`, in place; the weights of linear and embedding layers stay as they are."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:
@@ -74,7 +74,7 @@ class _Linear(nn.Linear):
 
 
 class _Embedding(nn.Embedding):
-    """An embedding over another one's weights, which it hands out in another dtype."""
+    """An embedding over another one's weights that returns them in another dtype."""
 
     def __init__(self, kept: nn.Embedding, dtype: torch.dtype) -> None:
         super().__init__(kept.num_embeddings, kept.embedding_dim, kept.padding_idx, _weight=kept.weight)

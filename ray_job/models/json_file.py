@@ -29,9 +29,8 @@ def read_json_object(path: Path, absent: str = "give the folder of a whole model
         if "\\ud" in text.lower():  # an escape may spell half a character, which no UTF-8 can hold
             json.dumps(found, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise ModelError(
-            f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}; {_ADVICE}"
-        ) from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ModelError(f"{path} cannot be read as JSON: {where}: {error.msg}; {_ADVICE}") from None
     except RecursionError:
         raise ModelError(f"{path} cannot be read as JSON: brackets are nested too deeply; {_ADVICE}") from None
     except UnicodeEncodeError as error:

@@ -44,7 +44,7 @@ def can_pack(layers: Iterable[nn.Linear], dtype: torch.dtype, free_bytes: int | 
 
 
 def _packed(weight_ND: Tensor) -> Tensor | None:
-    """The weight as oneDNN wants it; None where this build of torch has no such operator, or not in this form."""
+    """The weight in oneDNN's layout; None where this build of torch has no such operator, or not in this form."""
     try:
         with torch.no_grad():
             packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_ND.detach().float(), _MAX_ROWS)

@@ -1,8 +1,8 @@
-"""What a part says about its rows in its footer, so that resuming and counting read no column at all.
+"""What the footer of a part says about its rows, so that resuming and counting need not read any column.
 
-A record is one output row. Its key is the row's number and the question's in one integer, so that keys sort as rows
-do and 8 bytes tell everything: `key = position << 16 | question_index`. In the footer keys take about a byte each,
-since neighbours differ by little.
+A record is one row of the output. Its key holds the number of the input row and of the question in one 64-bit integer,
+`key = position << 16 | question_index`, so that keys sort as rows do. In the footer a key takes about a byte, since
+neighbouring keys differ by little and are stored as compressed differences.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Account:
-    """The records of one part, in its order."""
+    """The records of one part, in the order of its rows."""
 
-    run: int  # which of the output's runs wrote it
+    run: int  # number of the run that wrote it
     keys: Ints
-    num_questions: Ints  # of the record's row, in all
-    attempts: Ints  # of the record, so far
+    num_questions: Ints  # how many questions the record's row has
+    attempts: Ints  # how often the record was tried
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error_codes: dict[str, int] = field(default_factory=dict)
-    written_s: float = 0.0  # Unix time; stays with the part when its file is copied
+    written_s: float = 0.0  # Unix time; unlike the file's own it survives copying
 
     @classmethod
     def of_results(cls, table: pa.Table, run: int) -> Account:
@@ -69,7 +69,7 @@ class Account:
         """Reads `to_footer` back.
 
         Raises:
-            ValueError: it is no such text.
+            ValueError: the text is something else, or damaged.
         """
         fields: dict[str, Any] = json.loads(text)
         try:
@@ -82,12 +82,12 @@ class Account:
 
     @property
     def positions(self) -> Ints:
-        """The row's number of each record."""
+        """The number of each record's input row."""
         return positions_of(self.keys)
 
 
 def keys(positions: Ints, questions: Ints | None) -> Ints:
-    """Rows' and questions' numbers as one.
+    """Joins the numbers of rows and questions.
 
     Raises:
         RayJobError: a row has more questions than fit.

@@ -1,4 +1,4 @@
-"""What a run's workers did, summed from what each actor tells beside its rows: stage times, tokens, reuse."""
+"""What the actors of a run did, from the counters they send with their rows: stage times, tokens, reuse."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ray_job.output.parts import Receipt
 
 @dataclass
 class Activity:
-    """Grows with each receipt; the numbers of an actor are those of its latest block."""
+    """Updated by each receipt; an actor's counters are those of its latest block."""
 
     write_s: float = 0.0
     actors: dict[str, dict[str, float]] = field(default_factory=dict)
     first_rows_s: dict[str, float] = field(default_factory=dict)  # by actor: when its first rows were committed
 
     def add(self, receipt: Receipt, at_s: float) -> None:
-        """Takes one part's news, so many seconds after the run began."""
+        """Takes the counters that came with one part, `at_s` seconds after the run began."""
         self.write_s += receipt.write_s
         for name, done in receipt.actors.items():
             self.first_rows_s.setdefault(name, at_s)
@@ -27,7 +27,7 @@ class Activity:
                 self.actors[name] = done
 
     def totals(self) -> dict[str, float]:
-        """Sums over the actors; seconds are of work, so they exceed the clock where work ran side by side."""
+        """Sums over the actors; seconds are of work, more than the elapsed time where work ran in parallel."""
         counts: Counter[str] = Counter()
         for done in self.actors.values():
             counts.update(done)
@@ -41,19 +41,21 @@ class Activity:
         return {"actors": len(self.actors), **sums, **least, "write_s": self.write_s, **ramp}
 
     def lines(self) -> list[tuple[str, str]]:
-        """The totals for people: where the time went, and what was not computed twice."""
+        """The totals for people: where the time went, and what was reused."""
         done = self.totals()
         if not self.actors:
             return []
         ramp = f"after {done['first_rows_s']:.1f} s"
         if len(self.actors) > 1:
-            ramp += f", the last of {len(self.actors)} actors' after {done['last_actor_s']:.1f} s"
+            ramp += f"; from all {len(self.actors)} actors after {done['last_actor_s']:.1f} s"
         stages = [(name, done.get(f"{name}_s", 0.0)) for name in ("prepare", "vision", "prefill", "decode", "write")]
         lines = [
             ("first rows", ramp),
-            ("busy, by stage", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages)),
+            ("time by stage", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages)),
         ]
-        lines.append(("engine waited", f"{done['idle_s']:.1f} s for rows, after {done['load_s']:.1f} s to load"))
+        lines.append(
+            ("engine idle", f"{done['idle_s']:.1f} s waiting for rows, after {done['load_s']:.1f} s of loading")
+        )
         if done.get("waiting_slots"):
             lines.append(
                 ("slots in use", f"{done['waiting_slots_used'] / done['waiting_slots']:.1%} while rows waited")
@@ -64,5 +66,5 @@ class Activity:
             (done.get("prefix_tokens_reused", 0), "prompt tokens"),
         ]
         if any(count > 0 for count, _ in reused):
-            lines.append(("not done twice", ", ".join(f"{count:.0f} {name}" for count, name in reused if count > 0)))
+            lines.append(("reused", ", ".join(f"{count:.0f} {name}" for count, name in reused if count > 0)))
         return lines

@@ -1,7 +1,7 @@
-"""Drops superseded records, so that a finished output holds each key once. Safe to be killed at any point.
+"""Drops superseded records, so that a finished output holds each key once. It may be killed at any point.
 
-Only records that do not count are dropped, each file is replaced whole, and what counts never moves: a run that dies
-here leaves an output that tells the same, with fewer superseded records.
+Only records that do not count are dropped, each file is replaced as a whole, and records that count stay where they
+are: a run that dies here leaves an output with the same content and fewer superseded records.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ray_job.storage.whole_files import remove
 
 
 def drop_superseded(root: Location, ledger: Ledger) -> int:
-    """Rewrites the parts that hold superseded records, and deletes those that hold nothing else; how many records."""
+    """Rewrites parts with superseded records, or deletes those with no other; returns how many records it dropped."""
     if not ledger.num_superseded:
         return 0
     for index, part in enumerate(ledger.parts):
@@ -50,7 +50,7 @@ def _rewrite(root: Location, part: Part, counts: Bools) -> None:
 
 
 def read_part(part: Part, columns: list[str] | None = None) -> pa.Table:
-    """A part's rows, checksums compared, without the footer's metadata.
+    """The rows of a part, with page checksums verified, and without the footer's metadata.
 
     Raises:
         RayJobError: it cannot be read, or is damaged; with what to do.

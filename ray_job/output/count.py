@@ -1,4 +1,4 @@
-"""The final count: whether an output's parts hold each row of its input, whole and once, and no other."""
+"""The final count: whether the parts of an output hold each row of its input once and whole, and no other row."""
 
 from __future__ import annotations
 

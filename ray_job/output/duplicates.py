@@ -1,7 +1,7 @@
-"""Counts ids that several rows have, from the finished parts. Nothing is merged: each row has its own record.
+"""Counts ids that several rows share, from the finished parts. Rows are not merged: each keeps its own record.
 
-One pass over the id columns: 3 s and 24 MB for each million ids. An output of more than 20 million rows is gone
-through several times, a share of the hashes each, so that memory stays bounded.
+Memory is bounded, at 24 bytes for each id: the ids of an output of more than 20 million rows are read in several
+passes, each for a share of their hashes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUM_EXAMPLES = 5
 
 
 def find_duplicates(ledger: Ledger) -> Duplicates:
-    """Ids that come more than once among the output's rows; a row's several questions count once."""
+    """The ids that several rows of the output share; a row with several questions counts once."""
     num_passes = 1 + sum(part.num_rows for part in ledger.parts) // _PASS_ROWS
     num_ids, num_rows = 0, 0
     examples: list[Ints] = []

@@ -1,8 +1,7 @@
-"""All that can change an answer, field by field: an output is gone on with only where every one of them is the same.
+"""Everything that can change an answer, field by field. An output is continued only if all fields are the same.
 
-Not among them: how fast or where rows are answered (batching, workers, attention), where files lie, and the limits.
-A limit decides whether a row is answered, never what the answer is, so a limit may be raised and the failed rows
-retried.
+Left out are how fast and where rows are answered (batching, workers, attention), where files are, and the limits. A
+limit decides whether a row is answered, never what the answer is: it may be raised and failed rows retried.
 """
 
 from __future__ import annotations
@@ -20,13 +19,14 @@ from ray_job.models.loading import model_folder
 from ray_job.rows import output_schema
 from ray_job.spec import JobSpec
 
-ENGINE_VERSION = 3  # raise it with any change of the code that changes answers
+ENGINE_VERSION = 3  # raise it with every change of the code that changes answers
 
 DTYPE = "model.dtype"
 AUTO_DTYPES = {"CPU": "float32", "GPU": "bfloat16"}  # what workers settle `auto` to
 _AUTO = "auto"
 _WHOLE_BYTES = 256 * 2**20
 _SAMPLE_BYTES = 4096
+_MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, by its format
 
 
 def fingerprint_fields(spec: JobSpec, source: Source) -> dict[str, Any]:
@@ -56,20 +56,20 @@ def digest(fields: Mapping[str, Any]) -> str:
 
 
 def settled(fields: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with the dtype that earlier runs of the output settled, where these leave it open."""
+    """The fields, with the dtype that earlier runs of the output settled if it is `auto` here."""
     is_open = fields.get(DTYPE) == _AUTO
     return {**fields, DTYPE: earlier.get(DTYPE, _AUTO)} if is_open else dict(fields)
 
 
 def possible_digests(fields: Mapping[str, Any]) -> dict[str, str]:
-    """The digests a run may come to have, by what its dtype is settled for: one, named "", where it is said."""
+    """The digests a run may have, by the device that settles its dtype; with a dtype that is set, one under ""."""
     if fields.get(DTYPE) != _AUTO:
         return {"": digest(fields)}
     return {device: digest({**fields, DTYPE: dtype}) for device, dtype in AUTO_DTYPES.items()}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A line for each field that is not the same. A dtype of `auto` agrees with any: the workers will settle it."""
+    """A line for each field that differs. A dtype of `auto` agrees with any, since the workers are yet to settle it."""
     lines = []
     for name in dict.fromkeys([*old, *new]):
         before, now = (json.dumps(fields[name]) if name in fields else "absent" for fields in (old, new))
@@ -86,10 +86,10 @@ def file_digests(folder: Path) -> dict[str, str]:
     that leaves its ends and all others as they were is not seen; training, merging or quantising is.
     """
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors") and path.is_file())
         return {path.name: _file_digest(path) for path in files}
     except OSError as error:
-        raise ModelError(f"{folder}: cannot be read: {error.strerror}") from None
+        raise ModelError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
 
 
 def _file_digest(path: Path) -> str:
@@ -102,19 +102,25 @@ def _file_digest(path: Path) -> str:
 
 def _sampled_digest(stream: BinaryIO, size: int) -> str:
     (header_len,) = struct.unpack("<Q", stream.read(8))
-    header = stream.read(min(header_len, size))
+    header = stream.read(min(header_len, _MAX_HEADER_BYTES))
     sha = hashlib.sha256(struct.pack("<Q", size) + header)
-    try:
-        tensors = json.loads(header)
-        tensors.pop("__metadata__", None)
-        places = [tensors[name]["data_offsets"] for name in sorted(tensors)]
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return hashlib.sha256(struct.pack("<Q", size) + header).hexdigest()[:16]  # loading it will say what is wrong
-    for start, stop in places:
+    for start, stop in _tensor_places(header, size):
         for offset in (start, max(start, stop - _SAMPLE_BYTES)):
             stream.seek(8 + header_len + offset)
             sha.update(stream.read(min(_SAMPLE_BYTES, stop - start)))
     return sha.hexdigest()[:16]
+
+
+def _tensor_places(header: bytes, size: int) -> list[tuple[int, int]]:
+    """Where tensors begin and end; none for a header that is not one of safetensors: loading it says what is wrong."""
+    try:
+        tensors = json.loads(header)
+        tensors.pop("__metadata__", None)
+        places = [tensors[name]["data_offsets"] for name in sorted(tensors)]
+        whole = [(int(start), int(stop)) for start, stop in places]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OverflowError):
+        return []
+    return whole if all(0 <= start <= stop <= size for start, stop in whole) else []
 
 
 def _flat(sections: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,13 +1,10 @@
-"""What an output's committed parts hold, from their footers alone: every record's key, and which record counts.
+"""What the committed parts of an output hold, from their footers alone: the key of every record, and which one counts.
 
-The same key may have several records: a failed row was tried again, or a worker of a run thought dead wrote late. An
-answer counts before an error, then the later run, then the later name. Records that do not count are superseded; they
-are harmless until `compaction.py` drops them at the end of a run.
+Several records may have the same key: a failed row was tried again, or a worker of an earlier run that was taken for
+dead wrote late. An answer takes precedence over an error, then the later run, then the later file name. The other
+records are superseded: they are ignored, and `compaction.py` drops them at the end of a run.
 
-Cost for a million rows in 3,907 parts of 256 on a local disk (2 cores): 1.4 s and 40 MB to read the footers, 1 s and
-130 MB at the peak to sort out what is left. A finished run of a million rows is resumed (nothing to do) in 2.6 s and
-167 MiB at the peak of the whole process, the start of the interpreter included: `RAY_JOB_ROWS=1000000 python -m pytest
--s tests/output/test_large.py`.
+Time and memory grow linearly with the records; `bench/RESULTS.md` has figures.
 """
 
 from __future__ import annotations
@@ -62,13 +59,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Rows:
-    """Input rows the parts tell of, sorted by number; arrays side by side."""
+    """The input rows that have records, sorted by number; one entry of each array belongs to one row."""
 
     positions: Ints
     num_found: Ints  # records that count
-    num_questions: Ints  # records there should be
+    num_questions: Ints  # records the row should have
     num_answered: Ints
-    attempts: Ints  # the most of its failed records
+    attempts: Ints  # of its failed records, the highest
 
     @property
     def is_whole(self) -> Bools:
@@ -93,7 +90,7 @@ class Ledger:
         """Reads all footers.
 
         Raises:
-            RayJobError: the storage fails. A file that is no Parquet part is `unreadable` instead.
+            RayJobError: the storage fails. A file that is damaged or not a part is `unreadable` instead.
         """
         files = [(folder, info) for folder in (DATA, ERRORS) for info in part_files(root, folder)]
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -103,12 +100,12 @@ class Ledger:
 
     @cached_property
     def keys(self) -> Ints:
-        """Of every record, part after part."""
+        """The key of every record, part after part."""
         return _joined([part.account.keys for part in self.parts])
 
     @cached_property
     def counts(self) -> Bools:
-        """Of every record, whether it counts."""
+        """Whether each record counts."""
         if len(np.unique(self.keys)) == len(self.keys):
             return np.ones(len(self.keys), dtype=np.bool_)
         part_ranks = np.argsort(np.argsort([part.location.path.rpartition("/")[2] for part in self.parts]))
@@ -120,12 +117,12 @@ class Ledger:
 
     @cached_property
     def is_answer(self) -> Bools:
-        """Of every record, whether it lies in `data/`."""
+        """Whether each record is an answer, and so lies in `data/`."""
         return self._of_parts(np.array([part.folder == DATA for part in self.parts], dtype=np.bool_))
 
     @property
     def num_superseded(self) -> int:
-        """Records that do not count."""
+        """How many records do not count."""
         return int(np.count_nonzero(~self.counts))
 
     def counts_of(self, index: int) -> Bools:
@@ -133,7 +130,7 @@ class Ledger:
         return self.counts[self._starts[index] : self._starts[index + 1]]
 
     def rows(self) -> Rows:
-        """The input rows, by what counts."""
+        """The input rows, by the records that count."""
         order = self._order
         positions = positions_of(self.keys[order])
         starts = np.flatnonzero(np.diff(positions, prepend=-1))
@@ -151,7 +148,7 @@ class Ledger:
         )
 
     def questions_found(self, positions: Ints, answered_only: bool) -> list[list[int]]:
-        """For each of some rows, its questions that have a record, or an answer."""
+        """For each of the rows at `positions`, the questions that have a record, or only those that have an answer."""
         places = self._order[self.is_answer[self._order]] if answered_only else self._order
         keys = self.keys[places]
         starts, stops = (np.searchsorted(keys, first_keys(row)) for row in (positions, positions + 1))
@@ -160,12 +157,12 @@ class Ledger:
 
     @cached_property
     def _starts(self) -> Ints:
-        """Place of each part's first record among all, and behind the last part their number."""
+        """The index of each part's first record among all records, and at the end the number of records."""
         return np.cumsum([0, *(len(part.account.keys) for part in self.parts)], dtype=np.int64)
 
     @cached_property
     def _order(self) -> Ints:
-        """Places of the records that count, in order of their keys."""
+        """Indices of the records that count, in the order of their keys."""
         places = np.flatnonzero(self.counts)
         return places[np.argsort(self.keys[places], kind="stable")]
 

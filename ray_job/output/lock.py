@@ -1,4 +1,4 @@
-"""One run at a time in an output folder on a local disk. The lock is the kernel's: it ends with its process."""
+"""Allows one run at a time in a local output folder. The lock is the kernel's, so that it ends with its process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = ".lock"
 
 
 class Lock:
-    """Held until it is closed. On an object store it holds nothing back: there, rows that two runs did at once are
+    """Held until it is closed. On an object store there is no lock: rows that two runs answered at the same time are
     found and dropped when the output is finished."""
 
     def __init__(self, descriptor: int | None) -> None:
@@ -22,7 +22,7 @@ class Lock:
 
     @classmethod
     def take(cls, root: Location) -> Self:
-        """Makes the folder and locks it.
+        """Creates the folder and locks it.
 
         Raises:
             SpecError: another run holds it, or the folder cannot be written.
@@ -45,14 +45,14 @@ class Lock:
         return cls(descriptor)
 
     def close(self) -> None:
-        """Lets the next run in."""
+        """Releases the lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def is_locked(root: Location) -> bool | None:
-    """Whether a run is writing there now; None where that cannot be told."""
+    """Whether a run is writing there now; None if that cannot be told."""
     path = os.path.join(root.path, _NAME)
     if not root.is_local or not os.path.exists(path):
         return None

@@ -1,4 +1,4 @@
-"""`_manifest.json`: what an output is, which runs made it, and how the latest stands."""
+"""`_manifest.json`: what an output is, which runs made it, and the state of the latest run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKAGES = ("ray_job", "ray", "torch", "transformers", "pyarrow", "pillow", "to
 
 
 class State(StrEnum):
-    """Where a run stands; the manifest's `state`."""
+    """The state of a run."""
 
     IN_PROGRESS = "in_progress"
     FINALIZING = "finalizing"  # all rows are committed; they are being counted, or `_SUCCESS` is still to be written
@@ -33,13 +33,13 @@ class State(StrEnum):
 
     @classmethod
     def of_error(cls, error: BaseException) -> State:
-        """How a run that ended with this error stands."""
+        """The state of a run that ended with this error."""
         return cls.CANCELLED if isinstance(error, Interrupted | KeyboardInterrupt) else cls.FAILED
 
 
 @dataclass(frozen=True, slots=True)
 class InputRecord:
-    """One input the output was given; the latest is the last."""
+    """One of the inputs of an output; the latest comes last."""
 
     identity: str  # `inputs.identity.input_identity`
     first_position: int  # its rows are numbered from here
@@ -49,7 +49,7 @@ class InputRecord:
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """Ids that several rows have. They are rows of their own each; this only tells."""
+    """Ids that several rows share. Each of these rows has its own answer; this is for information."""
 
     ids: int = 0  # different ids that come more than once
     rows: int = 0  # rows beyond the first of each
@@ -58,7 +58,7 @@ class Duplicates:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The content of the file."""
+    """The content of `_manifest.json`."""
 
     state: State
     run: int  # how many runs there were, this one included
@@ -150,7 +150,7 @@ def placement_text(placement: Mapping[str, Any]) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages an answer passes through."""
+    """The versions of the packages that take part in an answer."""
     return {name: _version(name) for name in _PACKAGES}
 
 

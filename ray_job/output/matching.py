@@ -1,10 +1,10 @@
-"""Finds rows again by their ids: for an input that is not, byte for byte, the one the output was begun with.
+"""Finds the rows of an earlier input again by their ids, for an input that is not identical to it.
 
-An id counts as often as it occurs: where earlier inputs had it twice, the first two rows that have it now are those
+An id is matched as often as it occurs: if earlier inputs had it twice, the first two rows that have it now are those
 rows, and a third is new. Ids are compared by 128-bit hashes.
 
-Cost for each million ids in the output: 3 s of reading and hashing, and 24 MB held once on each machine; beside it the
-driver holds 24 bytes for each row found again. A job whose input has not changed pays none of this.
+Only a job whose input has changed pays for this. Each machine holds 24 bytes for each id of the output, and the driver
+24 for each row found again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class KnownRows:
 
     @classmethod
     def of_ledger(cls, ledger: Ledger, before: int | None = None, share: tuple[int, int] = (0, 1)) -> KnownRows:
-        """The rows numbered below `before`, and of these a share of the hashes: `(which, of how many)`."""
+        """The rows numbered below `before`; of these only a share of the hashes, `(which, of how many)`."""
         hashes, positions = [np.zeros(0, _HASH_TYPE)], [np.zeros(0, np.int64)]
         for part in ledger.parts:
             numbers, first = np.unique(part.account.positions, return_index=True)
@@ -57,7 +57,7 @@ class KnownRows:
         return cls(all_hashes[order], all_positions[order])
 
     def has(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
-        """Which of some ids are known."""
+        """Which of these ids are known."""
         if not len(self.hashes):
             return np.zeros(len(hashes), dtype=np.bool_)
         places = np.searchsorted(self.hashes, hashes)
@@ -65,11 +65,11 @@ class KnownRows:
         return found
 
     def match(self, hashes: Hashes, rows: Ints) -> tuple[Ints, Ints]:
-        """The rows of an input that are known rows, and the numbers those have; each known row at most once.
+        """The rows of an input that are known, and their numbers in the output; each known row is matched at most once.
 
         Args:
-            hashes: of ids for which `has` is true.
-            rows: their places in the input.
+            hashes: of ids that `has` found to be known.
+            rows: the index of each in the input.
         """
         order = np.lexsort((rows, hashes))
         hashes, rows = hashes[order], rows[order]
@@ -80,7 +80,7 @@ class KnownRows:
 
 
 class FindKnown:
-    """A stage that tells which rows of an input are known: rows with POSITION and id → place and hash of those.
+    """A stage that finds the known rows of an input: rows with POSITION and id → POSITION and hash of those known.
 
     Args:
         known: `KnownRows` in the object store, in a list so that Ray hands on the reference.

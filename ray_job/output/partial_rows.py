@@ -1,4 +1,4 @@
-"""Rows whose questions lie in several parts: which part makes such a row whole, so that it is counted then and once."""
+"""Rows whose questions are in several parts: each is counted once, with the part that completes it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ray_job.rows import POSITION, QUESTIONS
 
 
 class PartialRows:
-    """What is missing of rows in part committed. It holds those rows only.
+    """How many questions are missing of each row that is partly committed. It holds only such rows.
 
     Args:
-        again: `Remaining.again`, which says what runs before this one left of a row.
+        again: `Remaining.again`, which says which questions earlier runs left to do.
     """
 
     def __init__(self, again: pa.Table) -> None:
@@ -20,7 +20,7 @@ class PartialRows:
         self._num_missing = {row: len(left) for row, left in zip(positions, questions, strict=True) if left is not None}
 
     def num_completed(self, receipt: Receipt) -> int:
-        """How many rows a part makes whole together with parts before it."""
+        """How many rows a part completes, together with earlier parts."""
         num_whole = 0
         for position, num_records, num_questions in receipt.partial_rows:
             num_missing = self._num_missing.pop(position, num_questions) - num_records

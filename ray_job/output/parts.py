@@ -1,7 +1,7 @@
 """A part: what its receipt says, and one Parquet file that is visible whole or not at all.
 
-Answered rows go to `data/`, failed ones to `errors/`, under the same name and with the same schema; each file's footer
-says what it holds (`account.py`).
+Answered rows go to `data/` and failed rows to `errors/`, under the same name and with the same schema. The footer of
+each file says which rows it holds (`account.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_job.output.account import FOOTER_KEY, Account
+from ray_job.storage.column_types import stored_field
 from ray_job.storage.places import Location
 from ray_job.storage.whole_files import write_whole
 
@@ -44,7 +45,9 @@ class Receipt:
     @classmethod
     def of_table(cls, table: pa.Table) -> list[Receipt]:
         """The receipts in what a `PartWriter` returned."""
-        return [cls(**json.loads(text)) for text in table.column("receipt").to_pylist()]
+        # Ray may hand over an empty block without columns.
+        texts = table.column("receipt").to_pylist() if table.num_rows else []
+        return [cls(**json.loads(text)) for text in texts]
 
 
 def write_part(root: Location, name: str, rows: pa.Table, account: Account) -> None:
@@ -62,9 +65,7 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
 
     Parquet has no times in seconds and no dates in milliseconds, and names the items of lists itself.
     """
-    sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
-    return pq.read_schema(pa.BufferReader(sink.getvalue())).remove_metadata()
+    return pa.schema([stored_field(field) for field in schema])
 
 
 def written_schema(metadata: pq.FileMetaData) -> pa.Schema:

@@ -1,4 +1,4 @@
-"""From what the parts hold to what is left to do of an input."""
+"""Which rows and questions of an input are left to do, given what the parts hold."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ray_job.output.ledger import Ledger
 
 
 def what_is_left(ledger: Ledger, positions: Ints, first_position: int, retry_failed: bool) -> Remaining:
-    """The rows of an input without a record, those with too few, and on request those that failed.
+    """The rows of an input that have no record or too few, and on request those that failed.
 
     Args:
         ledger: of the output.
-        positions: the number of each of the input's rows.
-        first_position: the number a row has unless an earlier input had it.
-        retry_failed: whether a failed row is left to do.
+        positions: the number of each row of the input.
+        first_position: of rows that no earlier input had, the number of the first.
+        retry_failed: whether failed rows are left to do.
     """
     rows = ledger.rows()
     if not len(rows.positions):

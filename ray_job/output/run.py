@@ -1,14 +1,14 @@
-"""One run on an output folder: from claiming it, by way of what is left to do, to `_SUCCESS`.
+"""One run on an output folder: from locking it and finding what is left to do, to `_SUCCESS`.
 
 data/part-*.parquet      answered rows
 errors/part-*.parquet    failed rows, same schema
 _manifest.json           state, fingerprint, inputs, resolved spec, versions, totals
 _report.json             what the run did and how fast
-_SUCCESS                 last of all, and only when the count adds up
+_SUCCESS                 written last, and only when the count adds up
 
-Nothing is written before every check has passed, and a run killed anywhere leaves whole parts and a manifest that says
-whose they are. `_SUCCESS` is what completes a run: before it is there the run is not finished, whatever the manifest
-says, and from then on nothing changes what the folder says.
+Nothing is written before every check has passed. A run that is killed, wherever it is, leaves whole parts and a
+manifest that says which job they belong to. `_SUCCESS` completes a run: until it exists the run is not finished,
+whatever the manifest says; once it exists, nothing that happens to the run changes the folder any more.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ray_job.output.ledger import Ledger
 from ray_job.output.lock import Lock
 from ray_job.output.manifest import REPORT, REPORT_PAGE, SUCCESS, Manifest, State, public_spec, versions
 from ray_job.output.matching import KnownRows, match_input
-from ray_job.output.modes import Opening, check_fingerprint, open_output
+from ray_job.output.modes import ExistingOutput, check_fingerprint, open_output
 from ray_job.output.partial_rows import PartialRows
 from ray_job.output.parts import DATA, ERRORS, Receipt
 from ray_job.output.resume import what_is_left
@@ -58,10 +58,10 @@ _LOG = logger_of(__name__)
 
 
 class Run:
-    """An open output folder. Use it in a `with`: what ends it early is written to the manifest.
+    """An open output folder. Use it in a `with`, so that an error that ends the run is written to the manifest.
 
     `totals` is what the output holds so far, for progress and limits; the final count is made from the files.
-    `activity` is what this run's workers did.
+    `activity` is what this run's workers have done.
     """
 
     def __init__(self, spec: JobSpec, source: Source, root: Location, lock: Lock) -> None:
@@ -73,17 +73,17 @@ class Run:
         self._lock = lock
         self._fields: dict[str, Any] = fingerprint_fields(spec, source)
         identity = input_identity(source)
-        self._opening: Opening = open_output(root, spec.output, identity, source.num_rows, self._fields)
+        self._existing: ExistingOutput = open_output(root, spec.output, identity, source.num_rows, self._fields)
         self._manifest: Manifest | None = None  # once it has begun
         self._started_s = time.time()
 
     @classmethod
     def open(cls, spec: JobSpec, source: Source) -> Self:
-        """Claims the output folder.
+        """Locks the output folder and checks that the run may use it.
 
         Raises:
-            SpecError: there is something that `output.mode` does not cover, or another run is writing there.
-            FingerprintMismatch: the output's answers were made another way.
+            SpecError: `output.mode` does not allow for what the folder holds, or another run is writing there.
+            FingerprintMismatch: the answers there were made by another job.
         """
         root = locate(spec.output.path)
         lock = Lock.take(root)
@@ -98,10 +98,15 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
-            if error is not None and self._manifest is not None and not self._is_completed:
-                self._write_manifest(state=State.of_error(error), totals=self.totals, error=str(error))
+            if error is not None:
+                self.record_end(error)
         finally:
             self._lock.close()
+
+    def record_end(self, error: BaseException) -> None:
+        """Writes to the manifest how the run ended before its time; any thread may call it."""
+        if self._manifest is not None and not self._is_completed:
+            self._write_manifest(state=State.of_error(error), totals=self.totals, error=str(error))
 
     def add(self, receipt: Receipt) -> None:
         """Counts one more part.
@@ -116,35 +121,35 @@ class Run:
     @property
     def number(self) -> int:
         """Which of the output's runs this is, from 1."""
-        return 1 if self._opening.old is None else self._opening.old.run + 1
+        return 1 if self._existing.previous is None else self._existing.previous.run + 1
 
     @property
     def needs_ids(self) -> bool:
-        """Whether the input has changed since the output was begun: its rows are known by ids, which Ray reads."""
-        return self._opening.input.first_position > 0 and not self._has_nothing_to_do
+        """Whether the input has changed since the previous run, so that Ray must read its ids to find known rows."""
+        return self._existing.input.first_position > 0 and not self._has_nothing_to_do
 
     @cached_property
     def remaining(self) -> Remaining:
         """The rows left to do.
 
         Raises:
-            SpecError: the output is finished, the input has new rows, and the mode is not append; or it is not
-                finished, and the input is another.
+            SpecError: the output is finished, the input has new rows, and the mode is not append; or the output is not
+                finished, and this is not its input.
         """
-        opening = self._opening
+        existing = self._existing
         if self._has_nothing_to_do:
-            return Remaining.none(opening.input.rows)
-        first = opening.input.first_position
-        left = what_is_left(opening.ledger, self._positions, first, self._spec.output.retry_failed)
-        if opening.is_changed:
+            return Remaining.none(existing.input.rows)
+        first = existing.input.first_position
+        left = what_is_left(existing.ledger, self._positions, first, self._spec.output.retry_failed)
+        if existing.is_changed:
             self._check_change(left.num_rows - left.again.num_rows)
         return left
 
     @cached_property
     def expected_rows(self) -> int:
-        """Rows of the output when this run is done: the input's, and those that only earlier inputs had."""
-        record = self._opening.input
-        numbers = self._opening.ledger.rows().positions
+        """Rows the output has when this run is done: those of the input, and those that only earlier inputs had."""
+        record = self._existing.input
+        numbers = self._existing.ledger.rows().positions
         num_earlier = int(np.count_nonzero(numbers < record.first_position))
         return num_earlier + record.rows - self._num_known
 
@@ -154,30 +159,30 @@ class Run:
 
     @property
     def num_left(self) -> int:
-        """Rows of which no receipt, or not every question's, has come."""
+        """Rows that are not committed yet, or not with every question."""
         return self.expected_rows - self.totals.rows if self._manifest is not None else self.remaining.num_rows
 
     def begin(self, dtype: str | None = None, placement: Mapping[str, Any] | None = None) -> None:
-        """Marks the output as being worked on, and clears away what is replaced or damaged.
+        """Marks the output as in progress, and deletes what is replaced or damaged.
 
         Args:
-            dtype: the model's, where workers have settled it; by default what earlier runs settled.
+            dtype: of the model, once the workers are settled; by default what earlier runs settled.
             placement: what the actors compute with, for the manifest; by default what an earlier run's did.
 
         Raises:
             FingerprintMismatch: earlier answers were made with another dtype.
         """
-        opening = self._opening
+        existing = self._existing
         if dtype is not None:
             self._fields[DTYPE] = dtype
-            if opening.old is not None:
-                check_fingerprint(self.root, opening.old, self._fields)
-        elif opening.old is not None:
-            self._fields = settled(self._fields, opening.old.fields)
+            if existing.previous is not None:
+                check_fingerprint(self.root, existing.previous, self._fields)
+        elif existing.previous is not None:
+            self._fields = settled(self._fields, existing.previous.fields)
         remaining = self.remaining
         remove(self.root, [SUCCESS])
         remove_leftovers(self.root)
-        if opening.is_replaced:
+        if existing.is_replaced:
             remove(
                 self.root,
                 [
@@ -186,18 +191,18 @@ class Run:
                     *(f"{name}/{f.base_name}" for name in (DATA, ERRORS) for f in part_files(self.root, name)),
                 ],
             )
-        for name, problem in opening.ledger.unreadable.items():
+        for name, problem in existing.ledger.unreadable.items():
             _LOG.warning("%s/%s is damaged (%s); it is deleted and its rows are done again", self.root, name, problem)
-        if opening.is_finished and not opening.has_all_parts:
+        if existing.is_finished and not existing.has_all_parts:
             _LOG.warning("%s was finished and has lost parts since; their rows are done again", self.root)
-        remove(self.root, opening.ledger.unreadable)
-        self.totals.start(opening.ledger, self.expected_rows - remaining.num_rows, self._spec.output.retry_failed)
-        record = replace(opening.input, known_rows=self._num_known)
+        remove(self.root, existing.ledger.unreadable)
+        self.totals.start(existing.ledger, self.expected_rows - remaining.num_rows, self._spec.output.retry_failed)
+        record = replace(existing.input, known_rows=self._num_known)
         self._manifest = Manifest(
             state=State.IN_PROGRESS,
             run=self.number,
             fields=self._fields,
-            inputs=(*opening.inputs[:-1], record),
+            inputs=(*existing.inputs[:-1], record),
             started_s=self._started_s,
             elapsed_s=0.0,
             input_rows=record.rows,
@@ -205,7 +210,7 @@ class Run:
             already_done=record.rows - remaining.num_rows,
             spec=public_spec(self._spec),
             versions=versions(),
-            placement=dict(placement or (opening.old.placement if opening.old is not None else {})),
+            placement=dict(placement or (existing.previous.placement if existing.previous is not None else {})),
         )
         self._write_manifest()
 
@@ -220,11 +225,11 @@ class Run:
 
         Raises:
             AccountingError: the files do not hold each row exactly once.
-            TooManyRowErrors: of them all, too many failed.
+            TooManyRowErrors: more rows failed than the limits allow.
         """
         if self._manifest is None:
-            old = self._opening.old
-            if old is not None and self._opening.is_finished and self._opening.has_all_parts:
+            old = self._existing.previous
+            if old is not None and self._existing.is_finished and self._existing.has_all_parts:
                 return Report.of_manifest(self.root, replace(old, already_done=old.input_rows), self._elapsed_s)
             self.begin()
         self._write_manifest(state=State.FINALIZING, totals=self.totals)
@@ -244,7 +249,7 @@ class Run:
         return report
 
     def _check(self, ledger: Ledger) -> None:
-        """Each of the input's rows once, whole, and nothing that no input had.
+        """Checks that the parts hold each row of the input once and whole, and no other row.
 
         Raises:
             AccountingError: with the counts.
@@ -260,29 +265,29 @@ class Run:
             )
 
     def _check_change(self, num_new: int) -> None:
-        """A finished output grows by append only; what is left of an unfinished one is in the input it had."""
-        opening = self._opening
-        assert opening.old is not None, "the first input is no change"
-        if opening.is_finished and num_new and self._spec.output.mode == "resume":
+        """A finished output takes new rows by append only; an unfinished one must be finished with its own input."""
+        existing = self._existing
+        assert existing.previous is not None, "the first input is no change"
+        if existing.is_finished and num_new and self._spec.output.mode == "resume":
             raise SpecError(
                 [f"output.path: {self.root} is finished, and {num_new} rows of the input are new; use --mode append"]
             )
-        before, numbers = opening.old.inputs[-1], opening.ledger.rows().positions
+        before, numbers = existing.previous.inputs[-1], existing.ledger.rows().positions
         num_lacking = len(np.setdiff1d(numbers[numbers >= before.first_position], self._positions))
-        if not opening.is_finished and len(numbers) and (num_lacking or opening.input.rows < before.rows):
+        if not existing.is_finished and len(numbers) and (num_lacking or existing.input.rows < before.rows):
             raise SpecError(
                 [
                     f"output.path: {self.root} is not finished, and this is another input: the run there has "
-                    f"{before.rows} rows, this input {opening.input.rows}, and {num_lacking} of those done are not "
-                    "among them. Finish it with its own input first, then use --mode append"
+                    f"{before.rows} rows, this input {existing.input.rows}, and {num_lacking} of the rows done "
+                    "are not among them. Finish it with its own input first, then use --mode append"
                 ]
             )
 
     @property
     def _has_nothing_to_do(self) -> bool:
-        """Whether the output is finished, whole, and its input the same."""
-        opening = self._opening
-        is_whole = opening.is_finished and not opening.is_changed and opening.has_all_parts
+        """Whether the output is finished and whole, and its input unchanged."""
+        existing = self._existing
+        is_whole = existing.is_finished and not existing.is_changed and existing.has_all_parts
         return is_whole and not self._spec.output.retry_failed
 
     @property
@@ -298,18 +303,18 @@ class Run:
     @cached_property
     def _positions(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The number of each of the input's rows."""
-        record = self._opening.input
+        record = self._existing.input
         positions = record.first_position + np.arange(record.rows, dtype=np.int64)
         if self.needs_ids:
-            known = KnownRows.of_ledger(self._opening.ledger, before=record.first_position)
+            known = KnownRows.of_ledger(self._existing.ledger, before=record.first_position)
             rows, numbers = match_input(self._source, known)
             positions[rows] = numbers
         return positions
 
     @property
     def _num_known(self) -> int:
-        """The input's rows that earlier inputs had."""
-        return int(np.count_nonzero(self._positions < self._opening.input.first_position))
+        """Rows of the input that earlier inputs had."""
+        return int(np.count_nonzero(self._positions < self._existing.input.first_position))
 
     @property
     def _elapsed_s(self) -> float:

@@ -1,4 +1,4 @@
-"""How a run stands, from its files: `python -m ray_job status OUT`. It needs neither the job's machine nor Ray."""
+"""The state of a run, from its files alone: `python -m ray_job status OUT`. Needs neither the job's machine nor Ray."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ray_job.output.totals import Totals
 from ray_job.storage.places import Location
 
 _RATE_PARTS = 20
-_SHORTEST_RATE_S = 1.0  # parts that come together tell no rate
+_SHORTEST_RATE_S = 1.0  # parts committed closer together than this give no rate
 _OPEN = (State.IN_PROGRESS, State.FINALIZING)
 
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """A run at one moment. `is_alive` is None where only the age of the newest part tells (object stores)."""
+    """A run at one moment. `is_alive` is None on object stores, where only the age of the newest part shows it."""
 
     output: str
     state: str
@@ -43,7 +43,11 @@ class JobStatus:
 
     def table(self) -> str:
         """For people."""
-        alive = {True: "running", False: "not running; finish it with --mode resume", None: "see the newest part's age"}
+        alive = {
+            True: "running",
+            False: "not running; finish it with --mode resume",
+            None: "see the newest part's age",
+        }
         state = self.state if self.state not in _OPEN else f"{self.state} ({alive[self.is_alive]})"
         age = "none" if self.newest_part_age_s is None else f"{self.newest_part_age_s:.0f} s ago"
         rows = [
@@ -75,7 +79,7 @@ def job_status(root: Location) -> JobStatus:
 
 
 def status_of(root: Location, manifest: Manifest, ledger: Ledger) -> JobStatus:
-    """The same of what was read already."""
+    """The same, from a manifest and a ledger that were read before."""
     totals, record = Totals.of_ledger(ledger), manifest.inputs[-1]
     num_earlier = int((ledger.rows().positions < record.first_position).sum())
     newest_s = max((part.modified_s for part in ledger.parts), default=None)
@@ -99,7 +103,7 @@ def status_of(root: Location, manifest: Manifest, ledger: Ledger) -> JobStatus:
 
 
 def _rate(ledger: Ledger, manifest: Manifest) -> float | None:
-    """Records a second over the newest parts of the latest run."""
+    """Records per second over the newest parts of the latest run."""
     parts = sorted((part.modified_s, part.num_rows) for part in ledger.parts if part.account.run == manifest.run)
     newest = parts[-_RATE_PARTS:]
     if not newest or newest[-1][0] - newest[0][0] < _SHORTEST_RATE_S:

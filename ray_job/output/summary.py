@@ -1,4 +1,4 @@
-"""What a finished run did: for machines as JSON, for people as a table."""
+"""What a finished run did, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ray_job.storage.places import Location
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A finished run."""
+    """The summary of a finished run."""
 
     output: str
     input_rows: int
     totals: Totals  # of the whole output, earlier runs included
     elapsed_s: float  # of this run
     fingerprint: str
-    already_done: int = 0  # rows of the input that earlier runs had done
+    already_done: int = 0  # rows of the input that were done before this run
     duplicates: Duplicates = field(default_factory=Duplicates)
     activity: Activity = field(default_factory=Activity)  # of this run's workers
     placement: dict[str, Any] = field(default_factory=dict)  # what they computed with, as in the manifest
@@ -29,7 +29,7 @@ class Report:
     def of_manifest(
         cls, root: Location, manifest: Manifest, elapsed_s: float, activity: Activity | None = None
     ) -> Self:
-        """The report of the run that a manifest tells of."""
+        """The report of the latest run in a manifest."""
         return cls(
             output=str(root),
             input_rows=manifest.input_rows,
@@ -44,7 +44,7 @@ class Report:
 
     @property
     def rows_per_s(self) -> float:
-        """Rows done by this run, start-up included."""
+        """Rows done by this run per second, start-up included."""
         return (self.input_rows - self.already_done) / max(self.elapsed_s, 1e-9)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How much of a job is done: what progress shows, limits are held against, and the report ends with."""
+"""How much of a job is done: for progress, for the limits on failed rows, and for the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray_job.spec import LimitsSpec
 
 @dataclass
 class Totals:
-    """What the committed parts hold so far, those of earlier runs included."""
+    """What the committed parts hold so far, including those of earlier runs."""
 
     rows: int = 0  # input rows, each once it has a record for every question
     answered: int = 0
@@ -28,7 +28,7 @@ class Totals:
 
     @classmethod
     def of_ledger(cls, ledger: Ledger) -> Self:
-        """By the parts' footers."""
+        """Counts what the parts' footers name."""
         is_answer = ledger.is_answer[ledger.counts]
         return cls(
             rows=int(np.count_nonzero(ledger.rows().is_whole)),
@@ -41,7 +41,7 @@ class Totals:
         )
 
     def start(self, ledger: Ledger, num_rows: int, retry_failed: bool) -> None:
-        """Begins with what earlier runs committed: `num_rows` rows are done, and failed ones are not, if retried."""
+        """Starts from what earlier runs committed: `num_rows` rows are done; failed rows that are retried are not."""
         found = self.of_ledger(ledger)
         self.rows, self.answered, self.parts = num_rows, found.answered, found.parts
         self.prompt_tokens, self.completion_tokens = found.prompt_tokens, found.completion_tokens
@@ -60,11 +60,11 @@ class Totals:
         self.error_codes = dict(counts.most_common())
 
     def check(self, limits: LimitsSpec, num_rows: int) -> None:
-        """Stops a job that goes wrong.
+        """Ends a job in which too many rows fail.
 
         Raises:
-            TooManyRowErrors: more rows failed than the limits allow. A rate is judged against all rows of the input,
-                so that a few early errors of a long job do not end it.
+            TooManyRowErrors: more rows failed than the limits allow. A rate is of all rows of the input, so that a few
+                errors at the start of a long job do not end it.
         """
         codes = ", ".join(f"{count} {code}" for code, count in self.error_codes.items())
         if limits.max_errors is not None and self.failed > limits.max_errors:

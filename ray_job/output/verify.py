@@ -1,4 +1,4 @@
-"""Checks an output from its files alone, at any later time: `python -m ray_job verify OUT`."""
+"""Checks an output from its files alone, at any time: `python -m ray_job verify OUT`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found."""
+    """What a check of an output found."""
 
     output: str
     state: str
@@ -57,7 +57,7 @@ class Verification:
 
 
 def verify(root: Location) -> Verification:
-    """Reads every byte of every part, with checksums, and holds it against the manifest.
+    """Reads every part whole, verifies checksums, and compares what it finds with the manifest.
 
     Raises:
         SpecError: there is no manifest, or it cannot be read.
@@ -71,7 +71,7 @@ def verify(root: Location) -> Verification:
     problems += _state_problems(root, manifest)
     problems += _count_problems(ledger, manifest, totals)
     if not problems and manifest.duplicates != (found := find_duplicates(ledger)):
-        problems.append(f"{found.rows} rows repeat an id, the manifest says {manifest.duplicates.rows}")
+        problems.append(f"{found.rows} rows repeat an id; the manifest says {manifest.duplicates.rows}")
     state = str(manifest.state)
     return Verification(str(root), state, totals.rows, totals.answered, totals.failed, totals.parts, tuple(problems))
 

@@ -83,7 +83,7 @@ def test_a_store_that_fails_and_comes_back_then_sigterm_75_then_resume(
     assert "topsecret" not in text
     committed = len(parts())
     code, text = job.run()
-    assert (code, "did not come to its end (cancelled). Finish it with --mode resume" in text) == (2, True), text
+    assert (code, "was not completed (cancelled). Finish it with --mode resume" in text) == (2, True), text
     code, text = job.run("--mode", "resume")
     assert code == 0, text
     assert len(parts()) > committed

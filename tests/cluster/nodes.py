@@ -78,6 +78,10 @@ class Nodes:
         response.raise_for_status()
         return response.json()
 
+    def pids(self, name: str) -> list[int]:
+        """Of the cluster's own processes with this name, such as `gcs_server`; the head's, where it has one."""
+        return [process.pid for process in _descendants(self._processes[0].pid) if process.name() == name]
+
     def start(self, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
         """`python -m ray_job …`, left running with its words in a file."""
         with log.open("w") as stream:

@@ -8,7 +8,7 @@ import pytest
 
 from ray_job import JobSpec
 from ray_job.cluster.machines import Node, actors_on
-from ray_job.cluster.workers import fit_workers
+from ray_job.cluster.workers import _first_on_machine, fit_workers
 from ray_job.errors import SpecError
 
 
@@ -124,3 +124,34 @@ def test_a_sleeping_cluster_cannot_tell_what_auto_means() -> None:
     with pytest.raises(SpecError, match="set 1, or 0 for CPUs"):
         fit_workers(spec(), 0, 0, may_grow=True)
     assert fit_workers(spec(gpus_per_actor=1), 0, 0, may_grow=True).gpus_per_actor == 1
+
+
+class Kept:
+    """A store in this process."""
+
+    worker = "actor"
+
+    def __init__(self) -> None:
+        self._values: dict[str, bytes] = {}
+
+    def put(self, key: str, value: bytes, overwrite: bool = True) -> bool:
+        was_there = key in self._values
+        if overwrite or not was_there:
+            self._values[key] = value
+        return was_there
+
+    def get(self, key: str) -> bytes | None:
+        return self._values.get(key)
+
+    def delete(self, key: str) -> None:
+        self._values.pop(key, None)
+
+
+def test_actors_of_a_machine_plan_from_what_the_first_of_them_found() -> None:
+    store = Kept()
+    assert [_first_on_machine(store, node, found) for node, found in (("a", 60), ("a", 20), ("b", 30), ("a", 50))] == [
+        60,
+        60,
+        30,
+        60,
+    ]

@@ -148,3 +148,6 @@ def _byte_level_names() -> list[str]:
     others = [byte for byte in range(256) if byte not in plain]
     names = {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
     return [names[byte] for byte in range(256)]
+
+
+WITH_BYTES = tuple(name for name in NAMES if Decoding(name).has_bytes)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ray_job.engine import duplicates as module
 from ray_job.engine.duplicates import Duplicates
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.rows import Picture, Result, Sample
@@ -34,9 +36,16 @@ def test_followers_come_out_with_the_one_that_is_run() -> None:
     assert [(result.key, result.text, result.token_ids) for result in results] == [
         (k, "yes", (5, 6)) for k in (0, 1, 3)
     ]
-    assert results[0].latency_ms == 70.0
-    assert all(0 <= result.latency_ms < 70_000 for result in results[1:]), "milliseconds since each came"
     assert duplicates.num_found == 2
+
+
+def test_a_followers_latency_counts_from_its_own_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.0, 15.0])
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    duplicates = Duplicates(10)
+    first = sample(0)
+    assert [duplicates.leads(each) for each in (first, sample(1), sample(2))] == [True, False, False]
+    assert [result.latency_ms for result in duplicates.fan_out(first, answer(0))] == [70.0, 5000.0, 3000.0]
 
 
 def test_a_later_duplicate_is_remembered_and_an_error_is_not() -> None:
@@ -97,6 +106,7 @@ SAMPLING = {"temperature": 1.0, "seed": 3}
         ({"temperature": 1e-6}, {}, True),
         ({"temperature": 1.0, "top_k": 1, "seed": 1}, {"repetition_penalty": 1.0}, True),
         ({"temperature": 1.0, "top_p": 0.0}, {"repetition_penalty": 1.1}, False),
+        ({}, {"temperature": 1.0}, False),
         (SAMPLING, SAMPLING, True),
         (SAMPLING, {**SAMPLING, "seed": 4}, False),
         (SAMPLING, {**SAMPLING, "top_p": 0.5}, False),

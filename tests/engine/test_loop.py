@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import itertools
 import random
 import threading
 from concurrent.futures import CancelledError, Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_job.engine import loop as module
 from ray_job.engine.loop import EngineLoop
 from ray_job.engine.stats import EngineStats
 from ray_job.rows import Result, Sample
@@ -30,6 +33,7 @@ class Echo:
         self.fault = fault
         self.at = at
         self.num_added = 0
+        self.num_steps = 0
         self.may_step = threading.Event()
         self.may_step.set()
 
@@ -52,6 +56,7 @@ class Echo:
         return EngineStats()
 
     def step(self) -> list[Result]:
+        self.num_steps += 1
         assert self.may_step.wait(PATIENCE_S)
         if self._breaks("step"):
             raise ZeroDivisionError("step broke")
@@ -147,9 +152,32 @@ def test_a_cancelled_future_breaks_nothing(cancelled: int) -> None:
     assert concurrent.futures.wait(futures, timeout=0).not_done == set(), "whoever waits for it is told"
 
 
+def test_it_counts_how_long_it_was_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes one second forward whenever it is read."""
+    clock = itertools.count()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    loop = EngineLoop(Echo())
+    for _ in range(2):
+        (future,) = loop.submit(samples(0, 1))
+        future.result(PATIENCE_S)
+    loop.close()
+    assert loop.idle_s == 2.0, "the waits for the second sample and for the end, not that for the first sample"
+
+
+def test_a_step_that_runs_is_busy() -> None:
+    engine, loop, (future,) = held(1)
+    while engine.num_steps == 0:
+        threading.Event().wait(0.001)
+    assert loop.busy_since_s is not None
+    engine.may_step.set()
+    future.result(PATIENCE_S)
+    loop.close()
+    assert loop.busy_since_s is None
+
+
 def test_what_is_cancelled_before_the_engine_has_it_is_not_run() -> None:
     engine, loop, (first,) = held(1)
-    while engine.num_added == 0:  # the engine's thread is then held in a step, and takes nothing in
+    while engine.num_steps == 0:  # the engine's thread is then held in a step, and takes nothing in
         threading.Event().wait(0.001)
     later = loop.submit(samples(10, 4))
     assert [future.cancel() for future in later] == [True] * 4

@@ -24,9 +24,8 @@ def test_what_two_prompts_have_in_common(
 ) -> None:
     """Placeholders are the same where their numbers and their pictures are."""
     common = 0
-    for mine, its in zip(
-        zip(one, keys(one, first), strict=True), zip(two, keys(two, second), strict=True), strict=False
-    ):
+    pairs = (list(zip(ids, keys(ids, digests), strict=True)) for ids, digests in ((one, first), (two, second)))
+    for mine, its in zip(*pairs, strict=False):
         if mine != its:
             break
         common += 1
@@ -78,6 +77,13 @@ def test_only_what_is_long_enough_is_shared(least: int | None) -> None:
     index.add(row([1, 2, 3, 9]))
     assert [piece.length for piece in index.longest(row([1, 2, 3, 8]))] == ([3] if least in (1, 2, 3) else [])
     assert [index.is_worth(count) for count in range(5)] == [least is not None and count >= least for count in range(5)]
+
+
+def test_one_token_may_be_worth_sharing() -> None:
+    index = PrefixIndex[Row](1)
+    index.add(row([1, 9]))
+    assert [piece.length for piece in index.longest(row([1, 8]))] == [1]
+    assert index.longest(row([2, 9])) == []
 
 
 def test_other_pictures_or_factors_share_nothing_after_them() -> None:

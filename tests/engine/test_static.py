@@ -7,6 +7,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -207,3 +208,40 @@ def test_what_is_not_finished_when_a_batch_is_overdue_fails(
     assert done[0].error is None
     assert done[1].error is not None
     assert done[1].error.code == ErrorCode.DEADLINE
+
+
+class Failing:
+    """A model whose first pass over a batch raises."""
+
+    def __init__(self, model: Phi3VisionModel, error: Exception) -> None:
+        self._model = model
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), ErrorCode.OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ErrorCode.OUT_OF_MEMORY),
+        (MemoryError(), ErrorCode.OUT_OF_MEMORY),
+        (ValueError("odd"), ErrorCode.GENERATION_FAILED),
+    ],
+)
+def test_why_a_row_fails_is_said(model: Phi3VisionModel, error: Exception, code: ErrorCode) -> None:
+    vocabulary = Vocabulary(0, frozenset(), str)
+    (result,) = run(StaticEngine(Failing(model, error), vocabulary), [Sample(0, [1, 5], (), GREEDY)])
+    assert result.error is not None
+    assert result.error.code == code
+
+
+def test_a_lost_device_is_no_rows_fault(model: Phi3VisionModel) -> None:
+    lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    engine = StaticEngine(Failing(model, lost), Vocabulary(0, frozenset(), str))
+    with pytest.raises(torch.AcceleratorError):
+        list(run(engine, [Sample(0, [1, 5], (), GREEDY), Sample(1, [1, 6], (), GREEDY)]))

@@ -16,7 +16,7 @@ from ray_job.engine.sequence import Sequence
 from ray_job.engine.stops import StopSearch
 from ray_job.rows import FinishReason, Sample
 from ray_job.spec import GenerationParams
-from tests.engine.decodings import LETTERS, NAMES, SCRIPTS, Decoding
+from tests.engine.decodings import LETTERS, NAMES, SCRIPTS, WITH_BYTES, Decoding
 
 BROKEN = [0x80, 0xFF, 0xED, 0x95, 0x9C, 0x41, 0xF0, 0x9F]  # bytes of no character, and of some if they come in order
 
@@ -83,9 +83,6 @@ def test_an_answer_ends_where_its_whole_text_first_holds_a_stop_string(name: str
     rng, decoding = random.Random(seed), Decoding(name)
     ids = random_ids(decoding, rng)
     check(decoding, ids, random_stops(decoding(ids), rng))
-
-
-WITH_BYTES = [name for name in NAMES if Decoding(name).has_bytes]
 
 
 @pytest.mark.parametrize("name", WITH_BYTES)

@@ -54,6 +54,13 @@ def test_exactly_the_budget_is_kept() -> None:
     assert kept(cache, "ab") == "b"
 
 
+def test_one_byte_too_many_drives_the_oldest_out() -> None:
+    cache = VisionCache(3 * BYTES - 1)
+    for number, digest in enumerate("abc"):
+        cache.put(digest.encode(), features(number))
+    assert kept(cache, "abc") == "bc"
+
+
 def test_what_is_too_large_to_keep_drives_nothing_out() -> None:
     cache = VisionCache(2 * BYTES)
     cache.put(b"a", features(1))

@@ -32,6 +32,17 @@ def test_a_hub_id_must_be_pinned(revision: str | None) -> None:
         snapshot_folder("some-org/some-model", revision)
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "a" * 300, "model\0"])
+def test_names_no_file_system_can_have(name: str) -> None:
+    with pytest.raises(ModelError, match=r"no such folder|cannot be looked for"):
+        snapshot_folder(name)
+
+
+def test_a_name_the_hub_refuses(tmp_path: Path) -> None:
+    found = _offline(tmp_path, "some--org/a..b")
+    assert "ModelError: model 'some--org/a..b' at " in found.stderr
+
+
 def test_a_pinned_snapshot_from_the_hubs_own_cache(tmp_path: Path) -> None:
     snapshot = tmp_path / "hub" / "models--some-org--some-model" / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from pyarrow import fs
 
 from ray_job.errors import ModelError
@@ -36,7 +37,7 @@ def uri(store: fs.S3FileSystem) -> str:
     return "s3://models/demo"
 
 
-def test_processes_of_one_machine_fetch_once(uri: str, store: fs.S3FileSystem) -> None:
+def test_processes_of_one_machine_download_once(uri: str, store: fs.S3FileSystem) -> None:
     folder = download_model(uri, with_weights=False)
     assert (folder / "config.json").exists()
     assert not (folder / "model.safetensors").exists()
@@ -61,7 +62,30 @@ def test_processes_of_one_machine_fetch_once(uri: str, store: fs.S3FileSystem) -
     assert download_model(uri, with_weights=True) != folder
 
 
-def test_what_cannot_be_fetched_says_why(uri: str, store: fs.S3FileSystem, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_lock(uri: str, store: fs.S3FileSystem) -> None:
+    """The kernel releases the lock of a process that was killed; what it had half downloaded goes."""
+    folder = download_model(uri, with_weights=False)
+    (folder / ".model.safetensors.0.part").write_bytes(b"half")
+    hold = (
+        "import sys, time; from pathlib import Path; from ray_job.models.store import _locked\n"
+        "with _locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(Timeout):
+                FileLock(folder / ".lock", timeout=0).acquire()
+            waiting = subprocess.Popen([sys.executable, "-c", _ASK, uri], stdout=subprocess.PIPE, text=True)
+        finally:
+            holder.kill()
+    out, _ = waiting.communicate(timeout=60)
+    assert out.strip() == str(folder)
+    assert (folder / "model.safetensors").exists()
+    assert not list(folder.glob(".*.part"))
+
+
+def test_what_cannot_be_downloaded_says_why(uri: str, store: fs.S3FileSystem, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.path: s3://models/absent"):
         download_model("s3://models/absent", with_weights=True)
     store.create_dir("empty")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +37,52 @@ def test_weights_are_known_by_their_content(tmp_path: Path, monkeypatch: pytest.
     assert file_digests(tmp_path)["model.safetensors"] not in seen
     file.write_bytes(b"\xff" * 300)
     assert file_digests(tmp_path)["model.safetensors"] not in seen
+    assert all(re.fullmatch("[0-9a-f]{16}", value) for value in [*seen, *file_digests(tmp_path).values()])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[" * 100_000,
+        b"[]",
+        b"{" + b'"a":{' * 50_000,
+        b'{"a": {"data_offsets": [1, "b"]}}',
+        b'{"a": {"data_offsets": [[1], 2]}}',
+        b'{"a": {"data_offsets": [-100, -1]}}',
+        b'{"a": {"data_offsets": [9, 2]}}',
+        b'{"a": {"data_offsets": [0, 1e999]}}',
+        b'{"a": {"data_offsets": 7}}',
+    ],
+    ids=range(9),
+)
+def test_a_malformed_header_is_left_for_loading_to_refuse(
+    header: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends in a digest of what is there, and no traceback; another header gives another digest."""
+    monkeypatch.setattr(fingerprint, "_WHOLE_BYTES", 5)
+    digests = set()
+    for content in (header, header + b" "):
+        for size in (len(content), 2**63):
+            (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", size) + content)
+            digests.add(file_digests(tmp_path)["model.safetensors"])
+    assert len(digests) == 2
+
+
+def test_a_large_json_file_is_hashed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a tokenizer's is: only weights have a header that says where to look."""
+    monkeypatch.setattr(fingerprint, "_WHOLE_BYTES", 100)
+    file, digests = tmp_path / "tokenizer.json", set()
+    for middle in "xy":
+        file.write_text('{"vocab": "' + "a" * 10_000 + middle + "a" * 10_000 + '"}')
+        digests.add(file_digests(tmp_path)["tokenizer.json"])
+    assert len(digests) == 2
 
 
 def test_only_files_a_model_is_made_of_count(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text("hello")
+    (tmp_path / "folder.json").mkdir()
+    os.mkfifo(tmp_path / "pipe.json")  # to read it would wait for ever
     assert list(file_digests(tmp_path)) == ["config.json"]
     with pytest.raises(ModelError, match="cannot be read"):
         file_digests(tmp_path / "absent")

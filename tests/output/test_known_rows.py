@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ray_job.output import duplicates
 from ray_job.output.duplicates import find_duplicates
 from ray_job.output.manifest import Duplicates
-from ray_job.output.matching import KnownRows, hash_ids
+from ray_job.output.matching import KnownRows, _bytes, hash_ids
 from ray_job.storage.places import Location
 
 from .conftest import FAILED, record, scan, write
@@ -49,6 +49,19 @@ def test_ids_of_bytes_and_numbers_are_hashed_by_value() -> None:
     for values in ([1, 2, 1], [b"\x00", b"", b"\x00"], ["a", "\U0001f600", "a"]):
         first, second, third = hash_ids(pa.chunked_array([pa.array(values)])).tolist()
         assert first == third != second
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.time32("ms"), pa.timestamp("ms"), pa.timestamp("ns", "UTC")])
+def test_dates_and_times_are_hashed_whatever_their_width(kind: pa.DataType) -> None:
+    numbers = pa.array([1, 2, 1], pa.int32() if kind.bit_width == 32 else pa.int64())
+    first, second, third = hash_ids(pa.chunked_array([numbers.cast(kind)])).tolist()
+    assert first == third != second
+
+
+def test_a_hash_that_ends_in_zeros_is_whole() -> None:
+    """numpy drops them."""
+    whole = [b"x" * 14 + b"\0\0", b"\0" * 16, b"y" * 16]
+    assert _bytes(np.frombuffer(b"".join(whole), "S16")) == whole
 
 
 def numbered(positions: list[int], ids: dict[int, str], **other: Any) -> list[dict[str, Any]]:

@@ -35,11 +35,11 @@ def test_actors_numbers_are_their_latest_and_are_summed() -> None:
     assert (totals["actors"], totals["prepare_s"], totals["decode_s"], totals["write_s"]) == (2, 6.0, 12.0, 3.5)
     assert (totals["first_rows_s"], totals["last_actor_s"], totals["load_s"]) == (10.0, 12.0, 6.0)
     lines = dict(activity.lines())
-    assert lines["first rows"] == "after 10.0 s, the last of 2 actors' after 12.0 s"
-    assert lines["busy, by stage"] == "prepare 6.0 s, vision 0.0 s, prefill 0.0 s, decode 12.0 s, write 3.5 s"
-    assert lines["engine waited"] == "1.0 s for rows, after 6.0 s to load"
+    assert lines["first rows"] == "after 10.0 s; from all 2 actors after 12.0 s"
+    assert lines["time by stage"] == "prepare 6.0 s, vision 0.0 s, prefill 0.0 s, decode 12.0 s, write 3.5 s"
+    assert lines["engine idle"] == "1.0 s waiting for rows, after 6.0 s of loading"
     assert "slots in use" not in lines
-    assert "not done twice" not in lines
+    assert "reused" not in lines
 
 
 def test_reuse_and_slots_are_told_where_there_were_any() -> None:
@@ -48,9 +48,9 @@ def test_reuse_and_slots_are_told_where_there_were_any() -> None:
     lines = dict(activity.lines())
     assert lines["first rows"] == "after 1.0 s"
     assert lines["slots in use"] == "90.0% while rows waited"
-    assert lines["not done twice"] == "2 duplicate rows"
+    assert lines["reused"] == "2 duplicate rows"
     activity.add(receipt(1.0, a=done(2.0, pictures_wanted=5, pictures_encoded=2, prefix_tokens_reused=7)), 1.0)
-    assert dict(activity.lines())["not done twice"] == "3 pictures, 7 prompt tokens"
+    assert dict(activity.lines())["reused"] == "3 pictures, 7 prompt tokens"
     assert Activity().lines() == []
     assert Activity().totals()["first_rows_s"] == 0.0
 

@@ -28,3 +28,12 @@ def test_parts_tell_a_rate_once_they_are_a_second_apart(
     status = job_status(root)
     assert (status.rows, status.parts, status.expected_rows) == (49, 4, 100)
     assert status.rows_per_s == rows_per_s
+
+
+def test_a_part_from_a_clock_ahead_of_ours_is_new(root: Location, tmp_path: Path) -> None:
+    Manifest(State.IN_PROGRESS, 1, {}, (InputRecord("in", 0, 4),), 0.0, 0.0, input_rows=4).write(root)
+    assert job_status(root).newest_part_age_s is None
+    write(root, [record(0)])
+    (part,) = (tmp_path / "out" / "data").iterdir()
+    os.utime(part, times=(4e9, 4e9))
+    assert job_status(root).newest_part_age_s == 0.0

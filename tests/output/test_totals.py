@@ -8,15 +8,43 @@ from typing import Any
 import pytest
 
 from ray_job.errors import TooManyRowErrors
+from ray_job.output.compaction import drop_superseded
+from ray_job.output.parts import Receipt
 from ray_job.output.status import job_status
 from ray_job.output.totals import Totals
 from ray_job.output.verify import verify
 from ray_job.spec import LimitsSpec
+from ray_job.storage.places import Location
 
-from .conftest import FAILED, record
+from .conftest import FAILED, record, scan, write
 from .quiet_job import QuietJob
 
 NUM_ROWS = 20
+
+
+def test_each_part_adds_what_its_receipt_says() -> None:
+    totals = Totals(1, 1, 0, 10, 5, 1, {"storage": 1})
+    totals.add(Receipt("p", 3, 4, 2, 30, 7, {"deadline": 2, "storage": 1}))
+    totals.add(Receipt("q", 0, 1, 0, 5, 1), num_completed=2)
+    assert totals == Totals(6, 6, 2, 45, 13, 3, {"storage": 2, "deadline": 2})
+
+
+@pytest.mark.parametrize("retry_failed", [False, True])
+def test_a_resumed_run_starts_from_what_is_committed(root: Location, retry_failed: bool) -> None:
+    write(root, [record(0), record(1), record(2, FAILED)])
+    totals = Totals()
+    totals.start(scan(root), 2 if retry_failed else 3, retry_failed)
+    failed = (0, {}) if retry_failed else (1, {"storage": 1})
+    assert totals == Totals(2 if retry_failed else 3, 2, failed[0], 6, 4, 1, failed[1])
+
+
+def test_compaction_keeps_what_the_records_that_count_add_up_to(root: Location) -> None:
+    write(root, [record(0, FAILED), record(1, FAILED)], run=1)
+    write(root, [record(0), record(2)], run=2)
+    write(root, [record(2), record(3)], run=3)
+    ledger = scan(root)
+    assert drop_superseded(root, ledger) == 2
+    assert Totals.of_ledger(scan(root)) == Totals(4, 3, 1, 9, 6, 3, {"storage": 1})
 
 
 def failing(*rows: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_job.errors import ModelError, RowError, SpecError, Stage
+from ray_job.inputs.formats.openai import parse_request
 from ray_job.output.parts import DATA, ERRORS
 from ray_job.plan import plan_job
 from ray_job.prompts.conversation import Conversations
 from ray_job.rows import ERROR_TYPE, error_record
-from ray_job.spec import MAX_QUESTIONS, JobSpec
+from ray_job.spec import MAX_QUESTIONS, GenerationParams, JobSpec
+from ray_job.stages.prepare import Preparer
 from ray_job.views.gallery.preview import preview
 
 from ..jobs_here import run_here
@@ -95,6 +98,45 @@ def test_a_row_never_ends_the_job(
     )
 
 
+def test_a_line_that_reading_fails_on_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(line: Mapping[str, Any]) -> tuple[str, str]:
+        if line["custom_id"] == "bad":
+            raise Panic("reading")
+        return parse_request(line)
+
+    monkeypatch.setattr("ray_job.inputs.formats.jsonl.parse_request", failing)
+    messages = [{"role": "user", "content": "?"}]
+    lines = [json.dumps({"custom_id": row_id, "messages": messages}) for row_id in ("good", "bad", "also good")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    report = run_here(
+        JobSpec.from_dict(
+            {
+                "input": {"path": str(tmp_path / "rows.jsonl")},
+                "model": {"path": "builtin:noop"},
+                "output": {"path": str(tmp_path / "out")},
+            }
+        )
+    )
+    assert (report.totals.answered, report.totals.error_codes) == (2, {"internal": 1})
+    (failed,) = pq.read_table(tmp_path / "out" / ERRORS).to_pylist()
+    assert (failed["error"]["stage"], "Panic: reading" in failed["error"]["message"]) == ("read", True)
+
+
+def test_a_sample_that_the_actor_cannot_take_is_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = job(tmp_path, {"id": ["good", "bad"], "question": ["?", "?"]}, template="{question}")
+    seeded = Preparer._seeded
+
+    def unreadable(self: Preparer, params: GenerationParams, row_id: Any, question_index: int, *more: Any) -> Any:
+        params = seeded(self, params, row_id, question_index, *more)
+        return params.model_copy(update={"max_new_tokens": -1}) if row_id == "bad" else params
+
+    monkeypatch.setattr(Preparer, "_seeded", unreadable)
+    report = run_here(spec)
+    assert (report.totals.answered, report.totals.error_codes) == (1, {"internal": 1})
+    (failed,) = pq.read_table(tmp_path / "out" / ERRORS).to_pylist()
+    assert (failed["row_id"], failed["error"]["stage"]) == ("bad", "generate")
+
+
 @pytest.mark.parametrize("error", [ModelError("broken"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
 def test_what_is_no_rows_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     spec = job(tmp_path, {"id": ["good", "bad"], "question": ["?"] * 2}, template="{question}")
@@ -137,3 +179,8 @@ def test_more_questions_of_the_spec_than_a_part_can_number_are_refused_at_once(t
 def test_half_a_character_in_the_spec_is_refused_at_once(tmp_path: Path, prompt: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match="half of a surrogate pair"):
         job(tmp_path, {"id": ["a"]}, **prompt)
+
+
+def test_half_a_character_in_a_stop_string_is_refused_at_once() -> None:
+    with pytest.raises(SpecError, match=r"stop: .*half of a surrogate pair"):
+        JobSpec.from_dict({"input": {"path": "in"}, "output": {"path": "out"}, "generation": {"stop": "\ud83d"}})

@@ -1,8 +1,8 @@
 """Phi-3-Vision in plain torch, its parameters under the official checkpoint's names.
 
-Knows no tokenizer, no batch policy and no sampling: an engine calls `encode_pictures`, `embed_row` and
-`forward`, a trainer `hidden_states` and `lm_head`. Rotary tables are chosen for each row (`rope.py`), masks
-are built from lengths and never from token ids, and no input is changed in place.
+It has no tokenizer, no batching and no sampling: an engine calls `encode_pictures`, `embed_row` and `forward`, a
+trainer `hidden_states` and `lm_head`. Rotary tables are chosen for each row (`rope.py`), masks are built from lengths
+and never from token ids, and no input is changed in place.
 
 Shapes: B rows, L new tokens, K all keys of a row, cached ones included; D decoder width; N crops, C crop
 side; T tokens of a picture; V vocabulary. Equal to the official Phi-3-vision-128k-instruct code in float32,
@@ -29,7 +29,7 @@ from ray_job.models.phi3_vision.vision import PictureEmbedding
 
 
 class Decoder(nn.Module):
-    """What the checkpoint keeps under `model.`: token and picture embeddings, layers, last norm."""
+    """What the checkpoint has under `model.`: token and picture embeddings, layers, last norm."""
 
     def __init__(self, config: Phi3VisionConfig, attention: Attention) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Phi3VisionModel(nn.Module):
         mask_BHLL: Tensor | None,
         cache: KeyValueStore | None,
     ) -> Tensor | None:
-        """The mask for the layers, or None where the attention needs none or its own causal one is right."""
+        """The mask for the layers, or None where attention needs none or is causal by itself."""
         if mask_BHLL is not None:
             if attention_mask_BL is not None:
                 raise ValueError("give attention_mask_BL or mask_BHLL, not both")

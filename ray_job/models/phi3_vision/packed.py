@@ -33,7 +33,7 @@ class Attend(Protocol):
 
 
 class PackedPhi3Vision:
-    """The model behind the engine's seam. Holds no state between calls.
+    """The model as the engine's `PackedModel`. Holds no state between calls.
 
     `pack_weights` lets a CPU keep the decoder's weights a second time, laid out for decoding; None: if they are small
     beside `free_bytes`, which is by default what is available to this process now.
@@ -130,7 +130,7 @@ class PackedPhi3Vision:
         wanted_S: Tensor,
         attend: Attend,
     ) -> Tensor:
-        """Of a prompt, nobody reads what the last layer makes of any but its last token; later tokens read the keys."""
+        """The last layer: of a prompt only the last token goes on, while later tokens still read the keys of all."""
         normed_TD = layer.input_layernorm(hidden_TD)
         weight = layer.qkv_weight
         width = len(weight) - 2 * self.num_heads * self.head_dim

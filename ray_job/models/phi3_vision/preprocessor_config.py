@@ -1,4 +1,4 @@
-"""How a model folder wants its pictures prepared, read from `preprocessor_config.json`. Imports no torch."""
+"""How pictures are prepared for a model, read from `preprocessor_config.json`. Imports no torch."""
 
 from __future__ import annotations
 

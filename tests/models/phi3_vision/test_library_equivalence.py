@@ -1,7 +1,11 @@
-"""Against the transformers library's own whole models, for shapes the golden data does not have."""
+"""Our layers against the transformers library's whole public models, for shapes the golden data does not have.
+
+Only its public classes are used, called as a user would: releases rename what is inside.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import pytest
@@ -9,6 +13,8 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3ForCausalLM
 
 from ray_job.models.phi3_vision import weights
+from ray_job.models.phi3_vision.activations import ACTIVATIONS
+from ray_job.models.phi3_vision.config_fields import ACTIVATION_NAMES
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig, VisionConfig
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 
@@ -32,8 +38,8 @@ CONFIG = Phi3VisionConfig(
 )
 
 
-def seeded(attention: Literal["sdpa", "eager"]) -> Phi3VisionModel:
-    model = Phi3VisionModel(CONFIG, attention)
+def seeded(attention: Literal["sdpa", "eager"], tower: VisionConfig = TOWER) -> Phi3VisionModel:
+    model = Phi3VisionModel(dataclasses.replace(CONFIG, vision=tower), attention)
     weights.init_weights(model, 0)
     return model.eval()
 
@@ -82,8 +88,10 @@ def test_grouped_heads_cached_and_padded(attention: Literal["sdpa", "eager"], cl
             close(side, torch.stack(answer.logits), torch.stack(alone.logits), 1e-4)
 
 
-def test_vision_tower_of_another_shape(close: Compare) -> None:
-    ours = seeded("sdpa").model.vision_embed_tokens.tower
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_vision_tower_of_another_shape(attention: Literal["sdpa", "eager"], activation: str, close: Compare) -> None:
+    ours = seeded(attention, dataclasses.replace(TOWER, hidden_act=activation)).model.vision_embed_tokens.tower
     library = CLIPVisionConfig(
         image_size=56,
         patch_size=14,
@@ -91,11 +99,15 @@ def test_vision_tower_of_another_shape(close: Compare) -> None:
         intermediate_size=40,
         num_hidden_layers=3,
         num_attention_heads=3,
-        hidden_act="quick_gelu",
+        hidden_act=activation,
         attn_implementation="eager",
     )
     theirs = CLIPVisionModel(library).eval()
-    theirs.load_state_dict(ours.state_dict())
+    # Releases of the library differ in what stands before the names.
+    ours_by_name = ours.state_dict()
+    prefix = next(name for name in theirs.state_dict() if name.endswith("pre_layrnorm.weight"))
+    prefix = prefix.removesuffix("pre_layrnorm.weight")
+    theirs.load_state_dict({prefix + name: tensor for name, tensor in ours_by_name.items()})
     crops = torch.randn(5, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         want = theirs(crops, output_hidden_states=True).hidden_states[-2][:, 1:]
@@ -110,3 +122,16 @@ def test_small_crops_from_pixels_to_logits() -> None:
     tokens = (2 * 1 + 1) * 4 + 1 + (2 + 1) * 2
     assert features.shape == (tokens, 32)
     assert torch.isfinite(logits_of(model, Row([1, *[-1] * tokens, 2], [features]))).all()
+
+
+def test_the_configuration_knows_the_activations_there_are() -> None:
+    assert set(ACTIVATION_NAMES) == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", ACTIVATION_NAMES)
+def test_activations_are_the_same_with_and_without_gradients(name: str) -> None:
+    x = torch.linspace(-9, 9, 1001)
+    with torch.no_grad():
+        without = ACTIVATIONS[name](x)
+    assert torch.equal(without, ACTIVATIONS[name](x.clone().requires_grad_()).detach())
+    assert torch.equal(x, torch.linspace(-9, 9, 1001))  # its input is left alone

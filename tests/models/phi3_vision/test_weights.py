@@ -132,3 +132,18 @@ def test_seeded_initialisation(sdpa_model: Phi3VisionModel) -> None:
     assert float(first["lm_head.weight"].std()) == pytest.approx(0.02, rel=0.1)
     assert float(first["model.vision_embed_tokens.img_projection.0.bias"].abs().max()) == 0
     assert torch.equal(first["model.norm.weight"], torch.ones(64))
+
+
+def test_a_seed_means_the_same_weights_in_any_version(sdpa_model: Phi3VisionModel) -> None:
+    """The order in which layers are filled is part of a training's recipe."""
+    model = Phi3VisionModel(sdpa_model.config)
+    weights.init_weights(model, 5)
+    names = [
+        "model.embed_tokens.weight",
+        "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.1.self_attn.v_proj.weight",
+        "model.layers.0.self_attn.o_proj.weight",
+        "model.layers.1.mlp.down_proj.weight",
+        "lm_head.weight",
+    ]
+    found = [float(model.state_dict()[name].flatten()[-1]) for name in names]
+    assert found == pytest.approx([-0.04072532, -0.02410075, -0.02145553, -0.00435197, 0.00651795], rel=1e-4)
