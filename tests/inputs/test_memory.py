@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_job.inputs.formats.row_groups import PIECE_BYTES, iter_pieces
+from ray_job.inputs.formats.row_groups import PIECE_BYTES, iter_pieces, rows_at_once
 from ray_job.inputs.windows import WINDOW_BYTES, iter_windows
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +52,7 @@ def measured(path: Path) -> dict[str, Any]:
         [sys.executable, "-c", READ, json.dumps(spec)], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    print(f"{path.name}, {path.stat().st_size // 10**6} MB: {done.stdout}")
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
@@ -142,6 +143,29 @@ def test_a_row_group_with_more_than_2_gib_of_pictures_is_read(tmp_path: Path, ki
     assert found["rows"] == (1 if kind == "list" else 240)
     if kind != "list":
         assert found["peak_mib"] < BOUND_MIB + 2 * 60, "its page holds three pictures, as stored and as read"
+
+
+def test_how_many_rows_are_decoded_together(tmp_path: Path) -> None:
+    """Few where they may be large, and one where they are: the page's size does not bound what they become."""
+    dice = random.Random(0)
+    noise = dice.randbytes(32 * MIB)
+    texts = [noise[row * 100 : row * 100 + 100] for row in range(100_000)]
+    cases: dict[str, tuple[pa.Array, dict[str, Any], int]] = {
+        "numbers": (pa.array(range(2_000_000), pa.int64()), {"use_dictionary": False}, 256),
+        "few": (pa.array([noise[:100_000]] * 50, pa.binary()), {"use_dictionary": False}, 256),
+        "pictures": (pa.array([noise[:100_000]] * 100, pa.binary()), {"use_dictionary": False}, 1),
+        "texts": (pa.array(texts, pa.binary()), {"use_dictionary": False}, 4),
+        "repeated": (pa.array([noise[:100]] * 5000, pa.binary()), {}, 256),
+        "repeated pictures": (pa.array([noise[: MIB // 8]] * 300, pa.binary()), {}, 4),
+        "repeated large pictures": (pa.array([noise[: 3 * MIB]] * 20, pa.binary()), {}, 2),
+        "lists of numbers": (pa.array([list(range(2000))] * 4000, pa.list_(pa.int16())), {"use_dictionary": False}, 4),
+    }
+    for name, (values, options, expected) in cases.items():
+        path = written(tmp_path / "rows.parquet", values, **options)
+        group = pq.ParquetFile(path).metadata.row_group(0)
+        assert rows_at_once(group, ["n", "image"], 256) == expected, name
+        assert rows_at_once(group, ["n", "image"], 1) == 1, name
+        assert rows_at_once(group, [], 256) == 256, name
 
 
 def test_pieces_hold_every_row_once_in_order(tmp_path: Path) -> None:
