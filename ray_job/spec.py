@@ -7,7 +7,7 @@ keys are refused with the nearest known name. It knows nothing of Ray, torch or 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from ray_job.errors import SpecError
+from ray_job.redaction.text import public_uri
 
 # Parts of a large job are large enough to leave few files; a small one has at least so many, where blocks allow.
 _MOST_PART_ROWS, _FEWEST_PARTS = 256, 20
@@ -59,6 +60,14 @@ class _Section(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """What `repr` and a notebook show: no credentials."""
+        for name, value in super().__repr_args__():
+            if isinstance(value, tuple):
+                yield name, tuple(public_uri(each) if isinstance(each, str) else each for each in value)
+            else:
+                yield name, public_uri(value) if isinstance(value, str) else value
 
     @field_validator("*", mode="before")
     @classmethod

@@ -94,6 +94,7 @@ def test_no_secret_of_a_spec_reaches_its_manifest(uri: str) -> None:
     sections = {"input": {"path": uri, "image_root": uri}, "output": {"path": uri}, "model": {"path": uri}}
     spec = JobSpec.from_dict(sections)
     assert SECRET not in json.dumps(public_spec(spec))
+    assert SECRET not in repr(spec) + str(spec)
     with pytest.raises(SpecError) as caught:
         JobSpec.from_dict({"input": {"path": "x", "limit": uri}, "output": {"path": "x"}})
     assert SECRET not in str(caught.value)
