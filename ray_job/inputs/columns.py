@@ -61,7 +61,7 @@ class Roles:
 
 
 def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
-    """What each column is for, by the spec and the defaults.
+    """What each column is used for, from the spec and the defaults.
 
     Raises:
         SpecError: a named column is missing, clashes between files, or may not be kept; all problems at once.

@@ -1,8 +1,8 @@
-"""Which files the input is made of, in what format, and what each is called.
+"""Which files make up the input, their format, and the name of each.
 
 A file's name is its path relative to the input's folder (of the file itself for one file; of the fixed part of a
-glob; of the nearest folder that holds all inputs when there are several). Row ids are made of names, so a name
-depends on nothing but the layout of the input: not on this machine, the order of files or where the folder lies.
+glob; of the nearest folder that holds all inputs when there are several). Row ids are made from names, so a
+name depends only on the input's own layout: not on the machine, the order of the files, or where the folder is.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ray_job.storage.values import python_values
 
 
 def input_identity(source: Source) -> str:
-    """Hash of what decides which row has which number: 16 hex digits.
+    """Hash of everything that decides the rows' numbers: 16 hex digits.
 
     Of picture folders that is the list of ids; of files, their names, sizes, times and rows, which takes one look at
     each file's entry. Not the files' content: a file copied elsewhere counts as another (its rows are then found by

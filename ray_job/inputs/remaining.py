@@ -1,4 +1,4 @@
-"""Which rows of an input are left to do: one bit of knowledge a row, and more only for rows done in part.
+"""Which rows of an input are left to do: one flag for each row, and more only for rows that are partly done.
 
 Rows are told apart by number, not by id, so that the same id twice is two rows. A number (`rows.POSITION`) is a row's
 for the life of the output: the first input's rows have 0, 1, …; those of a later one, after `append`, go on behind.
@@ -37,7 +37,7 @@ class Remaining:
 
     @classmethod
     def all(cls, num_rows: int, first_position: int = 0) -> Remaining:
-        """A whole input nobody has begun."""
+        """A whole input, none of it done."""
         return cls(np.ones(num_rows, dtype=np.bool_), first_position, AGAIN_SCHEMA.empty_table())
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What every reader hands on: a `Source` of rows, cut into `Split`s that can be read anywhere.
+"""What every reader provides: a `Source` of rows, cut into `Split`s that can be read anywhere.
 
 A source is planned once, where the job starts, from headers and listings. It is small, picklable, and each of its
 splits is one unit of reading. Rows come as tables of `row_id`, the user's columns, and the row's read error.

@@ -1,4 +1,4 @@
-"""The types in which columns travel to where they are used: no block of rows is too large for them.
+"""The types that columns have between stages, so that no block of rows is too large for them.
 
 Arrow's plain `binary` and `string` hold at most 2 GiB in one array, which 32 pictures can exceed.
 """

@@ -13,7 +13,7 @@ WINDOW_ROWS = 4096
 def iter_windows(
     tables: Iterable[pa.Table], max_bytes: int = WINDOW_BYTES, max_rows: int = WINDOW_ROWS
 ) -> Iterator[pa.Table]:
-    """Neighbouring tables as one, each before it would hold more than the limits; a larger one stands alone.
+    """Neighbouring tables joined, up to the limits; a table that exceeds them is a window of its own.
 
     Args:
         tables: of one schema.

@@ -1,4 +1,4 @@
-"""Azure's URIs, in which what stands before an @ is a container or an account and no user.
+"""Azure's URIs, in which a container or an account stands before the @, not a user.
 
 `abfs://container@account.dfs.core.windows.net/path`, `abfs://account.blob.core.windows.net/container/path`,
 `abfs://account@container/path` and `abfs://account@host:port/container/path` are read, as pyarrow does.
@@ -11,7 +11,7 @@ _DFS, _BLOB = ".dfs.core.windows.net", ".blob.core.windows.net"
 
 
 def parse_azure(authority: str, path: str) -> tuple[str, str]:
-    """Account and path of a URI, given what stands before its first slash and what follows: `container/key`.
+    """Account and path of a URI, given its parts before and from its first slash. The path is `container/key`.
 
     The account is a name, or `name@host` where it is not Azure's own host.
     """

@@ -152,7 +152,7 @@ def list_files(location: Location, recursive: bool) -> list[fs.FileInfo]:
 
 
 def expand(location: Location) -> tuple[Location, list[fs.FileInfo]]:
-    """The files a path stands for, sorted, and the folder their relative names start from.
+    """The files that a path stands for, sorted, and the folder that their relative names start from.
 
     A folder stands for all files below it; a file for itself; a path with `*`, `?`, `[…]` or `**` (any number of
     folders) for every match, where a folder that matches stands for all files below it. A name that exists is never

@@ -1,4 +1,4 @@
-"""Trying again what failed for a passing reason: a bounded number of times, waiting longer each time."""
+"""Retries of transient failures: a bounded number, with a longer wait each time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 class Retrying:
-    """Calls something until it succeeds, fails for good, or has had its attempts.
+    """Calls something until it succeeds, fails for good, or runs out of attempts.
 
     Args:
         max_attempts: calls in all.

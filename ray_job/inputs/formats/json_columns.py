@@ -1,4 +1,4 @@
-"""JSON values as columns: what type a key has, and a value in that type or the row's error.
+"""JSON values as columns: the type of each key, and each value in that type, or an error for its row.
 
 A text stays as it is. A key whose sampled values are all whole numbers, all numbers or all booleans becomes int64,
 float64 or bool; everything else becomes text, in which a value that is not one is written as JSON. A later value that

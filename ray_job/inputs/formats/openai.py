@@ -1,4 +1,4 @@
-"""A request in the OpenAI batch form, as messages and generation parameters of ours.
+"""A request in the OpenAI batch form, as messages and our generation parameters.
 
 Fields of the request body:
 

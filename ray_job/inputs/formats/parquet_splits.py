@@ -26,7 +26,7 @@ class ParquetSplit(Split):
 
 
 def plan_splits(file: InputFile, footer: pq.FileMetaData, wanted: Collection[str | None]) -> Iterator[ParquetSplit]:
-    """Row groups gathered until they are worth a task.
+    """Neighbouring row groups, together when they are small.
 
     Args:
         file: the file.

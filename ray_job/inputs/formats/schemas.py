@@ -15,7 +15,7 @@ _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
 
 
 def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> tuple[pa.Schema, dict[str, str]]:
-    """The columns of all files, and those whose types do not go together.
+    """The columns of all files, and those whose types conflict.
 
     Whole numbers widen, null becomes anything, structs gain fields. Dictionaries and extension types of a user's own
     count as the type of their values.

@@ -15,7 +15,7 @@ _RELAYS = ipaddress.IPv4Network("192.88.99.0/24")
 
 
 def is_public(address: str) -> bool:
-    """Whether an address may be connected to: not this machine, its networks, or a way round into them.
+    """Whether an address may be connected to: not this machine, its networks, or a detour into them.
 
     Args:
         address: IPv4 or IPv6Address, with or without a zone.

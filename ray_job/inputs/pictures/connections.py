@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 
 
 class PinnedConnection(http.client.HTTPSConnection):
-    """What is being read ends when its time is over.
+    """A connection whose reads end when their time is up.
 
     Args:
         host, port: named in requests and in the certificate.
@@ -39,7 +39,7 @@ class PinnedConnection(http.client.HTTPSConnection):
 
     @contextmanager
     def until(self, end_s: float) -> Iterator[None]:
-        """What is done inside ends by then (`time.monotonic`).
+        """Whatever is done inside ends by this time (`time.monotonic`).
 
         Raises:
             TimeoutError: it took longer, though it may look as if the server had ended it.

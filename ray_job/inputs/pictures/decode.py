@@ -1,4 +1,4 @@
-"""A row's pictures: which there are, and their encoded bytes decoded safely. Reading their bytes is `references.py`'s.
+"""A row's pictures: which there are, and how their encoded bytes are decoded safely. `references.py` reads them.
 
 Any failure is the row's error. Only formats on a list are decoded, only within a pixel limit that is checked before
 decoding, and colours become RGB exactly as `Image.convert("RGB")` makes them, as the official processors do: alpha

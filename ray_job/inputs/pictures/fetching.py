@@ -31,7 +31,7 @@ class _Picture:
 
 
 class PictureFetcher:
-    """Fetches ahead of the rows' use, in their order.
+    """Fetches the pictures of rows ahead, in the order of the rows.
 
     Args:
         references: for each row, those of its pictures that lie elsewhere (`reference_of`).

@@ -1,4 +1,4 @@
-"""From what a row says about a picture to its encoded bytes: embedded, as a data URI, or a file within a root.
+"""The encoded bytes of a picture that a row names: embedded, as a data URI, or in a file within a root.
 
 Nothing outside the root is ever opened: no path that leaves it by `..`, by being absolute, by a link, or by naming
 another bucket or storage, and no URL, unless its host is on a list (`web.py`). To allow more paths, the user sets
@@ -97,7 +97,7 @@ def _of_data_uri(uri: str, max_bytes: int) -> bytes:
 
 
 def place_of(reference: str, root: Location | None) -> Location:
-    """The place a path or URI names, which lies within the root.
+    """The place that a path or URI names, checked to be within the root.
 
     Raises:
         RowError: IMAGE_FORBIDDEN, or IMAGE_MISSING for a name no file can have.
