@@ -157,6 +157,11 @@ def test_how_many_rows_are_decoded_together(tmp_path: Path) -> None:
         "texts": (pa.array(texts, pa.binary()), {"use_dictionary": False}, 4),
         "repeated": (pa.array([noise[:100]] * 5000, pa.binary()), {}, 256),
         "repeated pictures": (pa.array([noise[: MIB // 8]] * 300, pa.binary()), {}, 4),
+        "lists of repeated pictures": (
+            pa.array([[noise[: MIB // 8]] * 16] * 20, pa.list_(pa.binary())),
+            {},
+            3,
+        ),
         "repeated large pictures": (pa.array([noise[: 3 * MIB]] * 20, pa.binary()), {}, 2),
         "lists of numbers": (pa.array([list(range(2000))] * 4000, pa.list_(pa.int16())), {"use_dictionary": False}, 4),
     }
@@ -179,6 +184,14 @@ def test_pieces_hold_every_row_once_in_order(tmp_path: Path) -> None:
         assert all(piece.num_rows <= max_rows for piece in pieces)
         assert all(piece.nbytes < PIECE_BYTES + 4 * 3 * MIB for piece in pieces)
     assert len(pieces) > 4, "their bytes bound them, not their rows alone"
+
+
+def test_pieces_of_small_rows_are_full(tmp_path: Path) -> None:
+    dice = random.Random(0)
+    texts = [dice.randbytes(100) for _ in range(100_000)]
+    path = written(tmp_path / "rows.parquet", pa.array(texts, pa.binary()), use_dictionary=False)
+    pieces = [piece.num_rows for piece in iter_pieces(pq.ParquetFile(path), 0, ["n", "image"], 256)]
+    assert pieces == [256] * 390 + [160]
 
 
 def test_windows_hold_every_table_once_in_order() -> None:

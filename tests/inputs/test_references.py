@@ -46,6 +46,16 @@ def _error(value: Any, root: Path | str | None, limits: LimitsSpec = LIMITS) -> 
     return caught.value
 
 
+@pytest.mark.parametrize("num_bytes", [997, 998, 999, 1000])
+def test_a_data_uri_of_the_largest_size_is_read(num_bytes: int) -> None:
+    expected = (b"\xfb\xff" * 500)[:num_bytes]
+    text = base64.b64encode(expected).decode()
+    for payload in (text, "".join(f"%{ord(character):02X}" for character in text)):
+        assert read_picture(f"data:image/png;base64,{payload}", root=None, limits=LIMITS) == expected
+    over = base64.b64encode(bytes(1001 + num_bytes % 3)).decode()
+    assert _error(f"data:image/png;base64,{over}", None).code == ErrorCode.IMAGE_TOO_LARGE
+
+
 def test_bytes_paths_and_uris_become_bytes(root: Path) -> None:
     uri = (root / "sub" / "a b%20.png").as_uri()
     for value in (

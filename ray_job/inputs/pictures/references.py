@@ -88,7 +88,8 @@ def _of_data_uri(uri: str, max_bytes: int) -> bytes:
     comma = uri.find(",", 0, 200)
     if comma < 0 or not uri[:comma].lower().endswith(";base64"):
         raise RowError(ErrorCode.IMAGE_UNREADABLE, f"not of the form data:image/…;base64,…: {uri[:40]!r}")
-    _check_size((len(uri) - comma) * 3 // 4 - 3, max_bytes, "the data URI")
+    num_chars = len(uri) - comma - 1 - 2 * uri.count("%", comma)
+    _check_size(num_chars * 3 // 4 - 2, max_bytes, "the data URI")  # two may be padding
     try:
         payload = uri[comma + 1 :].encode("ascii")
         return base64.b64decode(unquote_to_bytes(payload) if b"%" in payload else payload, validate=True)
