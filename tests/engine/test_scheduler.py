@@ -234,14 +234,14 @@ def test_kept_prefixes_make_room_the_longest_unused_first() -> None:
     scheduler.add(other)
     assert scheduler.admit() == [other]
     assert list(scheduler._retained) == [kept[2], kept[0]], "the second was unused for longest, the first is being read"
-    large = row_of([5] * 60, 65)
+    large = row_of([5] * 60, 75)
     scheduler.add(large)
     assert scheduler.admit() == []
     assert list(scheduler._retained) == [kept[0]], "what a running row reads stays"
     scheduler.drop(again)
     scheduler.drop(other)
     assert scheduler.admit() == [large]
-    assert (list(scheduler._retained), scheduler.pool.used) == ([], 65)
+    assert (list(scheduler._retained), scheduler.pool.used) == ([], 75)
 
 
 def test_a_row_that_fits_only_without_what_it_would_share_is_run_alone() -> None:
