@@ -77,6 +77,7 @@ class Simulation:
         for chunk in chunks:
             self.attend(chunk)
             scheduler.advance(chunk)
+        self.check_filled()
         for row in [chunk.row for chunk in chunks if chunk.needs_logits]:
             self.answer(row)
         for row in scheduler.running:
@@ -107,6 +108,7 @@ class Simulation:
         rows = [chunk.row for chunk in chunks]
         assert len(rows) == len(set(rows))
         assert set(rows) <= set(self.scheduler.running)
+        assert all(chunk.start < chunk.end for chunk in chunks)
         limit = self.scheduler.limits.step_tokens
         num_decodes = sum(chunk.is_decode for chunk in chunks)
         assert sum(chunk.end - chunk.start for chunk in chunks) <= max(limit, num_decodes + min(limit, 32))
@@ -120,6 +122,12 @@ class Simulation:
         assert first + chunk.end - chunk.start <= chunk.row.span.start + chunk.row.span.capacity
         for position in range(chunk.start, chunk.end):
             self.places[first + position - chunk.start] = self.content(chunk.row, position)
+
+    def check_filled(self) -> None:
+        """A span says how much of it is computed, which others may then read."""
+        for row in self.scheduler.running:
+            assert row.span is not None
+            assert row.span.filled == max(0, row.num_computed - row.num_shared)
 
     def attend(self, chunk: Chunk[Row]) -> None:
         found = [place for each in stretches(chunk.row, 0, chunk.end) for place in range(each.start, each.end)]
@@ -202,6 +210,44 @@ def test_a_row_is_next_once_exactly_so_many_later_ones_were_admitted() -> None:
         scheduler.finish(admitted)
     assert num_later == 4
     assert (scheduler.num_admitted, scheduler.num_put_back, scheduler.reused_tokens) == (5, 0, 0)
+
+
+def test_rows_that_waited_before_it_do_not_count_as_overtaking() -> None:
+    scheduler = Scheduler[Row](max_slots=1, max_tokens=100, step_tokens=50, min_shared=None)
+    for _ in range(3):
+        scheduler.add(_row(10, 40))
+    short = _row(1, 2)
+    scheduler.add(short)
+    num_before = 0
+    while True:
+        scheduler.add(_row(10, 40))
+        (admitted,) = scheduler.admit()
+        if admitted is short:
+            break
+        num_before += 1
+        scheduler.finish(admitted)
+    assert num_before == 3 + 4
+
+
+def test_only_prompts_worth_sharing_are_kept() -> None:
+    scheduler = Scheduler[Row](max_slots=1, max_tokens=100, step_tokens=50, min_shared=10)
+    finished(scheduler, row_of([1] * 9, 20))
+    assert (scheduler.pool.used, len(scheduler._retained)) == (0, 0)
+    finished(scheduler, row_of([1] * 10, 20))
+    assert (scheduler.pool.used, len(scheduler._retained)) == (10, 1)
+
+
+def test_a_restart_goes_on_within_the_new_limits() -> None:
+    scheduler = Scheduler[Row](max_slots=2, max_tokens=100, step_tokens=50, min_shared=10)
+    finished(scheduler, row_of([1] * 10, 20))
+    running = row_of([2] * 10, 20)
+    scheduler.add(running)
+    scheduler.admit()
+    limits = scheduler.limits.halved()
+    scheduler.restart(limits)
+    assert scheduler.limits == limits == Limits(50, 32)
+    assert (scheduler.pool.capacity, scheduler.pool.used, scheduler.running, scheduler.num_waiting) == (50, 0, [], 1)
+    assert scheduler.admit() == [running]
 
 
 def row_of(ids: list[int], max_tokens: int, *digests: bytes) -> Row:
