@@ -37,8 +37,8 @@ def slowly(table: pa.Table) -> pa.Table:
 @pytest.mark.cluster
 def test_small_blocks_do_not_pile_up_in_front_of_a_slow_stage(local_ray: None) -> None:
     with ray_session():
-        bound_waiting_blocks(BLOCK_ROWS)
         context = DataContext.get_current()
+        bound_waiting_blocks(context, BLOCK_ROWS)
         policies = context.get_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY)
         context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies, Watch])
         rows = ray.data.range(NUM_BLOCKS * BLOCK_ROWS, override_num_blocks=1)
