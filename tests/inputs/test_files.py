@@ -131,6 +131,30 @@ def test_the_format_follows_from_suffixes(tmp_path: Path, names: list[str], expe
 
 
 @pytest.mark.parametrize(
+    "suffix",
+    [
+        "parquet",
+        "pq",
+        "jsonl",
+        "ndjson",
+        "jsonl.gz",
+        "ndjson.gz",
+        "jpg",
+        "jpeg",
+        "png",
+        "webp",
+        "bmp",
+        "gif",
+        "tif",
+        "TIFF",
+    ],
+)
+def test_every_suffix_is_found_in_a_folder(tmp_path: Path, suffix: str) -> None:
+    found = find_files(InputSpec(path=(str(_touch(tmp_path, f"a.{suffix}", "notes.txt")),)))
+    assert ([file.name for file in found.files], found.num_ignored) == ([f"a.{suffix}"], 1)
+
+
+@pytest.mark.parametrize(
     ("names", "message"),
     [
         (["a.parquet", "b.png"], r"several formats \(1 parquet, 1 images\); set input\.format"),

@@ -108,6 +108,7 @@ def test_bytes_paths_and_uris_become_bytes(root: Path) -> None:
         ("s3://bucket/x.png", ErrorCode.IMAGE_FORBIDDEN),
         ("data:image/png,plain", ErrorCode.IMAGE_UNREADABLE),
         ("data:image/png;base64,A A=", ErrorCode.IMAGE_UNREADABLE),
+        ("data:image/png;base64,QU*JD", ErrorCode.IMAGE_UNREADABLE),
         ("data:image/png;base64,ü", ErrorCode.IMAGE_UNREADABLE),
         ({"url": "x"}, ErrorCode.ROW_MALFORMED),
         (17, ErrorCode.ROW_MALFORMED),

@@ -10,6 +10,7 @@ _LAST_32_BITS = tuple(
     map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48"))
 )
 _ISATAP = (0x00005EFE, 0x02005EFE)
+# Among them Teredo's, 2001::/32, which lead through any server to any client.
 _NOT_PUBLIC = tuple(map(ipaddress.IPv6Network, ("64:ff9b:1::/48", "fec0::/10", "2001::/32", "100::/64", "5f00::/16")))
 _RELAYS = ipaddress.IPv4Network("192.88.99.0/24")
 
@@ -40,8 +41,6 @@ def _embedded(address: IPv6Address) -> list[IPv4Address]:
     found = [IPv4Address(low)] if any(address in network for network in _LAST_32_BITS) else []
     if address.sixtofour is not None:
         found.append(address.sixtofour)
-    if address.teredo is not None:
-        found += address.teredo
     if (int(address) >> 32) & 0xFFFFFFFF in _ISATAP:
         found.append(IPv4Address(low))
     return found
