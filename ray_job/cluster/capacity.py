@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_job.cluster.workers import Workers
 from ray_job.errors import SpecError
+from ray_job.redaction.logs import logger_of
 
 _AMPLE = 2.0  # CPUs, beside the actors
 _LEAST = 0.1  # of a CPU, for all stages together
-_LOG = logging.getLogger(__name__)
+_LOG = logger_of(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ not one line; calls into Ray hang until then. So the last words, and the exit co
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
@@ -20,6 +19,7 @@ from typing import Self
 
 from ray_job.cluster.causes import RESUME
 from ray_job.errors import ClusterLost, RayJobError
+from ray_job.redaction.logs import logger_of
 
 _ASK_INTERVAL_S = 1.0
 _CONNECT_S = 5.0
@@ -27,7 +27,7 @@ _UNWIND_S = 5.0  # for the job's thread to raise by itself; it may hang in a cal
 _RAYS_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"  # after which Ray's core ends this process
 _RAYS_PATIENCE_S = 60.0
 _RAYLET_PATIENCE_S = 3.0
-_LOG = logging.getLogger(__name__)
+_LOG = logger_of(__name__)
 
 
 @dataclass(frozen=True, slots=True)

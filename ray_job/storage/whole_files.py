@@ -7,6 +7,7 @@ name.
 
 from __future__ import annotations
 
+import errno
 import json
 import mimetypes
 import os
@@ -124,6 +125,8 @@ def make_folders(path: str) -> None:
     """
     missing, path = [], os.path.abspath(path)
     while not os.path.isdir(path):
+        if os.path.lexists(path) and not os.path.islink(path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         missing.append(path)
         path = os.path.dirname(path)
     for folder in reversed(missing):

@@ -67,6 +67,10 @@ def raising(error: BaseException) -> Callable[[], None]:
     return fail
 
 
+def two_arguments() -> None:  # made where it is raised: as a closure's value it would not reach the worker
+    raise TwoArgumentsError(1, 2)
+
+
 def unpicklable() -> None:
     raise UnpicklableError(7)
 
@@ -85,7 +89,7 @@ FAILURES: dict[str, tuple[Callable[[], None], str]] = {
     "group": (raising(ExceptionGroup("several", [ValueError("a")])), "ExceptionGroup: several"),
     "retried": (raising(OSError("AWS Error SLOW_DOWN")), "OSError: AWS Error SLOW_DOWN"),
     "unpicklable": (unpicklable, "UnpicklableError: number 7\nand a second line"),
-    "two arguments": (raising(TwoArgumentsError(1, 2)), "TwoArgumentsError: 1 and 2"),
+    "two arguments": (two_arguments, "TwoArgumentsError: 1 and 2"),
 }
 
 

@@ -51,6 +51,13 @@ def test_ids_of_bytes_and_numbers_are_hashed_by_value() -> None:
         assert first == third != second
 
 
+@pytest.mark.parametrize("kind", [pa.date32(), pa.time32("ms"), pa.timestamp("ms"), pa.timestamp("ns", "UTC")])
+def test_dates_and_times_are_hashed_whatever_their_width(kind: pa.DataType) -> None:
+    numbers = pa.array([1, 2, 1], pa.int32() if kind.bit_width == 32 else pa.int64())
+    first, second, third = hash_ids(pa.chunked_array([numbers.cast(kind)])).tolist()
+    assert first == third != second
+
+
 def test_a_hash_that_ends_in_zeros_is_whole() -> None:
     """numpy drops them."""
     whole = [b"x" * 14 + b"\0\0", b"\0" * 16, b"y" * 16]

@@ -37,6 +37,7 @@ def test_keys_hold_row_and_question(pairs: list[tuple[int, int]]) -> None:
     assert positions_of(both).tolist() == positions.tolist()
     assert questions_of(both).tolist() == questions.tolist()
     assert np.argsort(both, kind="stable").tolist() == [i for _, i in sorted((pair, i) for i, pair in enumerate(pairs))]
+    assert both.tolist() == [position * 2**16 + question for position, question in pairs], "what footers hold for good"
     account = Account(3, both, questions, positions, error_codes={"x": 1})
     copy = Account.of_footer(account.to_footer().encode())
     assert (copy.keys.tolist(), copy.attempts.tolist(), copy.run) == (both.tolist(), positions.tolist(), 3)
