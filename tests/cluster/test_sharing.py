@@ -80,6 +80,13 @@ def test_jobs_on_threads_share_the_ray_that_is_there(local_ray: None, tmp_path: 
     assert vars(DataContext.get_current()) == before, "what one job needs is not the other's, nor the caller's"
 
 
+def test_the_ray_that_is_used_already_comes_before_the_one_that_ray_address_names(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://nowhere:10001")
+    assert run(job(tmp_path / "job", 16)) == 16
+
+
 @pytest.mark.slow
 def test_jobs_on_threads_share_a_ray_that_outlives_the_first_of_them(tmp_path: Path, no_ray: None) -> None:
     assert run_side_by_side(tmp_path, (32, 2000)) == [32, 2000]
