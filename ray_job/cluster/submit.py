@@ -97,7 +97,7 @@ class Submission:
             except (RuntimeError, OSError) as error:
                 if time.monotonic() - started_s > _LOST_S:
                     raise RayJobError(
-                        f"{self.address} no longer answers ({error}); {self.id} may still be running. {self._what_next()}"
+                        f"{self.address} no longer answers ({error}); {self.id} may still run. {self._what_next()}"
                     ) from None
                 time.sleep(_ASK_INTERVAL_S)
 
