@@ -81,6 +81,7 @@ def test_jobs_on_threads_share_the_ray_that_is_there(local_ray: None, tmp_path: 
     assert vars(DataContext.get_current()) == before, "what one job needs is not the other's, nor the caller's"
 
 
+@pytest.mark.slow
 def test_previews_are_answered_before_beside_and_after_a_job(local_ray: None, tmp_path: Path) -> None:
     spec = job(tmp_path / "job", 2000)
     ends: list[int] = []
