@@ -399,7 +399,7 @@ class LimitsSpec(_Section):
         "an error, so that 30 allow 10 such rows for each actor.",
     )
     grace_s: float = Field(
-        20.0, ge=0, description="Seconds from SIGTERM or Ctrl-C in which rows at hand are finished and committed."
+        20.0, ge=0, description="Seconds from SIGTERM or Ctrl-C in which rows in flight are finished and committed."
     )
     no_progress_s: float = Field(
         1800.0, gt=0, description="Seconds without any progress, waiting for machines included, that end the job."

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ray.data._internal.execution.interfaces.physical_operator import PhysicalOperator
 
 _LEAST_WAITING = 32
+_RELEASE_INTERVAL_S = 0.1
+_OVERHEAD_BYTES = 512  # of a block as Ray keeps it, beside its rows' own
 _BLOCK_ROWS = "ray_job.block_rows"
 
 
@@ -33,21 +35,29 @@ class WaitingBlocks(BackpressurePolicy):
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
         """Whether the stage may start another task."""
-        return not self._is_ahead(op)
+        room = self._room(op)
+        return room is None or room > 0
 
     def max_task_output_bytes_to_read(self, op: PhysicalOperator) -> int | None:
         """How many bytes of its tasks' finished output may be taken; None: all."""
-        return 0 if self._is_ahead(op) else None
+        room = self._room(op)
+        if room is None:
+            return None
+        # What is finished may be a whole reading task's output: taken at once, it would all wait here.
+        return max(0, room) * int(_OVERHEAD_BYTES + (op.metrics.average_bytes_per_output or 0))
 
-    def _is_ahead(self, op: PhysicalOperator) -> bool:
+    def _room(self, op: PhysicalOperator) -> int | None:
+        """How many more of its blocks may wait; None where there is no bound."""
         if isinstance(op, ActorPoolMapOperator):  # its output is text, gathered and written at once
-            return False
+            return None
         block_rows = self._data_context.get_config(_BLOCK_ROWS)
-        return any(
-            self._topology[after].total_enqueued_input_blocks()
-            >= block_rows + max(_LEAST_WAITING, 2 * after.num_active_tasks())
+        rooms = [
+            block_rows
+            + max(_LEAST_WAITING, 2 * after.num_active_tasks())
+            - self._topology[after].total_enqueued_input_blocks()
             for after in op.output_dependencies
-        )
+        ]
+        return min(rooms, default=None)
 
 
 def bound_waiting_blocks(context: DataContext, block_rows: int) -> None:
@@ -55,3 +65,5 @@ def bound_waiting_blocks(context: DataContext, block_rows: int) -> None:
     context.set_config(_BLOCK_ROWS, block_rows)
     policies = [*ENABLED_BACKPRESSURE_POLICIES, WaitingBlocks]
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
+    # Until Ray Data knows the cluster's size, in its first seconds, it lets one block after another through.
+    context.output_backpressure_guard_release_interval_s = _RELEASE_INTERVAL_S

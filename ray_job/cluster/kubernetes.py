@@ -1,7 +1,7 @@
 """A job as a Kubernetes manifest for KubeRay: a RayJob, or a RayCronJob (KubeRay 1.6 or newer), with its own cluster.
 
-Retries are safe because every attempt goes on with the same output: the entrypoint resumes, or appends where a
-schedule runs it again and again. The spec lies in a ConfigMap beside it. Knows nothing of Ray.
+Retries are safe because every attempt continues the same output: the entrypoint resumes, or appends where a schedule
+runs it again and again. The spec lies in a ConfigMap beside it. Knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _pod(
 
 
 def _path_problems(spec: JobSpec, claims: Sequence[Claim]) -> list[str]:
-    """Paths a pod has not, or loses with its end; credentials that would lie open in the ConfigMap."""
+    """Paths that a pod does not have, or loses when it ends; credentials that the ConfigMap would show."""
     problems = []
     places = [("input.path", path) for path in spec.input.path]
     places += [("input.image_root", path) for path in (spec.input.image_root,) if path is not None]
@@ -200,7 +200,7 @@ def _option_problems(kind: str, options: KubeOptions) -> list[str]:
     if kind == "rayjob" and (options.schedule or options.time_zone):
         problems.append("--schedule and --time-zone go with raycronjob")
     if kind == "raycronjob" and options.queue is not None:
-        problems.append("--queue: KubeRay gives the jobs of a RayCronJob no labels of ours; Kueue would not see them")
+        problems.append("--queue: KubeRay does not label the jobs of a RayCronJob, so Kueue would not see them")
     return problems
 
 

@@ -74,7 +74,7 @@ class Submission:
             )
             return self._follow(stream)
         except KeyboardInterrupt:
-            print(f"\ndetached: {self.id} goes on. {self._what_next()}", file=stream, flush=True)
+            print(f"\ndetached: {self.id} keeps running. {self._what_next()}", file=stream, flush=True)
             return DETACHED
 
     def _follow(self, stream: TextIO) -> int:
@@ -97,7 +97,7 @@ class Submission:
             except (RuntimeError, OSError) as error:
                 if time.monotonic() - started_s > _LOST_S:
                     raise RayJobError(
-                        f"{self.address} no longer answers ({error}); {self.id} may go on. {self._what_next()}"
+                        f"{self.address} no longer answers ({error}); {self.id} may still run. {self._what_next()}"
                     ) from None
                 time.sleep(_ASK_INTERVAL_S)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,27 @@ def test_submitting_nowhere_says_what_can_be_used(
         submit_job(spec, f"http://127.0.0.1:{free_ports(1)[0]}")
     with pytest.raises(SpecError, match="overwrite begins anew"):
         submit_job(JobSpec.from_dict({**spec.model_dump(), "output": {"path": "x", "mode": "overwrite"}}), "auto", "id")
+
+
+def test_the_first_address_that_is_given_is_taken(
+    make_job: Callable[[Path], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = JobSpec.from_dict(make_job(tmp_path).spec)
+    given, of_the_jobs_api, of_ray = (f"http://127.0.0.1:{port}" for port in free_ports(3))
+    for name, address in (("RAY_API_SERVER_ADDRESS", of_the_jobs_api), ("RAY_ADDRESS", of_ray)):
+        monkeypatch.setenv(name, address)
+
+    def refusing(address: str | None = None) -> str:
+        with pytest.raises(RayJobError, match="no Ray dashboard answers there") as caught:
+            submit_job(spec, address)
+        return str(caught.value)
+
+    before = dict(os.environ)
+    assert refusing(given).startswith(f"{given}: ")
+    assert refusing().startswith(f"{of_the_jobs_api}: ")
+    assert dict(os.environ) == before
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
+    assert refusing().startswith(f"{of_ray}: ")
 
 
 class StartingHead:

@@ -7,7 +7,6 @@ import time
 import pyarrow as pa
 import pytest
 import ray.data
-from ray.data import DataContext
 from ray.data._internal.execution.backpressure_policy import ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY
 from ray.data._internal.execution.backpressure_policy.backpressure_policy import BackpressurePolicy
 from ray.data._internal.execution.interfaces.physical_operator import PhysicalOperator
@@ -37,16 +36,14 @@ def slowly(table: pa.Table) -> pa.Table:
 @pytest.mark.cluster
 def test_small_blocks_do_not_pile_up_in_front_of_a_slow_stage(local_ray: None) -> None:
     with ray_session():
-        context = DataContext.get_current()
-        bound_waiting_blocks(context, BLOCK_ROWS)
-        policies = context.get_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY)
-        context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies, Watch])
         rows = ray.data.range(NUM_BLOCKS * BLOCK_ROWS, override_num_blocks=1)
+        bound_waiting_blocks(rows.context, BLOCK_ROWS)
+        policies = rows.context.get_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY)
+        rows.context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies, Watch])
         rows = rows.map_batches(lambda table: table, batch_size=None, batch_format="pyarrow")
         rows = rows.repartition(target_num_rows_per_block=BLOCK_ROWS)
         done = rows.map_batches(slowly, batch_size=None, batch_format="pyarrow", num_cpus=0.8)
         found = [row["id"] for row in done.iter_rows()]
     assert sorted(found) == list(range(NUM_BLOCKS * BLOCK_ROWS))
-    # 32 blocks and one for each row of a block may wait; what is taken between two looks at the queue comes on top, and
-    # of blocks as tiny as these that is some dozens. Without the bound it was three quarters of all blocks.
-    assert NUM_SLOW < Watch.most_waiting <= NUM_BLOCKS / 3
+    # 32 blocks and one for each row of a block may wait; what Ray lets through to keep things moving comes on top.
+    assert NUM_SLOW < Watch.most_waiting <= 2 * (32 + BLOCK_ROWS), "without the bound, most of them wait"

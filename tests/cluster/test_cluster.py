@@ -76,7 +76,7 @@ def test_a_submitted_job_is_followed_stopped_and_finished_under_one_id(
     wait_until(lambda: "running already" in logs[1].read_text(), second, logs[1])
     first.send_signal(signal.SIGINT)
     assert first.wait(60) == 130
-    assert "nightly goes on" in logs[0].read_text()
+    assert "nightly keeps running" in logs[0].read_text()
     wait_until(lambda: job.num_committed() >= 16, second, logs[1])
     assert nodes.api("POST", "jobs/nightly/stop") == {"stopped": True}
     assert second.wait(120) == 75, logs[1].read_text()

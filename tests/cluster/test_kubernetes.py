@@ -147,5 +147,5 @@ def test_what_would_not_work_there_is_said_at_once(spec_file: Path, capsys: pyte
     assert "put them into --secret" in said
     assert "--name: got 'Photos'" in said
     assert "--schedule: got None; five fields" in said
-    assert "--queue: KubeRay gives the jobs of a RayCronJob no labels" in said
+    assert "--queue: KubeRay does not label the jobs of a RayCronJob" in said
     assert "secret@" not in said

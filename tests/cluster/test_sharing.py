@@ -20,8 +20,9 @@ import pytest
 import ray
 from ray.data import DataContext
 
-from ray_job import JobSpec, run_job
+from ray_job import JobSpec, preview, run_job
 from ray_job.cluster.capacity import StageCpus
+from ray_job.cluster.warm_actor import warm_actor
 from ray_job.errors import Interrupted, RayJobError, SpecError, TooManyRowErrors
 from ray_job.output.verify import verify
 from ray_job.storage.places import locate
@@ -78,6 +79,30 @@ def test_jobs_on_threads_share_the_ray_that_is_there(local_ray: None, tmp_path: 
     assert run_side_by_side(tmp_path, (96, 400)) == [96, 400]
     assert ray.is_initialized()
     assert vars(DataContext.get_current()) == before, "what one job needs is not the other's, nor the caller's"
+
+
+@pytest.mark.slow
+def test_previews_are_answered_before_beside_and_after_a_job(local_ray: None, tmp_path: Path) -> None:
+    spec = job(tmp_path / "job", 2000)
+    ends: list[int] = []
+    thread = threading.Thread(target=lambda: ends.append(run(spec)))
+    try:
+        assert preview(spec, 4).table.num_rows == 4
+        thread.start()
+        while thread.is_alive():
+            assert preview(spec, 4).table.num_rows == 4
+        assert preview(spec, 4).table.num_rows == 4
+    finally:
+        thread.join()
+        warm_actor().release()
+    assert ends == [2000]
+
+
+def test_the_ray_that_is_used_already_comes_before_the_one_that_ray_address_names(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://nowhere:10001")
+    assert run(job(tmp_path / "job", 16)) == 16
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_rays_own_submission_with_a_token(
     assert guarded.api("POST", "jobs/raw/stop") == {"stopped": True}
     submitted.wait(120)
     text = guarded.api("GET", "jobs/raw/logs")["logs"]
-    assert "SIGTERM: finishing the rows at hand" in text
+    assert "SIGTERM: finishing the rows in flight" in text
     assert "error: stopped by SIGTERM" in text
     assert "Traceback" not in text
     assert job.manifest()["state"] == "cancelled"
