@@ -77,6 +77,7 @@ class Simulation:
         for chunk in chunks:
             self.attend(chunk)
             scheduler.advance(chunk)
+        self.check_filled()
         for row in [chunk.row for chunk in chunks if chunk.needs_logits]:
             self.answer(row)
         for row in scheduler.running:
@@ -107,6 +108,7 @@ class Simulation:
         rows = [chunk.row for chunk in chunks]
         assert len(rows) == len(set(rows))
         assert set(rows) <= set(self.scheduler.running)
+        assert all(chunk.start < chunk.end for chunk in chunks)
         limit = self.scheduler.limits.step_tokens
         num_decodes = sum(chunk.is_decode for chunk in chunks)
         assert sum(chunk.end - chunk.start for chunk in chunks) <= max(limit, num_decodes + min(limit, 32))
@@ -120,6 +122,12 @@ class Simulation:
         assert first + chunk.end - chunk.start <= chunk.row.span.start + chunk.row.span.capacity
         for position in range(chunk.start, chunk.end):
             self.places[first + position - chunk.start] = self.content(chunk.row, position)
+
+    def check_filled(self) -> None:
+        """A span says how much of it is computed, which others may then read."""
+        for row in self.scheduler.running:
+            assert row.span is not None
+            assert row.span.filled == max(0, row.num_computed - row.num_shared)
 
     def attend(self, chunk: Chunk[Row]) -> None:
         found = [place for each in stretches(chunk.row, 0, chunk.end) for place in range(each.start, each.end)]
@@ -185,6 +193,159 @@ def test_a_large_row_gets_its_room_in_the_end() -> None:
         num_finished += 1
         scheduler.admit()
         assert num_finished <= 6 * scheduler.max_slots
+
+
+def test_a_row_is_next_once_exactly_so_many_later_ones_were_admitted() -> None:
+    """Four times the slots; each later row has more to generate, and would go first."""
+    scheduler = Scheduler[Row](max_slots=1, max_tokens=100, step_tokens=50, min_shared=None)
+    short = _row(1, 2)
+    scheduler.add(short)
+    num_later = 0
+    while True:
+        scheduler.add(_row(10, 40))
+        (admitted,) = scheduler.admit()
+        if admitted is short:
+            break
+        num_later += 1
+        scheduler.finish(admitted)
+    assert num_later == 4
+    assert (scheduler.num_admitted, scheduler.num_put_back, scheduler.reused_tokens) == (5, 0, 0)
+
+
+def test_rows_that_waited_before_it_do_not_count_as_overtaking() -> None:
+    scheduler = Scheduler[Row](max_slots=1, max_tokens=100, step_tokens=50, min_shared=None)
+    for _ in range(3):
+        scheduler.add(_row(10, 40))
+    short = _row(1, 2)
+    scheduler.add(short)
+    num_before = 0
+    while True:
+        scheduler.add(_row(10, 40))
+        (admitted,) = scheduler.admit()
+        if admitted is short:
+            break
+        num_before += 1
+        scheduler.finish(admitted)
+    assert num_before == 3 + 4
+
+
+def test_only_prompts_worth_sharing_are_kept() -> None:
+    scheduler = Scheduler[Row](max_slots=1, max_tokens=100, step_tokens=50, min_shared=10)
+    finished(scheduler, row_of([1] * 9, 20))
+    assert (scheduler.pool.used, len(scheduler._retained)) == (0, 0)
+    finished(scheduler, row_of([1] * 10, 20))
+    assert (scheduler.pool.used, len(scheduler._retained)) == (10, 1)
+
+
+def test_a_restart_goes_on_within_the_new_limits() -> None:
+    scheduler = Scheduler[Row](max_slots=2, max_tokens=100, step_tokens=50, min_shared=10)
+    finished(scheduler, row_of([1] * 10, 20))
+    running = row_of([2] * 10, 20)
+    scheduler.add(running)
+    scheduler.admit()
+    limits = scheduler.limits.halved()
+    scheduler.restart(limits)
+    assert scheduler.limits == limits == Limits(50, 32)
+    assert (scheduler.pool.capacity, scheduler.pool.used, scheduler.running, scheduler.num_waiting) == (50, 0, [], 1)
+    assert scheduler.admit() == [running]
+
+
+def row_of(ids: list[int], max_tokens: int, *digests: bytes) -> Row:
+    return Row(prompt=Prompt(ids, digests), num_tokens=len(ids), max_tokens=max_tokens)
+
+
+def compute(scheduler: Scheduler[Row]) -> None:
+    for chunk in scheduler.plan():
+        scheduler.advance(chunk)
+
+
+def finished(scheduler: Scheduler[Row], row: Row) -> Row:
+    """The row added, run and answered: its prompt is kept for others."""
+    scheduler.add(row)
+    assert scheduler.admit() == [row]
+    compute(scheduler)
+    scheduler.finish(row)
+    return row
+
+
+def test_kept_prefixes_make_room_the_longest_unused_first() -> None:
+    scheduler = Scheduler[Row](max_slots=4, max_tokens=100, step_tokens=100, min_shared=10)
+    kept = [finished(scheduler, row_of([number] * 30, 35)) for number in (1, 2, 3)]
+    assert scheduler.pool.used == 90
+    again = row_of([1] * 30 + [9], 35)
+    scheduler.add(again)
+    assert scheduler.admit() == [again], "it needs 5 tokens beside the 30 that it shares"
+    assert (again.num_shared, scheduler.reused_tokens, scheduler.pool.used) == (30, 30, 95)
+    other = row_of([4] * 25, 30)
+    scheduler.add(other)
+    assert scheduler.admit() == [other]
+    assert list(scheduler._retained) == [kept[2], kept[0]], "the second was unused for longest, the first is being read"
+    large = row_of([5] * 60, 75)
+    scheduler.add(large)
+    assert scheduler.admit() == []
+    assert list(scheduler._retained) == [kept[0]], "what a running row reads stays"
+    scheduler.drop(again)
+    scheduler.drop(other)
+    assert scheduler.admit() == [large]
+    assert (list(scheduler._retained), scheduler.pool.used) == ([], 75)
+
+
+def test_a_row_that_fits_only_without_what_it_would_share_is_run_alone() -> None:
+    """The prefix lies in the middle of the pool, and no hole beside it is large enough."""
+    scheduler = Scheduler[Row](max_slots=4, max_tokens=100, step_tokens=100, min_shared=10)
+    first, second = row_of([1] * 40, 45), row_of([2] * 20, 25)
+    for row in (first, second):
+        scheduler.add(row)
+    assert scheduler.admit() == [first, second]
+    compute(scheduler)
+    scheduler.drop(first)
+    scheduler.finish(second)
+    large = row_of([2] * 20 + [3] * 40, 100)
+    scheduler.add(large)
+    assert scheduler.admit() == [large]
+    assert (large.num_shared, scheduler.pool.used, scheduler.reused_tokens) == (0, 100, 0)
+
+
+@pytest.mark.parametrize(
+    ("is_long", "told", "expected"), [(True, None, True), (False, None, False), (True, False, False)]
+)
+def test_a_row_put_back_keeps_its_factors_unless_told(is_long: bool, told: bool | None, expected: bool) -> None:
+    scheduler = Scheduler[Row](max_slots=1, max_tokens=100, step_tokens=100, min_shared=None)
+    row, later = _row(5, 10), _row(5, 90)
+    row.is_long = is_long
+    scheduler.add(row)
+    scheduler.admit()
+    compute(scheduler)
+    scheduler.add(later)
+    scheduler.put_back(row, told)
+    assert (row.is_long, row.num_computed, row.span, scheduler.num_put_back) == (expected, 0, None, 1)
+    assert scheduler.admit() == [row], "before others"
+
+
+def test_limits_are_halved_down_to_the_smallest_step() -> None:
+    limits, found = Limits(3, 100), []
+    for _ in range(4):
+        found.append((limits.ceiling, limits.step_tokens, limits.can_lower_step))
+        limits = limits.halved()
+    assert found == [(3, 100, True), (1, 50, True), (1, 32, False), (1, 32, False)]
+    assert Limits(10, 5).halved() == Limits(5, 5), "a step that was smaller from the start stays"
+
+
+def test_rows_with_a_running_rows_pictures_come_next() -> None:
+    scheduler = Scheduler[Row](max_slots=2, max_tokens=200, step_tokens=100, min_shared=None)
+    cat = row_of([1, -1, 5], 10, b"cat")
+    scheduler.add(cat)
+    assert scheduler.admit() == [cat]
+    longer = row_of([1, -1, 6], 90, b"dog")
+    same = [row_of([1, -1, number], 10, b"cat") for number in (7, 8)]
+    for row in (longer, *same):
+        scheduler.add(row)
+    admitted = []
+    for _ in range(3):
+        (row,) = scheduler.admit()
+        admitted.append(row)
+        scheduler.finish(row)
+    assert admitted == [*same, longer]
 
 
 @pytest.mark.parametrize("module", ["scheduler", "prefix", "spans", "duplicates", "stats"])
