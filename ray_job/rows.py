@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ray_job.arrow.column_types import carried_field, stored_field
 from ray_job.errors import RowError
 from ray_job.spec import GenerationParams
-from ray_job.storage.column_types import carried_field, stored_field
 
 ROW_ID = "row_id"
 QUESTION_INDEX = "question_index"

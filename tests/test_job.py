@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from ray_job import JobSpec, run_job
+from ray_job.arrow.values import python_rows
 from ray_job.demo.pictures import encode
 from ray_job.demo.questions import make_split
 from ray_job.demo.run import score_answers
@@ -31,7 +32,6 @@ from ray_job.output.status import job_status
 from ray_job.output.verify import verify
 from ray_job.rows import RESULT_FIELDS
 from ray_job.storage.places import locate
-from ray_job.storage.values import python_rows
 
 from .columns import columns
 

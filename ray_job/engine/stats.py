@@ -52,11 +52,6 @@ class EngineStats:
         return self.waiting_slots_used / self.waiting_slots if self.waiting_slots else 1.0
 
     @property
-    def picture_hits(self) -> int:
-        """How often wanted features were there already."""
-        return max(0, self.pictures_wanted - self.pictures_encoded)
-
-    @property
     def padding_share(self) -> float:
         """Share of padding among the keys read. Tokens are never padded."""
         return self.keys_padded / self.keys_read if self.keys_read else 0.0

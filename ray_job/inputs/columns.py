@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from ray_job.arrow.column_types import carried_type, reason_not_stored, wide_type
 from ray_job.errors import SpecError
-from ray_job.inputs.wide_types import widened
 from ray_job.prompts.conversation import QUESTION, nearest, settle, template_fields
 from ray_job.redaction.logs import logger_of
 from ray_job.rows import INTERNAL_PREFIX, RESERVED_COLUMNS, ROW_ID
 from ray_job.spec import JobSpec, PromptSpec
-from ray_job.storage.column_types import carried_type, reason_not_stored
 
 _LOG = logger_of(__name__)
 
@@ -53,7 +52,7 @@ class Roles:
     def travelling(self, columns: pa.Schema) -> pa.Schema:
         """The delivered columns with the types they travel in: those that are passed through keep their own."""
         fields = (columns.field(name) for name in self.delivered)
-        return pa.schema([f if f.name in self.kept else f.with_type(widened(f.type)) for f in fields])
+        return pa.schema([f if f.name in self.kept else f.with_type(wide_type(f.type)) for f in fields])
 
     @property
     def _has_questions(self) -> bool:

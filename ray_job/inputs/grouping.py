@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_job.storage.values import python_values
+from ray_job.arrow.values import python_values
 
 _LONG = 64  # characters or bytes; of what is longer, a hash is kept
 

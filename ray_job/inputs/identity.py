@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+from ray_job.arrow.values import python_values
 from ray_job.errors import InputError
 from ray_job.inputs.formats.images import ImagesSource
 from ray_job.inputs.formats.jsonl_splits import JsonlSplit
 from ray_job.inputs.formats.parquet_splits import ParquetSplit
 from ray_job.inputs.source import Source
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
-from ray_job.storage.values import python_values
 
 
 def input_identity(source: Source) -> str:

@@ -13,10 +13,10 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from ray_job.arrow.column_types import carried_field
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.rows import ERROR_TYPE, READ_ERROR, error_record
 from ray_job.spec import PromptSpec
-from ray_job.storage.column_types import carried_field
 from ray_job.storage.places import Location
 
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ray_job.arrow.column_types import filtered
 from ray_job.errors import RayJobError
 from ray_job.output.ledger import Bools, Ledger, Part, is_damage
 from ray_job.output.parts import write_part
-from ray_job.storage.column_types import filtered
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
 from ray_job.storage.whole_files import remove
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from ray_job.arrow.column_types import filtered
+from ray_job.arrow.values import python_values
 from ray_job.output.account import Ints
 from ray_job.output.compaction import read_part
 from ray_job.output.ledger import Ledger
 from ray_job.output.manifest import Duplicates
 from ray_job.output.matching import KnownRows
 from ray_job.rows import ROW_ID
-from ray_job.storage.column_types import filtered
-from ray_job.storage.values import python_values
 
 _PASS_ROWS = 20_000_000
 _NUM_EXAMPLES = 5

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ray_job.arrow.column_types import carried_type, stored_field
 from ray_job.inputs.source import Source
 from ray_job.output.account import Ints
 from ray_job.output.compaction import read_part
 from ray_job.output.ledger import Ledger
 from ray_job.rows import POSITION, ROW_ID
-from ray_job.storage.column_types import carried_type, stored_field
 
 Hashes = npt.NDArray[np.bytes_]  # 16 bytes each
 _HASH_TYPE = np.dtype("S16")

@@ -15,8 +15,8 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_job.arrow.column_types import stored_field
 from ray_job.output.account import FOOTER_KEY, Account
-from ray_job.storage.column_types import stored_field
 from ray_job.storage.places import Location
 from ray_job.storage.whole_files import write_whole
 

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_job.arrow.values import python_values
 from ray_job.engine.interface import Engine
 from ray_job.engine.loop import EngineLoop
 from ray_job.errors import ErrorCode, ModelError, RowError, Stage
@@ -46,7 +47,6 @@ from ray_job.rows import (
 )
 from ray_job.spec import GenerationParams, JobSpec
 from ray_job.stages.poison import Block, DurableStore, PoisonSearch, ReadersWriterLock
-from ray_job.storage.values import python_values
 
 Place: TypeAlias = Callable[[JobSpec, DurableStore | None], Placement]
 """Says, in the actor's own process, where it computes and with how much; the store is shared with the other actors."""

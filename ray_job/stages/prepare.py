@@ -18,6 +18,8 @@ from typing import Any, Self
 import pyarrow as pa
 from pydantic import ValidationError
 
+from ray_job.arrow.column_types import with_types
+from ray_job.arrow.values import PromptRows, prompt_rows
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.inputs.pictures.decode import decode, picture_size
 from ray_job.inputs.source import Source
@@ -41,9 +43,7 @@ from ray_job.rows import (
 from ray_job.spec import GenerationParams, JobSpec, problems
 from ray_job.stages.fetch import RowPictures, picture_bytes, picture_values
 from ray_job.stages.poison import DurableStore, PoisonSearch
-from ray_job.storage.column_types import with_types
 from ray_job.storage.retrying import Retrying
-from ray_job.storage.values import PromptRows, prompt_rows
 
 _MANY_BYTES = 64 * 2**20  # of a block: beyond it, its rows become Python's one at a time
 

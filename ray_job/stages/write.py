@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_job.arrow.column_types import with_types
 from ray_job.output.account import Account
 from ray_job.output.parts import DATA, ERRORS, RECEIPT_SCHEMA, Receipt, write_part
 from ray_job.rows import ATTEMPTS, POSITION, QUESTION_INDEX, WORKER, Status
-from ray_job.storage.column_types import with_types
 from ray_job.storage.places import Location
 
 

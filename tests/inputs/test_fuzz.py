@@ -22,12 +22,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ray_job import JobSpec
+from ray_job.arrow.values import prompt_values
 from ray_job.errors import ErrorCode, RayJobError
 from ray_job.inputs.source import iter_tables
 from ray_job.rows import POSITION, ROW_ID, SAMPLE_TYPE, SAMPLES
 from ray_job.stages.open_job import open_job
 from ray_job.stages.prepare import Preparer
-from ray_job.storage.values import prompt_values
 from tests.memory import forget_peak, now_mib, peak_mib
 
 from ..columns import columns, far

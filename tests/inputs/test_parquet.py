@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_job.arrow.column_types import wide_type
 from ray_job.errors import InputError, SpecError
 from ray_job.inputs.pictures.decode import pictures_of
 from ray_job.inputs.pictures.references import read_picture
 from ray_job.inputs.source import iter_tables
-from ray_job.inputs.wide_types import widened
 from ray_job.spec import LimitsSpec
 
 from .conftest import ids_of, opened, rows_of
@@ -53,7 +53,7 @@ def test_every_form_of_picture_column_is_delivered(tmp_path: Path, values: pa.Ar
     (tmp_path / "p.png").write_bytes(b"p")
     source = opened(_write(tmp_path / "a.parquet", pa.table({"image": values})))
     assert source.image_columns == ("image",)
-    assert source.columns.field("image").type == widened(values.type)
+    assert source.columns.field("image").type == wide_type(values.type)
     assert source.kept == ()
     good, missing = (pictures_of(row, source.image_columns) for row in rows_of(source))
     assert read_picture(good[0], root=source.image_root, limits=LimitsSpec()) == b"p"

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ray_job.arrow.values import PromptRows, prompt_rows
 from ray_job.inputs.source import iter_tables
 from ray_job.rows import PICTURES, POSITION, PREPARE_S, SAMPLES, WORKER, output_schema, result_schema
 from ray_job.spec import JobSpec
 from ray_job.stages.generate import GenerateActor
 from ray_job.stages.open_job import open_job
-from ray_job.storage.values import PromptRows, prompt_rows
 
 
 def png(width: int = 40, height: int = 30) -> bytes:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_job.arrow.column_types import plain_type, reason_not_stored, stored_field, taken
+from ray_job.arrow.values import python_values
 from ray_job.errors import SpecError
 from ray_job.inputs.opening import open_source
 from ray_job.inputs.source import iter_tables
@@ -21,9 +23,7 @@ from ray_job.output.matching import hash_ids
 from ray_job.output.verify import verify
 from ray_job.rows import ROW_ID
 from ray_job.spec import JobSpec
-from ray_job.storage.column_types import plain_type, reason_not_stored, stored_field, taken
 from ray_job.storage.places import locate
-from ray_job.storage.values import python_values
 from ray_job.views.gallery.preview import preview
 from ray_job.views.gallery.show import show
 from ray_job.views.html.write import write_report

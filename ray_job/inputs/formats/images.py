@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_job.arrow.column_types import carried_field
 from ray_job.errors import InputError
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFile, InputFiles
@@ -28,7 +29,6 @@ from ray_job.inputs.formats.schemas import is_text, unify
 from ray_job.inputs.source import Source, Split, first_rows, malformed
 from ray_job.rows import ERROR_TYPE, INTERNAL_PREFIX, READ_ERROR, ROW_ID, error_record
 from ray_job.spec import JobSpec
-from ray_job.storage.column_types import carried_field
 from ray_job.storage.places import Location, parse_uri, reason
 
 IMAGE = "image"

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ray_job.arrow.column_types import carried_field
 from ray_job.errors import InputError, RowError
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFile, InputFiles
@@ -26,7 +27,6 @@ from ray_job.inputs.formats.schemas import cast_checked, hive_fields, hive_value
 from ray_job.inputs.source import Source, Split, first_rows, malformed
 from ray_job.rows import ROW_ID
 from ray_job.spec import JobSpec
-from ray_job.storage.column_types import carried_field
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
 _BUFFER_BYTES = 2**20

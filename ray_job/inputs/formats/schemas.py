@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from ray_job.storage.column_types import plain_type
+from ray_job.arrow.column_types import plain_type
 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")

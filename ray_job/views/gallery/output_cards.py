@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_job.arrow.column_types import filtered, stored_field, taken, with_types
+from ray_job.arrow.values import python_rows, python_values
 from ray_job.errors import RayJobError, SpecError
 from ray_job.inputs.opening import open_source
 from ray_job.inputs.picking import pick_rows
@@ -23,9 +25,7 @@ from ray_job.output.parts import DATA, ERRORS
 from ray_job.rows import ROW_ID
 from ray_job.spec import JobSpec
 from ray_job.stages.prepare import row_values
-from ray_job.storage.column_types import filtered, stored_field, taken, with_types
 from ray_job.storage.places import Location, locate, parse_uri
-from ray_job.storage.values import python_rows, python_values
 from ray_job.views.gallery.cards import Card, CardMaker, make_card
 
 _MAX_PARTS = 12

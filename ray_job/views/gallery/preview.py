@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_job.arrow.column_types import with_types
+from ray_job.arrow.values import python_rows
 from ray_job.cluster.warm_actor import warm_actor
 from ray_job.errors import SpecError
 from ray_job.inputs.picking import pick_rows
@@ -18,8 +20,6 @@ from ray_job.rows import POSITION, output_schema
 from ray_job.spec import JobSpec
 from ray_job.stages.open_job import open_job
 from ray_job.stages.prepare import row_values
-from ray_job.storage.column_types import with_types
-from ray_job.storage.values import python_rows
 from ray_job.views.gallery.cards import Card, CardMaker
 from ray_job.views.gallery.render import cards_html, cards_text
 

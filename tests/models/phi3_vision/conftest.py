@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from torch import Tensor
 from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 
-from .oracle import GOLDEN, Compare
+from .oracle import Compare
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,18 +32,6 @@ def official() -> Path:
     folder = Path(os.environ.get("PHI3_VISION_FILES", default))
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("the official Phi-3-vision files are absent; name their folder in PHI3_VISION_FILES")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden tiny model as a loadable folder: its tower's shape merged into config.json."""
-    folder = tmp_path_factory.mktemp("tiny")
-    for file in (GOLDEN / "tiny-mha").iterdir():
-        shutil.copyfile(file, folder / file.name)
-    config = json.loads((folder / "config.json").read_text())
-    config["img_processor"]["vision_config"] = json.loads((folder / "oracle_clip_config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

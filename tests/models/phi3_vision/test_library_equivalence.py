@@ -21,19 +21,22 @@ from ray_job.models.phi3_vision.model import Phi3VisionModel
 from .oracle import Compare, Row, greedy, logits_of
 
 TOWER = VisionConfig(56, 14, 24, 40, 3, 3)
+SHAPE: dict[str, int] = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 16,
+    "pad_token_id": 0,
+}
 CONFIG = Phi3VisionConfig(
-    vocab_size=50,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    original_max_position_embeddings=16,
+    **SHAPE,  # type: ignore[arg-type]
     short_factor=(1.0, 1.1, 1.5, 2.0),
     long_factor=(1.2, 3.0, 7.0, 9.0),
     initializer_range=0.2,
-    pad_token_id=0,
     vision=TOWER,
 )
 
@@ -49,15 +52,7 @@ def seeded(attention: Literal["sdpa", "eager"], tower: VisionConfig = TOWER) -> 
 def test_decoder_with_grouped_heads(attention: Literal["sdpa", "eager"], length: int, close: Compare) -> None:
     ours = seeded(attention)
     library = Phi3Config(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        original_max_position_embeddings=16,
-        pad_token_id=0,
+        **SHAPE,
         rope_parameters={
             "rope_type": "longrope",
             "rope_theta": 10000.0,

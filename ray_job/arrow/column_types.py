@@ -3,6 +3,7 @@
 plain     values as they are, however a file encodes them: no dictionaries, no list views, which Ray cannot send, and
           no extension types of a user's own, which no other process knows
 carried   what every kernel between reading and writing can work on: no views, no extension types
+wide      carried, of columns that are not kept: texts and bytes of any size, so that no block of rows is too large
 stored    what the output holds, and so what its schema says from the start
 """
 
@@ -38,6 +39,18 @@ def carried_type(type_: pa.DataType) -> pa.DataType:
     if pa.types.is_binary_view(type_):
         return pa.large_binary()
     return _with_inner(type_, carried_type)
+
+
+def wide_type(type_: pa.DataType) -> pa.DataType:
+    """With 64-bit offsets for texts and bytes, however deep they are nested, except in maps.
+
+    Arrow's plain `binary` and `string` hold at most 2 GiB in one array, which 32 pictures can exceed.
+    """
+    if pa.types.is_binary(type_):
+        return pa.large_binary()
+    if pa.types.is_string(type_):
+        return pa.large_string()
+    return type_ if pa.types.is_map(type_) else _with_inner(type_, wide_type)
 
 
 def carried_field(field: pa.Field) -> pa.Field:
