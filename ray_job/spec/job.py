@@ -1,0 +1,107 @@
+"""One job: its sections, and what must hold between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError, model_validator
+
+from ray_job.errors import SpecError
+from ray_job.spec.batching import BatchingSpec
+from ray_job.spec.generation import GenerationSpec
+from ray_job.spec.input import InputSpec
+from ray_job.spec.limits import LimitsSpec
+from ray_job.spec.model import ModelSpec
+from ray_job.spec.output import OutputSpec
+from ray_job.spec.problems import problems
+from ray_job.spec.prompt import PromptSpec
+from ray_job.spec.reading import apply_override, load_yaml
+from ray_job.spec.section import Section
+from ray_job.spec.workers import WorkersSpec
+
+# Parts of a large job are large enough to leave few files; a small one has at least so many, where blocks allow.
+_MOST_PART_ROWS, _FEWEST_PARTS = 256, 20
+
+
+class JobSpec(Section):
+    """One batch inference job."""
+
+    input: InputSpec
+    output: OutputSpec
+    prompt: PromptSpec = PromptSpec()
+    model: ModelSpec = ModelSpec()
+    generation: GenerationSpec = GenerationSpec()
+    batching: BatchingSpec = BatchingSpec()
+    workers: WorkersSpec = WorkersSpec()
+    limits: LimitsSpec = LimitsSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.output.retry_failed and self.output.mode not in ("resume", "append"):
+            raise ValueError(
+                f"output.retry_failed goes with output.mode resume or append, and the mode is {self.output.mode!r}"
+            )
+        gpus = self.workers.gpus_per_actor
+        if gpus != "auto" and self.model.device == ("cpu" if gpus else "cuda"):
+            raise ValueError(
+                f"model.device is {self.model.device} and workers.gpus_per_actor is {gpus:g}: "
+                + ("the GPU would be reserved and not used" if gpus else "the actor would have no GPU to compute on")
+                + "; leave one of them at auto"
+            )
+        if self.limits.max_images == 0 and self.input.format == "images":
+            raise ValueError("limits.max_images is 0 but input.format is images")
+        return self
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], source: str = "spec") -> JobSpec:
+        """Validates a mapping.
+
+        Raises:
+            SpecError: with one line for every problem.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SpecError(problems(error, cls, "spec"), source) from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
+        """Reads a YAML file and applies `section.key=value` overrides (values are YAML).
+
+        Raises:
+            SpecError: the file does not exist or is not YAML, an override is malformed, or any field is wrong.
+        """
+        data = load_yaml(Path(path), cls.model_fields)
+        for override in overrides:
+            apply_override(data, override)
+        return cls.from_dict(data, str(path))
+
+    @property
+    def has_questions(self) -> bool:
+        """Whether a row may be asked several questions; the output then has `question_index`."""
+        return self.prompt.questions is not None or self.prompt.questions_column is not None
+
+    def rows_of_a_part(self, num_rows: int) -> int:
+        """`output.part_rows`, settled for an input of so many rows."""
+        if self.output.part_rows is not None:
+            return self.output.part_rows
+        if self.has_questions:  # a row of the input may be many of the output
+            return _MOST_PART_ROWS
+        block_rows = self.batching.block_rows
+        blocks = min(num_rows // (_FEWEST_PARTS * block_rows), _MOST_PART_ROWS // block_rows)
+        return max(blocks, 1) * block_rows
+
+    def answer_fields(self) -> dict[str, dict[str, Any]]:
+        """The fields that can change an answer, by section; see `fingerprint.py` for what else can.
+
+        The model's path is not among them, since its files' content is in the fingerprint.
+        """
+        dump = self.model_dump(mode="json")
+        return {
+            "input": {"id_column": dump["input"]["id_column"]},
+            "prompt": dump["prompt"],
+            "model": {key: dump["model"][key] for key in ("dtype", "num_crops")},
+            "generation": dump["generation"],
+        }

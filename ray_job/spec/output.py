@@ -1,0 +1,31 @@
+"""Where the answers go."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ray_job.spec.section import Section
+
+
+class OutputSpec(Section):
+    """Where the answers go."""
+
+    path: str = Field(description="Folder or URI of the output.")
+    mode: Literal["error", "resume", "append", "overwrite"] = Field(
+        "error",
+        description="What to do where there is output already. `error`: refuse. `resume`: do what is missing of an "
+        "unfinished run; a finished one stays as it is. `append`: the same, and rows that are new in the input are "
+        "added to a finished run. `overwrite`: replace it. Resume and append want the same fingerprint, and start "
+        "a run where there is none.",
+    )
+    retry_failed: bool = Field(
+        False, description="With resume or append: do failed rows again; the new result replaces the error."
+    )
+    part_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Rows of one Parquet part; rows that are in no part when a job dies are answered again. Default: "
+        "256, or of a small input a twentieth, both in whole blocks.",
+    )
