@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ray_job.spec.section import Ints, Section, Strings, has_half_pair
 
-# Below this temperature a token that is not the likeliest could only be drawn where logits differ by rounding.
+# Below this temperature a token other than the most likely could only be drawn where logits differ by rounding.
 _LOWEST_TEMPERATURE = 1e-5
 LENGTH_NAMES = ("max_new_tokens", "max_completion_tokens", "max_tokens")
 """What engines and APIs call the longest answer; the first is ours."""
@@ -38,7 +38,9 @@ class GenerationParams(Section):
     model_config = ConfigDict(json_schema_extra=_with_other_length_names)
 
     max_new_tokens: int = Field(
-        128, ge=1, description="Most tokens in an answer. `max_tokens` and `max_completion_tokens` mean the same."
+        128,
+        ge=1,
+        description="Maximum number of tokens in an answer. `max_tokens` and `max_completion_tokens` mean the same.",
     )
     temperature: float = Field(
         0.0, ge=0.0, le=100.0, description="0, and anything below 0.00001: greedy. Otherwise: sampling."
@@ -47,15 +49,15 @@ class GenerationParams(Section):
         1.0,
         ge=0.0,
         le=1.0,
-        description="Sample from the likeliest tokens that have this probability together. 1: off. 0: the likeliest "
-        "token alone, as in OpenAI's API (vLLM refuses 0).",
+        description="Sample from the smallest set of most likely tokens whose probabilities add up to this. 1: off. 0: "
+        "only the most likely token, as in OpenAI's API (vLLM refuses 0).",
     )
-    top_k: int = Field(0, ge=-1, description="Sample from this many of the likeliest tokens. 0 or -1: off, as in vLLM.")
+    top_k: int = Field(0, ge=-1, description="Sample from this many most likely tokens. 0 or -1: off, as in vLLM.")
     repetition_penalty: float = Field(
         1.0,
         ge=0.01,
         le=10.0,
-        description="Divides positive and multiplies negative logits of tokens in prompt or answer. 1: off.",
+        description="Divides positive and multiplies negative logits of tokens in the prompt or the answer. 1: off.",
     )
     seed: int = Field(
         0,
@@ -63,8 +65,8 @@ class GenerationParams(Section):
         lt=2**63,
         description="With sampling. The job's seed is mixed with each row's id; a row's own seed is used as it is.",
     )
-    stop: Strings = Field((), description="Strings that end an answer; they are cut off.")
-    stop_token_ids: Ints = Field((), description="Token ids that end an answer, beside the model's own.")
+    stop: Strings = Field((), description="Strings that end an answer; they are not part of it.")
+    stop_token_ids: Ints = Field((), description="Token ids that end an answer, in addition to the model's own.")
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +75,7 @@ class GenerationParams(Section):
 
     @field_validator("top_k", mode="after")
     @classmethod
-    def _one_way_to_say_off(cls, top_k: int) -> int:
+    def _off_is_zero(cls, top_k: int) -> int:
         return max(top_k, 0)
 
     @model_validator(mode="after")
@@ -105,8 +107,8 @@ class GenerationSpec(GenerationParams):
 
     overrides_column: str | None = Field(
         None,
-        description="Column with a row's own parameters (struct or JSON object). Default: the request body's "
-        "for JSONL.",
+        description="Column with the row's own parameters (struct or JSON object). Default: for requests in JSONL, "
+        "those of the request body.",
     )
 
     @property

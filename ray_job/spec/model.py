@@ -10,26 +10,26 @@ from ray_job.spec.section import Section
 
 
 class ModelSpec(Section):
-    """Which model answers, and how it is held."""
+    """Which model answers, where and in which precision."""
 
     path: str = Field(
         "builtin:demo",
-        description="Folder with config.json, tokenizer.json and *.safetensors; the URI of one in a bucket, fetched "
-        "once on each machine; a hub id with `revision`; "
-        "`builtin:demo` (the small model in this package); `builtin:noop` (answers nothing, for measuring).",
+        description="Folder with config.json, tokenizer.json and *.safetensors; the URI of such a folder in a bucket, "
+        "downloaded once per machine; a Hugging Face Hub id with `revision`; `builtin:demo` (the small model in this "
+        "package); `builtin:noop` (answers nothing, for measuring).",
     )
-    revision: str | None = Field(None, description="Commit of a hub id (40 hex digits); required for one.")
+    revision: str | None = Field(None, description="Commit of a hub id (40 hex digits); required with a hub id.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="`auto`: bfloat16 on a GPU, float32 on a CPU. A CPU without arithmetic for a 16-bit dtype keeps "
-        "the weights in it, half the memory, and computes in float32.",
+        description="`auto`: bfloat16 on a GPU, float32 on a CPU. A CPU without arithmetic for a 16-bit dtype stores "
+        "the weights in it, which halves the memory, and computes in float32.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="`auto`: the GPU that `workers.gpus_per_actor` gives the actor, and a CPU where that is 0. `cuda` "
-        "and `cpu` settle what `auto` means there, and must agree with a number.",
+        description="`auto`: the GPU that `workers.gpus_per_actor` gives the actor, or the CPU if that is 0. `cuda` "
+        "and `cpu` decide what `auto` means there, and must not contradict a number.",
     )
     attention: Literal["sdpa", "eager"] = "sdpa"
     num_crops: int | None = Field(
-        None, ge=1, le=64, description="Most local crops a picture is cut into. Default: the model's own."
+        None, ge=1, le=64, description="Maximum number of local crops a picture is cut into. Default: the model's own."
     )

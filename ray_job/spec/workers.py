@@ -1,4 +1,4 @@
-"""Who does the work."""
+"""What computes the answers: actors, GPUs, CPUs and threads."""
 
 from __future__ import annotations
 
@@ -10,28 +10,34 @@ from ray_job.spec.section import Section
 
 
 class WorkersSpec(Section):
-    """Who does the work."""
+    """What computes the answers."""
 
-    min_actors: int = Field(1, ge=1, description="Actors holding the model that are always there.")
-    max_actors: int | None = Field(None, ge=1, description="Default: min_actors (a fixed pool).")
+    min_actors: int = Field(1, ge=1, description="Number of actors that hold the model from start to end.")
+    max_actors: int | None = Field(
+        None,
+        ge=1,
+        description="Up to this many actors are started while rows wait. Default: min_actors (a fixed pool).",
+    )
     gpus_per_actor: float | Literal["auto"] = Field(
         "auto",
-        description="GPUs an actor takes; a fraction shares one, memory included. `auto`: 1 where the cluster has "
-        "GPUs, else 0. With 0 it computes on CPUs, whatever GPUs there are; with more, a GPU that torch cannot use "
-        "is an error. A model lies on one GPU whole: there is no tensor parallelism.",
+        description="GPUs per actor; a fraction shares one GPU and its memory. `auto`: 1 where the cluster has GPUs, "
+        "otherwise 0. With 0 the actor computes on CPUs even if there are GPUs; above 0, a GPU that torch cannot use "
+        "is an error. The whole model lies on one GPU: there is no tensor parallelism.",
     )
     cpus_per_actor: float = Field(
         0.0,
         ge=0,
-        description="CPUs reserved per actor, and the most threads it computes with. 0 reserves none, so that reading "
-        "and preparing share them with it.",
+        description="CPUs reserved per actor, which is also its maximum number of threads. 0 reserves none: reading "
+        "and preparing then share the CPUs with it.",
     )
-    prepare_tasks: int | None = Field(None, ge=1, description="Most preparing tasks at once. Default: Ray decides.")
+    prepare_tasks: int | None = Field(
+        None, ge=1, description="Maximum number of preparing tasks at the same time. Default: Ray decides."
+    )
     threads: int | None = Field(
         None,
         ge=1,
-        description="Threads an actor computes with. Default: cpus_per_actor; where that is 0, the CPUs of its "
-        "machine (those its cgroup allows) divided by the actors that a full pool puts there.",
+        description="Threads an actor computes with. Default: cpus_per_actor; if that is 0, the CPUs of its machine "
+        "(as far as its cgroup allows) divided by the number of actors that a full pool puts there.",
     )
 
     @model_validator(mode="after")
@@ -41,7 +47,7 @@ class WorkersSpec(Section):
         gpus = self.gpus_per_actor
         if gpus != "auto" and not 0 <= gpus <= 1:
             raise ValueError(
-                f"gpus_per_actor: got {gpus}; allowed: 0 to 1, since a model lies on one GPU whole; raise min_actors "
-                "to use several"
+                f"gpus_per_actor: got {gpus}; allowed: 0 to 1, since the whole model lies on one GPU; raise "
+                "min_actors to use several"
             )
         return self
