@@ -36,7 +36,7 @@ class LimitsSpec(Section):
         None,
         gt=0,
         description="Seconds a row may take to be prepared, and again to be answered once the engine has it; a row "
-        "that takes longer becomes an error. Native code that hangs is ended together with its process after twice that. "
+        "that takes longer becomes an error. Native code that hangs is ended with its process after twice that. "
         "Default: none.",
     )
     max_restarts: int = Field(
