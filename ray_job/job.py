@@ -114,8 +114,7 @@ def stream_receipts(
                 max_size=workers.max_actors,
                 max_concurrent_calls_per_actor=spec.batching.blocks_per_actor,
             ),
-            num_gpus=workers.gpus_per_actor or None,
-            num_cpus=workers.cpus_per_actor,
+            **workers.resources,
             **actor_restarts,
         )
     receipts = results.map_batches(

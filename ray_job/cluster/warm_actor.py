@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from ray_job.models.threads import threads_restored
+from ray_job.models.threads import restore_threads
 from ray_job.spec import BatchingSpec, JobSpec, ModelSpec, WorkersSpec
 
 _Key: TypeAlias = tuple[ModelSpec, BatchingSpec, WorkersSpec, bool]
@@ -51,7 +51,7 @@ class WarmActor:
             if self.actor is None:
                 from ray_job.stages.generate import GenerateActor
 
-                self._session.enter_context(threads_restored())
+                restore_threads(self._session)
                 self.actor, self._key = GenerateActor(spec, schema), key
             return self.actor.generate(prepared, schema)
 
@@ -89,8 +89,8 @@ class WarmActor:
             if self.actor is None:
                 workers = replace(settle_workers(spec), min_actors=1, max_actors=1)
                 say_what_is_held({"CPU": workers.cpus_per_actor, "GPU": workers.gpus_per_actor})
-                options = {"num_gpus": workers.gpus_per_actor or None, "num_cpus": workers.cpus_per_actor}
-                self.actor = ray.remote(GenerateActor).options(**options).remote(spec, schema, place=workers.place)
+                actor = ray.remote(GenerateActor).options(**workers.resources)
+                self.actor = actor.remote(spec, schema, place=workers.place)
                 self._key = key
             try:
                 return ray.get(self.actor.generate.remote(prepared, schema))

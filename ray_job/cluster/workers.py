@@ -17,6 +17,7 @@ from ray_job.spec import JobSpec
 from ray_job.stages.poison import DurableStore
 
 _LOG = logger_of(__name__)
+_A_LITTLE = 0.001  # of a CPU: an actor that asks for none might be put on a head that does no work
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,12 @@ class Workers:
     cpus_per_actor: float
     device: Device
     dtype: Dtype  # of the model's weights
+
+    @property
+    def resources(self) -> dict[str, float | None]:
+        """What an actor reserves, as Ray's options."""
+        cpus = self.cpus_per_actor or (0.0 if self.gpus_per_actor else _A_LITTLE)
+        return {"num_gpus": self.gpus_per_actor or None, "num_cpus": cpus}
 
     def place(self, spec: JobSpec, store: DurableStore | None = None) -> Placement:
         """What the actor of this process computes with.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 # Threads of OpenMP that wait for each other by spinning would starve preparing tasks on the same cores, and themselves.
 # GNU's OpenMP may spin for some microseconds, which is shorter than waking up.
@@ -27,13 +26,8 @@ def compute_with(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-@contextmanager
-def threads_restored() -> Iterator[None]:
-    """Gives torch back the number of threads it had; for a process that is a user's."""
+def restore_threads(session: ExitStack) -> None:
+    """When the session closes, torch has the number of threads it has now; for a process that is a user's."""
     import torch
 
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    session.callback(torch.set_num_threads, torch.get_num_threads())
