@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,13 @@ def answers_here(job: Job) -> Answers:
         for row in actor.generate(preparer(numbered)).to_pylist():
             found[row[ROW_ID]] = (row["status"], row["generated_text"], row["error"] and row["error"]["code"])
     return found
+
+
+@pytest.fixture
+def an_alarm() -> Iterator[None]:
+    """A timer of the user's, which a job must neither stop nor be stopped by."""
+    previous = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 1000)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, previous)
