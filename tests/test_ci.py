@@ -21,7 +21,8 @@ SUITES = {
     "def test_a(): pass\ndef test_b(): pass\n": "all 2 default tests hold",
     "def test_a(): assert 0\ndef test_b(): pass\n": "1 default tests do not hold: test_it.py::test_a",
     "import no_such_module\n": "1 default tests do not hold: test_it.py",
-    "import os\ndef test_a(): os._exit(3)\n": "the default tests do not start or end: ",
+    "import os\ndef test_a(): os._exit(3)\n": "1 default tests do not hold: test_it.py::test_a",
+    "x = 1\n": "the default tests do not start or end: no tests ran",
     "import time\ndef test_a(): time.sleep(600)\n": "the default tests are not done after 0 minutes",
 }
 
@@ -37,7 +38,7 @@ def newest(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("suite", SUITES, ids=["pass", "fail", "no import", "die", "hang"])
+@pytest.mark.parametrize("suite", SUITES, ids=["pass", "fail", "no import", "die", "no tests", "hang"])
 def test_how_a_suite_ends_is_one_sentence(newest: ModuleType, suite: str, tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(suite)
     newest.ROOT = tmp_path

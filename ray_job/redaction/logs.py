@@ -1,4 +1,4 @@
-"""Loggers that show no credentials."""
+"""Loggers that show no credentials, and nothing that cannot be written as UTF-8."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from ray_job.redaction.text import without_secrets
 
 
 class _Redaction(logging.Filter):
-    """Takes them out of a record's message and of its traceback."""
+    """Makes a record's message and its traceback fit to be shown."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = without_secrets(record.getMessage()), None
+        record.msg, record.args = _shown(record.getMessage()), None
         if record.exc_info and not record.exc_text:
-            record.exc_text = without_secrets(logging.Formatter().formatException(record.exc_info))
+            record.exc_text = _shown(logging.Formatter().formatException(record.exc_info))
         return True
+
+
+def _shown(text: str) -> str:
+    return without_secrets(text).encode(errors="backslashreplace").decode()
 
 
 def logger_of(module: str) -> logging.Logger:

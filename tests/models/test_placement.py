@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ray_job.models.loading import load_engine, load_model, load_processor
 from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.image_processing import hd_size, max_image_tokens, num_image_tokens
 from ray_job.models.placement import Machine, Placement, settle_device, settle_dtype, settle_threads
-from ray_job.models.threads import threads_restored
+from ray_job.models.threads import restore_threads
 from ray_job.rows import Picture, Sample
 from ray_job.spec import GenerationParams, JobSpec, ModelSpec, WorkersSpec
 
@@ -41,7 +42,8 @@ class _LoadedError(Exception):
 @pytest.fixture(autouse=True)
 def few_threads() -> Iterator[None]:
     """One at the start of a test; and what it sets does not reach others."""
-    with threads_restored():
+    with ExitStack() as session:
+        restore_threads(session)
         torch.set_num_threads(1)
         yield
 

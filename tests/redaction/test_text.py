@@ -182,3 +182,12 @@ def test_every_logger_of_the_package_is_redacted() -> None:
 
     bare = [file for file in FILES if "logging.getLogger(__name__)" in file.read_text() and "training" not in str(file)]
     assert bare == []
+
+
+def test_what_is_logged_can_be_written_as_utf_8(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise ValueError("half \ud800 of a pair")
+    except ValueError as error:
+        logger_of("ray_job.of_a_test").error("row \udfff", exc_info=error)
+    assert b"row \\udfff" in caplog.text.encode()
+    assert b"half \\ud800 of a pair" in caplog.text.encode()

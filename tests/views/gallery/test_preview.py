@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ray_job.inputs.picking import pick_rows
 from ray_job.inputs.remaining import Remaining
 from ray_job.inputs.source import iter_tables
 from ray_job.models.loading import model_folder
-from ray_job.models.threads import threads_restored
+from ray_job.models.threads import restore_threads
 from ray_job.rows import output_schema
 from ray_job.spec import WorkersSpec
 from ray_job.stages.generate import GenerateActor
@@ -66,7 +67,8 @@ def answers(table: Any) -> list[tuple[Any, ...]]:
 def test_a_preview_leaves_its_caller_as_many_threads_as_before(spec: JobSpec) -> None:
     """In a notebook the model lives in the user's own process, until it is released."""
     warm_actor().release()
-    with threads_restored():
+    with ExitStack() as session:
+        restore_threads(session)
         torch.set_num_threads(1)
         spec = spec.model_copy(update={"workers": WorkersSpec(threads=3)})
         preview(spec, 1)
