@@ -22,6 +22,7 @@ from ray_job.arrow.column_types import with_types
 from ray_job.arrow.values import PromptRows, prompt_rows
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.inputs.pictures.decode import decode, picture_size
+from ray_job.inputs.pictures.rules import PictureRules
 from ray_job.inputs.source import Source
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.prompts.conversation import Conversations, template_fields
@@ -74,6 +75,7 @@ class Preparer:
         self._processor = processor
         self._max_prompt_tokens = max_prompt_tokens
         self._params = spec.generation.params
+        self._picture_rules = PictureRules.of(spec.input)
         self._conversations = Conversations(spec.prompt, processor.special_tokens)
         self._poison = PoisonSearch(None, Stage.PREPARE)
         self._busy_since_s: float | None = None  # with one row, by time.monotonic
@@ -188,8 +190,8 @@ class Preparer:
         data = read(value)
         picture: dict[str, Any] = {"digest": hashlib.blake2b(data, digest_size=16).digest()}
         if headers_only:
-            return picture, picture_size(data, self._spec.limits)
-        image = decode(data, self._spec.limits)
+            return picture, picture_size(data, self._spec.limits, self._picture_rules)
+        image = decode(data, self._spec.limits, self._picture_rules)
         pixels_HWC = self._processor.picture(image)
         picture |= {"height": pixels_HWC.shape[0], "width": pixels_HWC.shape[1], "pixels": pixels_HWC.tobytes()}
         return picture, image.size
