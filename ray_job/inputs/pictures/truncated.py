@@ -62,6 +62,8 @@ def is_truncated(data: bytes, error: Exception) -> bool:
         return b"IEND" not in data[-16:]
     if data[:4] in (b"II*\0", b"MM\0*"):  # TIFF keeps its directory where the header points
         return len(data) < 8 or int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") + 6 > len(data)
+    if data[:4] == b"\0\0\1\0":
+        return _icon_end(data) > len(data)
     if data[4:8] == b"ftyp":
         return _boxes_end(data) > len(data)
     if data[4:8] == b"jP  " or data[:4] == b"\xff\x4f\xff\x51":
@@ -90,6 +92,13 @@ def _tiff_end(image: ImageFile) -> int:
     for starts, counts in (_STRIPS, _TILES):
         ends += [start + count for start, count in zip(tags.get(starts, ()), tags.get(counts, ()), strict=False)]
     return int(max(ends)) or 2**63
+
+
+def _icon_end(data: bytes) -> int:
+    """Where the last picture of an icon ends."""
+    count = int.from_bytes(data[4:6], "little")
+    sizes = (struct.unpack_from("<II", data, place) for place in range(14, min(len(data) - 7, 6 + 16 * count), 16))
+    return max([6 + 16 * count, *(size + start for size, start in sizes)])
 
 
 def _boxes_end(data: bytes) -> int:
