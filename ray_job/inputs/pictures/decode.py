@@ -73,10 +73,11 @@ def picture_size(data: bytes, limits: LimitsSpec | None = None, rules: PictureRu
         RowError: as `decode`; IMAGE_TOO_LARGE only where limits are given.
     """
 
-    def size(image: ImageFile, data: bytes) -> tuple[int, int]:
-        if limits is not None and not has_its_end(image, data):
+    def size(image: ImageFile, used: bytes) -> tuple[int, int]:
+        is_whole = used is data and has_its_end(image, data)  # what was made up is known to be good when it is decoded
+        if limits is not None and not is_whole:
             image.load()
-        return size_as_shown(image, data) if rules.are_as_shown else image.size
+        return size_as_shown(image, used) if rules.are_as_shown else image.size
 
     return _opened(data, None if limits is None else limits.max_pixels, rules, size)
 

@@ -15,6 +15,7 @@ from ray_job.inputs.pictures import png
 
 _JPEG_END = b"\xff\xd9"
 _STRIPS, _TILES = (273, 279), (324, 325)  # TIFF's tags of where pixels are, and of how many bytes
+_COMPRESSION, _JPEG_TABLES, _AS_JPEG = 259, 347, 7
 
 
 def has_its_end(image: ImageFile, data: bytes) -> bool:
@@ -25,7 +26,7 @@ def has_its_end(image: ImageFile, data: bytes) -> bool:
         case "PNG":
             return b"IEND" in data[-12:]
         case "GIF":
-            return data.endswith(b";")
+            return data.endswith(b"\0;")
         case "WEBP" | "ICO":  # are refused or decoded when they are opened
             return True
         case "TIFF":
@@ -86,8 +87,10 @@ def _jpeg_scan(data: bytes) -> int:
 
 
 def _tiff_end(image: ImageFile) -> int:
-    """Where the last of the first page's pixels ends."""
+    """Where the last of the first page's pixels ends; beyond every file where that is not known."""
     tags = getattr(image, "tag_v2", {})
+    if tags.get(_COMPRESSION) == _AS_JPEG and _JPEG_TABLES not in tags:
+        return 2**63  # they may have stood behind the pixels
     ends = [0]
     for starts, counts in (_STRIPS, _TILES):
         ends += [start + count for start, count in zip(tags.get(starts, ()), tags.get(counts, ()), strict=False)]
