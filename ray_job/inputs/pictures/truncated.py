@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 from PIL.ImageFile import ImageFile
 
@@ -88,7 +90,7 @@ def _jpeg_scan(data: bytes) -> int:
 
 def _tiff_end(image: ImageFile) -> int:
     """Where the last of the first page's pixels ends; beyond every file where that is not known."""
-    tags = getattr(image, "tag_v2", {})
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
     if tags.get(_COMPRESSION) == _AS_JPEG and _JPEG_TABLES not in tags:
         return 2**63  # they may have stood behind the pixels
     ends = [0]
@@ -101,7 +103,7 @@ def _icon_end(data: bytes) -> int:
     """Where the last picture of an icon ends."""
     count = int.from_bytes(data[4:6], "little")
     sizes = (struct.unpack_from("<II", data, place) for place in range(14, min(len(data) - 7, 6 + 16 * count), 16))
-    return max([6 + 16 * count, *(size + start for size, start in sizes)])
+    return max([6 + 16 * count, *(int(size + start) for size, start in sizes)])
 
 
 def _boxes_end(data: bytes) -> int:
