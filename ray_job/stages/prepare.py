@@ -76,6 +76,8 @@ class Preparer:
         self._max_prompt_tokens = max_prompt_tokens
         self._params = spec.generation.params
         self._picture_rules = PictureRules.of(spec.input)
+        # The same bytes read by other rules are another picture to an engine that stays loaded.
+        self._digest_key = hashlib.blake2b(repr(self._picture_rules).encode(), digest_size=16).digest()
         self._conversations = Conversations(spec.prompt, processor.special_tokens)
         self._poison = PoisonSearch(None, Stage.PREPARE)
         self._busy_since_s: float | None = None  # with one row, by time.monotonic
@@ -142,7 +144,8 @@ class Preparer:
     def row(self, row: Mapping[str, Any], *, headers_only: bool = False) -> Prepared:
         """One row; an error of the row becomes an error of its sample.
 
-        With `headers_only` no picture is decoded: sizes come from headers, and the pictures have no pixels.
+        With `headers_only` sizes come from headers, and the pictures have no pixels; those whose end is missing are
+        decoded all the same, to see whether they can be.
         """
         wanted = row.get(QUESTIONS)  # None: all
         if row.get(READ_ERROR) is not None:
@@ -188,7 +191,7 @@ class Preparer:
         """One picture as a value of PICTURE_TYPE, and its own width and height."""
         read = self._fetched.bytes_of if self._fetched else partial(picture_bytes, spec=self._spec, source=self._source)
         data = read(value)
-        picture: dict[str, Any] = {"digest": hashlib.blake2b(data, digest_size=16).digest()}
+        picture: dict[str, Any] = {"digest": hashlib.blake2b(data, digest_size=16, key=self._digest_key).digest()}
         if headers_only:
             return picture, picture_size(data, self._spec.limits, self._picture_rules)
         image = decode(data, self._spec.limits, self._picture_rules)

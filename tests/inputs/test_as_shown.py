@@ -315,3 +315,14 @@ def test_an_icon_whose_directory_lies_is_refused_unread() -> None:
         with pytest.raises(RowError, match="max_pixels") as caught:
             read()
         assert caught.value.code == ErrorCode.IMAGE_TOO_LARGE
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_a_bitmap_with_nothing_in_its_alpha_is_opaque(alpha: int) -> None:
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, 2, 1, 1, 32, 3, 8, 0, 0, 0, 0) + masks + bytes(52)
+    pixels = bytes([30, 20, 10, 0, 60, 50, 40, alpha])
+    data = struct.pack("<2sIHHI", b"BM", 14 + len(header) + 8, 0, 0, 14 + len(header)) + header + pixels
+    assert Image.open(BytesIO(data)).mode == "RGBA"
+    expected = [[10, 20, 30], [40, 50, 60]] if alpha == 0 else [[255, 255, 255], [254, 254, 254]]
+    assert shown(data)[0].tolist() == expected

@@ -115,3 +115,14 @@ def test_the_gallery_shows_what_the_model_sees(folder: Path) -> None:
     assert isinstance(shown["cut"], Thumbnail)
     assert "too early" in stored["cut"]
     assert "HTML page" in shown["html"]
+
+
+def test_the_same_bytes_read_otherwise_are_another_picture_to_an_engine_that_stays(folder: Path) -> None:
+    digests = {}
+    for background in ("white", "#fff", "red"):
+        _, source, preparer = open_job(job(folder, background=background))
+        (table,) = iter_tables(source)
+        row = preparer.values(table)[0]
+        digests[background] = preparer.row(row).pictures[0]["digest"]
+        assert preparer.row(row, headers_only=True).pictures[0]["digest"] == digests[background]
+    assert digests["white"] == digests["#fff"] != digests["red"]

@@ -28,6 +28,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ON_THE_SIDE = (5, 6, 7, 8)
+_WITH_UNUSED_ALPHA = ("BMP", "ICO")  # often the fourth byte is not filled; browsers, too, then ignore it
 # Where PNG may tell the orientation behind the pixels, and where Pillow keeps it.
 _PNG_MARKS = {"exif": b"eXIf", "Raw profile type exif": b"Raw profile type exif", "XML:com.adobe.xmp": b"com.adobe.xmp"}
 
@@ -40,6 +41,8 @@ def as_shown(image: ImageFile, data: bytes, background: Rgb) -> Image.Image:
     image.load()
     orientation = _orientation(image, data)
     colours, alpha = _colours_and_alpha(image, data)
+    if image.format in _WITH_UNUSED_ALPHA and alpha is not None and alpha.getextrema() == (0, 0):
+        alpha = None
     shown = _over(_in_srgb(colours, image.info.get("icc_profile")), alpha, background)
     if is_part and is_part != (0, 0, *image.size):
         shown = _placed(shown, is_part, background)
@@ -115,6 +118,9 @@ def _transformed(colours: Image.Image, profile: ImageCms.ImageCmsProfile) -> Ima
     transform = ImageCms.buildTransform(profile, srgb, colours.mode, "RGB")
     if colours.mode == "RGB" and ImageCms.applyTransform(_many_colours(), transform) == _many_colours():
         return colours  # sRGB itself, as most have; changing nothing takes as long as decoding
+    if colours.mode == "RGB":
+        ImageCms.applyTransform(colours, transform, inPlace=True)
+        return colours
     shown = ImageCms.applyTransform(colours, transform)
     assert shown is not None
     return shown
