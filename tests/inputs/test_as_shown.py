@@ -82,10 +82,24 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def test_an_orientation_behind_the_pixels_of_a_png_counts() -> None:
-    plain = encoded(noise())
-    late = plain[:-12] + png_chunk(b"eXIf", with_orientation(6).tobytes()[6:]) + plain[-12:]
-    np.testing.assert_array_equal(shown(late), np.rot90(np.asarray(noise()), -1))
+EXIF = with_orientation(6).tobytes()
+RAW_PROFILE = f"\nexif\n{len(EXIF):8}\n{EXIF.hex()}\n".encode()  # ImageMagick's
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"eXIf", EXIF[6:]),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(RAW_PROFILE)),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+    ],
+)
+def test_an_orientation_anywhere_in_a_png_counts(kind: bytes, body: bytes, is_late: bool) -> None:
+    plain, place = encoded(noise()), -12 if is_late else 33
+    data = plain[:place] + png_chunk(kind, body) + plain[place:]
+    np.testing.assert_array_equal(shown(data), np.rot90(np.asarray(noise()), -1))
 
 
 def test_an_orientation_in_xmp_counts() -> None:
@@ -102,7 +116,7 @@ def test_an_orientation_that_is_none_is_ignored(value: int) -> None:
 @pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0nonsense", b"Exif\0\0"])
 def test_broken_exif_is_no_damage(exif: bytes) -> None:
     data = encoded(noise(), "JPEG", exif=exif)
-    np.testing.assert_array_equal(shown(data), np.asarray(Image.open(BytesIO(data)).convert("RGB")))
+    np.testing.assert_array_equal(shown(data), np.asarray(decode(data, LIMITS, AS_STORED)))
 
 
 def clear_and_solid(rgb: tuple[int, int, int] = (10, 200, 30)) -> tuple[Pixels, npt.NDArray[np.float64]]:

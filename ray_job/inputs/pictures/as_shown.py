@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from PIL.ImageFile import ImageFile
 
 from ray_job.inputs.pictures.levels import WIDE_MODES, to_8_bits
-from ray_job.inputs.pictures.png import transparency_at_8_bits
+from ray_job.inputs.pictures.png import has_late_metadata, transparency_at_8_bits
 from ray_job.inputs.pictures.rules import Rgb
 
 _ORIENTATION = 0x0112
@@ -29,8 +29,6 @@ _TURNS = {
 }
 _ON_THE_SIDE = (5, 6, 7, 8)
 _WITH_UNUSED_ALPHA = ("BMP", "ICO")  # often the fourth byte is not filled; browsers, too, then ignore it
-# Where PNG may tell the orientation behind the pixels, and where Pillow keeps it.
-_PNG_MARKS = {"exif": b"eXIf", "Raw profile type exif": b"Raw profile type exif", "XML:com.adobe.xmp": b"com.adobe.xmp"}
 
 
 def as_shown(image: ImageFile, data: bytes, background: Rgb) -> Image.Image:
@@ -60,7 +58,7 @@ def _orientation(image: ImageFile, data: bytes) -> int:
     """1 to 8 as EXIF counts; 1 where a decoder has turned the picture already, as those of TIFF and HEIF do."""
     if image.format in ("TIFF", "HEIF"):
         return 1
-    if image.format == "PNG" and any(mark in data and key not in image.info for key, mark in _PNG_MARKS.items()):
+    if image.format == "PNG" and has_late_metadata(data):
         image.load()
     try:
         orientation = Image.Image.getexif(image).get(_ORIENTATION)  # PNG's own would decode the picture
@@ -116,9 +114,10 @@ def _in_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
 def _transformed(colours: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     transform = ImageCms.buildTransform(profile, srgb, colours.mode, "RGB")
-    if colours.mode == "RGB" and ImageCms.applyTransform(_many_colours(), transform) == _many_colours():
-        return colours  # sRGB itself, as most have; changing nothing takes as long as decoding
     if colours.mode == "RGB":
+        sample = ImageCms.applyTransform(_many_colours(), transform)
+        if sample is not None and sample.tobytes() == _many_colours().tobytes():
+            return colours  # sRGB itself, as most have: changing nothing takes longer than decoding
         ImageCms.applyTransform(colours, transform, inPlace=True)
         return colours
     shown = ImageCms.applyTransform(colours, transform)

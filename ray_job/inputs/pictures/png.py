@@ -11,6 +11,7 @@ from PIL.ImageFile import ImageFile
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_METADATA = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _OF_ANIMATIONS = (b"acTL", b"fcTL", b"fdAT")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 # Columns and rows of each of Adam7's passes: first one, and step.
@@ -42,6 +43,16 @@ def without_texts(data: bytes) -> bytes:
     """The same picture without its texts, and without a profile larger than its decoder takes."""
     kept = [chunk.whole for chunk in chunks(data) if chunk.kind not in _TEXTS and not _is_large_profile(chunk)]
     return b"".join([SIGNATURE, *kept])
+
+
+def has_late_metadata(data: bytes) -> bool:
+    """Whether the orientation may stand behind the pixels, where a decoder finds it last."""
+    is_late = False
+    for kind, body, _ in chunks(data):
+        if is_late and (kind == b"eXIf" or (kind in _TEXTS and bytes(body[:32]).startswith(_METADATA))):
+            return True
+        is_late |= kind == b"IDAT"
+    return False
 
 
 def transparency_at_8_bits(image: ImageFile, data: bytes) -> Any:
