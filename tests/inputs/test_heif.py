@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from io import BytesIO
 
 import numpy as np
@@ -14,7 +15,7 @@ from ray_job.inputs.pictures.rules import PictureRules
 from ray_job.inputs.pictures.signatures import picture_format
 from ray_job.spec import LimitsSpec
 
-from .test_as_shown import UPRIGHT, assert_close, shown, with_orientation
+from .test_as_shown import UPRIGHT, assert_close, shown, swapped_profile, with_orientation
 
 pytestmark = pytest.mark.data
 pillow_heif = pytest.importorskip("pillow_heif")
@@ -72,3 +73,24 @@ def test_large_heic_is_refused_by_its_header() -> None:
     with pytest.raises(RowError, match="max_pixels") as caught:
         picture_size(heic(Image.fromarray(QUARTERS)), LimitsSpec(max_pixels=100))
     assert caught.value.code == ErrorCode.IMAGE_TOO_LARGE
+
+
+def test_damaged_heic_is_decoded_or_an_error_of_its_row() -> None:
+    data, dice = heic(Image.fromarray(QUARTERS)), random.Random(5)
+    outcomes = set()
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(dice.choice((1, 3, 20))):
+            damaged[dice.randrange(dice.choice((64, len(data))))] = dice.randrange(256)
+        try:
+            decode(bytes(damaged), LimitsSpec(max_pixels=10**6))
+            outcomes.add("ok")
+        except RowError as error:
+            outcomes.add(error.code.value)
+    assert {"ok", "image_unreadable"} <= outcomes
+    assert "internal" not in outcomes
+
+
+def test_the_colour_profile_of_a_phone_is_applied() -> None:
+    data = heic(Image.fromarray(QUARTERS), icc_profile=swapped_profile(), icc_profile_type="prof")
+    assert_close(shown(data)[8::16, 8::16], QUARTERS[8::16, 8::16, ::-1], within=8)

@@ -49,6 +49,8 @@ GOOD = {
     "png bilevel": encoded(noise().convert("1")),
     "png la": encoded(noise().convert("LA")),
     "png rgba": encoded(noise().convert("RGBA")),
+    "apng": encoded(noise(), save_all=True, append_images=[noise(seed=1)]),
+    "apng with a still": encoded(noise(), save_all=True, append_images=[noise(seed=1)], default_image=True),
     "webp": encoded(noise(), "WEBP"),
     "webp lossless rgba": encoded(noise().convert("RGBA"), "WEBP", lossless=True),
     "webp animated": encoded(noise(), "WEBP", save_all=True, append_images=[noise(seed=1)]),
@@ -89,7 +91,7 @@ def test_a_good_picture_as_stored_is_what_pillow_converts_to_rgb(name: str) -> N
 
 
 CUTS = [(name, share) for name in GOOD for share in (0.3, 0.6)]
-for _name in ("gif animated", "mpo"):
+for _name in ("gif animated", "mpo", "apng"):
     CUTS.remove((_name, 0.6))  # the first frame, the only one read, is whole
 
 

@@ -35,15 +35,15 @@ def as_shown(image: ImageFile, data: bytes, background: Rgb) -> Image.Image:
     """The opened picture as RGB; `data` are its bytes."""
     if getattr(image, "default_image", False):
         image.seek(1)
-    is_part = image.format == "GIF" and bool(image.tile) and image.tile[0].extents
+    box = image.tile[0].extents if image.format == "GIF" and image.tile else None
     image.load()
     orientation = _orientation(image, data)
     colours, alpha = _colours_and_alpha(image, data)
     if image.format in _WITH_UNUSED_ALPHA and alpha is not None and alpha.getextrema() == (0, 0):
         alpha = None
     shown = _over(_in_srgb(colours, image.info.get("icc_profile")), alpha, background)
-    if is_part and is_part != (0, 0, *image.size):
-        shown = _placed(shown, is_part, background)
+    if box is not None and box != (0, 0, *image.size):
+        shown = _placed(shown, box, background)
     return shown.transpose(_TURNS[orientation]) if orientation in _TURNS else shown
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -53,15 +54,7 @@ def decode(data: bytes, limits: LimitsSpec, rules: PictureRules = _AS_SHOWN) -> 
         RowError: IMAGE_EMPTY, IMAGE_TOO_LARGE, IMAGE_TRUNCATED, IMAGE_UNREADABLE, or OUT_OF_MEMORY.
     """
 
-    def convert(image: ImageFile, data: bytes) -> Image.Image:
-        if rules.are_as_shown:
-            return as_shown(image, data, rules.background)
-        image.load()
-        # Alpha in a palette makes Pillow warn that it is dropped, which is what is wanted.
-        image.info.pop("transparency", None)
-        return image.convert("RGB")
-
-    return _opened(data, limits.max_pixels, rules, convert)
+    return _opened(data, limits.max_pixels, rules, partial(_in_rgb, rules=rules))
 
 
 def picture_size(data: bytes, limits: LimitsSpec | None = None, rules: PictureRules = _AS_SHOWN) -> tuple[int, int]:
@@ -76,10 +69,19 @@ def picture_size(data: bytes, limits: LimitsSpec | None = None, rules: PictureRu
     def size(image: ImageFile, used: bytes) -> tuple[int, int]:
         is_whole = used is data and has_its_end(image, data)  # what was made up is known to be good when it is decoded
         if limits is not None and not is_whole:
-            image.load()
+            return _in_rgb(image, used, rules).size
         return size_as_shown(image, used) if rules.are_as_shown else image.size
 
     return _opened(data, None if limits is None else limits.max_pixels, rules, size)
+
+
+def _in_rgb(image: ImageFile, data: bytes, rules: PictureRules) -> Image.Image:
+    if rules.are_as_shown:
+        return as_shown(image, data, rules.background)
+    image.load()
+    # Alpha in a palette makes Pillow warn that it is dropped, which is what is wanted.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
 
 
 def _opened(data: bytes, max_pixels: int | None, rules: PictureRules, use: Callable[[ImageFile, bytes], _T]) -> _T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from PIL import features
 from PIL.ImageFile import ImageFile
 
 _HEAD_BYTES = 4096
@@ -138,8 +139,6 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 def _lacks_avif(head: bytes) -> bool:
-    from PIL import features
-
     return picture_format(head) == "AVIF" and not features.check("avif")
 
 
