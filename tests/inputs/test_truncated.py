@@ -105,6 +105,30 @@ def test_a_png_whose_rows_are_interlaced() -> None:
     assert (ours[7, :, 0] == 0).all()
 
 
+def gif_of(image: Image.Image, **options: object) -> bytes:
+    return encoded(image.quantize(200), "GIF", **options)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("options", [{}, {"transparency": 5}, {"comment": b"x" * 600}], ids=str)
+def test_a_gif_without_its_last_rows(share: float, options: dict[str, object]) -> None:
+    data = gif_of(noise(), **options, interlace=0)
+    whole = np.asarray(decode(data, LIMITS))
+    start = data.index(b"\0\0\0\0\x50\0\x3c\0") + 10
+    cut = data[: start + int((len(data) - start) * share)]
+    ours = accepted(cut)
+    num_rows = int(60 * share) - 3
+    np.testing.assert_array_equal(ours[:num_rows], whole[:num_rows])
+    assert len(np.unique(ours[-2:].reshape(-1, 3), axis=0)) == 1
+
+
+def test_a_gif_that_ends_before_its_pixels_stays_an_error() -> None:
+    data = gif_of(noise())
+    for length in range(6, len(data) - 5000, 97):
+        assert isinstance(outcome(decode, data[:length], ACCEPT), ErrorCode | tuple)
+    assert outcome(decode, data[:300], ACCEPT) == ErrorCode.IMAGE_TRUNCATED
+
+
 @pytest.mark.parametrize("kind", ["BMP", "PPM", "TIFF", "WEBP"])
 def test_other_pictures_without_their_last_third(kind: str) -> None:
     data = encoded(noise(), kind)

@@ -35,7 +35,7 @@ def as_shown(image: ImageFile, data: bytes, background: Rgb) -> Image.Image:
     """The opened picture as RGB; `data` are its bytes."""
     if getattr(image, "default_image", False):
         image.seek(1)
-    box = image.tile[0].extents if image.format == "GIF" and image.tile else None
+    box = image.tile[0][1] if image.format == "GIF" and image.tile else None
     image.load()
     orientation = _orientation(image, data)
     colours, alpha = _colours_and_alpha(image, data)

@@ -1,7 +1,7 @@
 """Pictures that end too early: whether the end is there, and an end made up for those that may lack it.
 
 Pillow can be told to overlook missing bytes, but only for all pictures of a process at once. Here the picture gets the
-bytes instead: the marker that ends a JPEG, the missing rows of a PNG, and zeros for the others.
+bytes instead: the marker that ends a JPEG, missing rows of a PNG, missing blocks of a GIF, and zeros for the others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL.ImageFile import ImageFile
 
-from ray_job.inputs.pictures import png
+from ray_job.inputs.pictures import gif, png
 
 _JPEG_END = b"\xff\xd9"
 _STRIPS, _TILES = (273, 279), (324, 325)  # TIFF's tags of where pixels are, and of how many bytes
@@ -43,15 +43,17 @@ def has_its_end(image: ImageFile, data: bytes) -> bool:
 def completed(data: bytes) -> bytes:
     """A picture cut short with an end, so that it can be decoded if at least about half of it is there.
 
-    Of a JPEG, which does not tell how long it is, any part of the pixels will do.
+    Of JPEG and GIF, which do not tell how long they are, any part of the pixels will do.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return data + _JPEG_END * 2 if _jpeg_scan(data) < len(data) else data
-    if data.startswith(png.SIGNATURE):
-        try:
+    try:
+        if data.startswith(png.SIGNATURE):
             return png.completed(data)
-        except (zlib.error, struct.error, IndexError, StopIteration):
-            return data
+        if data.startswith(gif.SIGNATURE):
+            return gif.completed(data)
+    except (zlib.error, struct.error, IndexError, StopIteration):
+        return data
     return data + bytes(len(data))
 
 
@@ -71,7 +73,7 @@ def is_truncated(data: bytes, error: Exception) -> bool:
         return _boxes_end(data) > len(data)
     if data[4:8] == b"jP  " or data[:4] == b"\xff\x4f\xff\x51":
         return _JPEG_END not in data[-4:]
-    return data[:3] == b"GIF" and isinstance(error, IndexError | struct.error | OSError) and data[-1:] != b";"
+    return data.startswith(gif.SIGNATURE) and not data.endswith(b";")
 
 
 def _jpeg_scan(data: bytes) -> int:
