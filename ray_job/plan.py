@@ -1,4 +1,4 @@
-"""What a job would do, from headers alone: no model, no Ray, no picture decoded."""
+"""What a job would do, from headers alone: no model, no Ray, and no picture decoded that has its end."""
 
 from __future__ import annotations
 

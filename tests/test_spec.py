@@ -92,6 +92,26 @@ def test_unusable_yaml_and_overrides_say_why(tmp_path: Path, text: str, override
         JobSpec.from_yaml(file, [override] if override else [])
 
 
+@pytest.mark.parametrize(
+    ("colour", "rgb"),
+    [
+        ("white", (255, 255, 255)),
+        ("#102030", (16, 32, 48)),
+        ("rgb(1, 2, 3)", (1, 2, 3)),
+        ("hsl(0,100%,50%)", (255, 0, 0)),
+    ],
+)
+def test_a_background_is_any_colour_of_css(colour: str, rgb: tuple[int, int, int]) -> None:
+    spec = JobSpec.from_dict({**MINIMAL, "input": {**MINIMAL["input"], "background": colour}})
+    assert spec.input.background_rgb == rgb
+
+
+@pytest.mark.parametrize("colour", ["whitish", "", "#12", "#ffffff80", "transparent", "x" * 10_000])
+def test_a_background_that_is_no_colour_is_refused(colour: str) -> None:
+    with pytest.raises(SpecError, match=r"input\.background: .*allowed: a CSS colour without transparency"):
+        JobSpec.from_dict({**MINIMAL, "input": {**MINIMAL["input"], "background": colour}})
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"absent\.yaml: 1 problem\n  - no such file"):
         JobSpec.from_yaml(tmp_path / "absent.yaml")
@@ -113,6 +133,10 @@ def test_a_spec_is_frozen_and_pickles() -> None:
         ("batching", {"max_batch_rows": 3}, False),
         ("workers", {"min_actors": 2}, False),
         ("model", {"attention": "eager"}, False),
+        ("input", {**MINIMAL["input"], "pictures": "as_stored"}, True),
+        ("input", {**MINIMAL["input"], "background": "black"}, True),
+        ("input", {**MINIMAL["input"], "background": "#FFF"}, False),
+        ("input", {**MINIMAL["input"], "truncated": "accept"}, True),
     ],
 )
 def test_the_fingerprint_sees_what_can_change_an_answer_and_nothing_else(

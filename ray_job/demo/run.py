@@ -1,6 +1,6 @@
 """`python -m ray_job demo`: fresh pictures, a table of questions, the whole job, and how many answers are right.
 
-OUT/pictures/         JPEG, PNG and WebP files, a few of them broken on purpose
+OUT/pictures/         JPEG, PNG and WebP files, some turned, transparent or of 16 bits, a few broken on purpose
 OUT/questions.parquet one question a row, with the paths of its pictures and the true answer
 OUT/job.yaml          the job, to read and to run again
 OUT/answers/          the job's output
@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ray_job.demo.pictures import encode
+from ray_job.demo.pictures import COLOURS
 from ray_job.demo.questions import Example, make_split
+from ray_job.demo.stored import stored
 from ray_job.errors import SpecError
 from ray_job.job import run_job
 from ray_job.spec import JobSpec
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
 _ENOUGH = 0.95  # of the answerable rows
 _SHOWN = 10
 _MARK = ".demo"  # only a folder with it is deleted
@@ -112,10 +112,12 @@ def _job(folder: Path) -> dict[str, Any]:
 def _write_example(folder: Path, index: int, example: Example) -> list[dict[str, Any]]:
     """One example's pictures as files, and a row for each of its questions."""
     paths = []
-    for number, picture in enumerate(example.pictures, start=1):
-        kind = _FORMATS[(index + number) % len(_FORMATS)]
-        path = f"pictures/{index:05}-{number}.{kind.lower()}"
-        (folder / path).write_bytes(encode(picture, kind))
+    asked = " ".join(f"{qa.question} {qa.answer}" for qa in example.questions)
+    needs_colour = "colour" in asked or any(colour in asked for colour in COLOURS)
+    for number, scene in enumerate(example.scenes, start=1):
+        suffix, data = stored(scene, index + number, needs_colour)
+        path = f"pictures/{index:05}-{number}.{suffix}"
+        (folder / path).write_bytes(data)
         paths.append(path)
     return [
         {

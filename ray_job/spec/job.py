@@ -100,7 +100,10 @@ class JobSpec(Section):
         """
         dump = self.model_dump(mode="json")
         return {
-            "input": {"id_column": dump["input"]["id_column"]},
+            "input": {
+                **{key: dump["input"][key] for key in ("id_column", "pictures", "truncated")},
+                "background": list(self.input.background_rgb),
+            },
             "prompt": dump["prompt"],
             "model": {key: dump["model"][key] for key in ("dtype", "num_crops")},
             "generation": dump["generation"],

@@ -22,6 +22,7 @@ from ray_job.arrow.column_types import with_types
 from ray_job.arrow.values import PromptRows, prompt_rows
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.inputs.pictures.decode import decode, picture_size
+from ray_job.inputs.pictures.rules import PictureRules
 from ray_job.inputs.source import Source
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.prompts.conversation import Conversations, template_fields
@@ -74,6 +75,9 @@ class Preparer:
         self._processor = processor
         self._max_prompt_tokens = max_prompt_tokens
         self._params = spec.generation.params
+        self._picture_rules = PictureRules.of(spec.input)
+        # The same bytes read by other rules are another picture to an engine that stays loaded.
+        self._digest_key = hashlib.blake2b(repr(self._picture_rules).encode(), digest_size=16).digest()
         self._conversations = Conversations(spec.prompt, processor.special_tokens)
         self._poison = PoisonSearch(None, Stage.PREPARE)
         self._busy_since_s: float | None = None  # with one row, by time.monotonic
@@ -140,7 +144,8 @@ class Preparer:
     def row(self, row: Mapping[str, Any], *, headers_only: bool = False) -> Prepared:
         """One row; an error of the row becomes an error of its sample.
 
-        With `headers_only` no picture is decoded: sizes come from headers, and the pictures have no pixels.
+        With `headers_only` sizes come from headers, and the pictures have no pixels; those whose end is missing are
+        decoded all the same, to see whether they can be.
         """
         wanted = row.get(QUESTIONS)  # None: all
         if row.get(READ_ERROR) is not None:
@@ -186,10 +191,10 @@ class Preparer:
         """One picture as a value of PICTURE_TYPE, and its own width and height."""
         read = self._fetched.bytes_of if self._fetched else partial(picture_bytes, spec=self._spec, source=self._source)
         data = read(value)
-        picture: dict[str, Any] = {"digest": hashlib.blake2b(data, digest_size=16).digest()}
+        picture: dict[str, Any] = {"digest": hashlib.blake2b(data, digest_size=16, key=self._digest_key).digest()}
         if headers_only:
-            return picture, picture_size(data, self._spec.limits)
-        image = decode(data, self._spec.limits)
+            return picture, picture_size(data, self._spec.limits, self._picture_rules)
+        image = decode(data, self._spec.limits, self._picture_rules)
         pixels_HWC = self._processor.picture(image)
         picture |= {"height": pixels_HWC.shape[0], "width": pixels_HWC.shape[1], "pixels": pixels_HWC.tobytes()}
         return picture, image.size

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from ray_job import JobSpec
+from ray_job.demo.pictures import COLOURS, draw
+from ray_job.demo.questions import make_split
 from ray_job.demo.run import make_inputs
+from ray_job.demo.stored import stored
 from ray_job.errors import SpecError
+from ray_job.inputs.pictures.decode import decode
+from ray_job.spec import LimitsSpec
 
 
 def test_a_demo_that_was_cut_off_can_be_made_again(tmp_path: Path) -> None:
@@ -25,6 +34,36 @@ def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="was not made by a demo; choose another folder with --out"):
         make_inputs(tmp_path, 12, seed=0)
     assert (tmp_path / "answers" / "_manifest.json").exists()
+
+
+def test_pictures_stored_in_any_way_show_what_was_drawn() -> None:
+    ways = set()
+    for number, example in enumerate(make_split("demo", 60)):
+        for scene in example.scenes:
+            _, data = stored(scene, number, needs_colour=False)
+            image = Image.open(BytesIO(data))
+            ways.add((image.mode, image.getexif().get(0x0112)))
+            drawn, seen = draw(scene), decode(data, LimitsSpec())
+            assert seen.size == drawn.size
+            # Grey in place of colour, white in place of nearly white, and lossy codecs: the light stays.
+            differences = np.asarray(seen.convert("L")).astype(int) - np.asarray(drawn.convert("L"))
+            assert np.median(abs(differences)) <= 48
+            assert abs(differences).max() <= 90
+    assert {("RGB", None), ("RGBA", None), ("I;16", None)} < ways
+    assert {("RGB", orientation) for orientation in range(2, 9)} < ways
+
+
+def test_no_question_about_colours_is_asked_of_grey(tmp_path: Path) -> None:
+    make_inputs(tmp_path / "demo", 60, seed=0)
+    grey = 0
+    for row in pq.read_table(tmp_path / "demo" / "questions.parquet").to_pylist():
+        if row["broken"] is not None:
+            continue
+        files = [(tmp_path / "demo" / path).read_bytes() for path in row["images"]]
+        if any(Image.open(BytesIO(file)).mode == "I;16" for file in files):
+            grey += 1
+            assert not {*COLOURS, "colour"} & set(f"{row['question']} {row['truth']}".strip("?.").split())
+    assert grey > 0
 
 
 def test_the_job_means_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,10 @@ def test_damaged_pictures_are_rows_of_their_own(tmp_path: Path) -> None:
         "GIF": lambda: encoded(noise(24, 18), "GIF", save_all=True, append_images=[noise(24, 18, seed=1)]),
         "BMP": lambda: encoded(noise(24, 18), "BMP"),
         "TIFF": lambda: encoded(noise(24, 18), "TIFF", compression=dice.choice((None, "tiff_lzw", "jpeg"))),
+        "16 bits": lambda: encoded(noise(24, 18).convert("I;16"), dice.choice(("PNG", "TIFF", "PPM"))),
+        "AVIF": lambda: encoded(noise(24, 18), "AVIF"),
+        "JPEG 2000": lambda: encoded(noise(24, 18), "JPEG2000"),
+        "ICO": lambda: encoded(noise(24, 24), "ICO"),
     }
     pictures = [mutated(make(), dice) for make in kinds.values() for _ in range(40 * TIMES)]
     good = encoded(noise(24, 18))
@@ -128,7 +132,7 @@ def test_damaged_pictures_are_rows_of_their_own(tmp_path: Path) -> None:
     ids = list(range(len(rows)))
     pq.write_table(pa.table({"id": ids, "image": rows, "question": ["what?"] * len(rows)}), tmp_path / "in.parquet")
     counts = outcome(tmp_path / "in.parquet", input={"id_column": "id"})
-    assert counts.total() == len(rows) == 2 * 240 * TIMES
+    assert counts.total() == len(rows) == 2 * 400 * TIMES
     assert counts["ok"] >= len(pictures), "the pictures between the damaged ones are as good as ever"
     assert {"ok", "image_truncated", "image_unreadable"} <= set(counts)
 

@@ -14,11 +14,13 @@ from PIL import Image
 
 from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.pictures.decode import decode, picture_size, pictures_of
+from ray_job.inputs.pictures.rules import PictureRules
 from ray_job.spec import LimitsSpec
 
 from .conftest import encoded, noise
 
 LIMITS = LimitsSpec()
+AS_STORED = PictureRules(are_as_shown=False)
 
 
 def _grey16() -> Image.Image:
@@ -47,6 +49,8 @@ GOOD = {
     "png bilevel": encoded(noise().convert("1")),
     "png la": encoded(noise().convert("LA")),
     "png rgba": encoded(noise().convert("RGBA")),
+    "apng": encoded(noise(), save_all=True, append_images=[noise(seed=1)]),
+    "apng with a still": encoded(noise(), save_all=True, append_images=[noise(seed=1)], default_image=True),
     "webp": encoded(noise(), "WEBP"),
     "webp lossless rgba": encoded(noise().convert("RGBA"), "WEBP", lossless=True),
     "webp animated": encoded(noise(), "WEBP", save_all=True, append_images=[noise(seed=1)]),
@@ -57,6 +61,14 @@ GOOD = {
     "tiff lzw": encoded(noise(), "TIFF", compression="tiff_lzw"),
     "tiff jpeg": encoded(noise(), "TIFF", compression="jpeg"),
     "tiff rotated by exif": encoded(noise(), "TIFF", exif=_rotated_exif()),
+    "avif": encoded(noise(), "AVIF"),
+    "jpeg 2000": encoded(noise(), "JPEG2000"),
+    "ppm": encoded(noise(), "PPM"),
+    "pgm": encoded(noise().convert("L"), "PPM"),
+    "pgm 16 bit": encoded(_grey16(), "PPM"),
+    "pbm": encoded(noise().convert("1"), "PPM"),
+    "pfm": encoded(Image.fromarray(np.asarray(noise().convert("L")).astype(np.float32) / 255), "PPM"),
+    "ico": encoded(noise(48, 48), "ICO"),
     "mpo": encoded(noise(), "MPO", save_all=True, append_images=[noise(seed=1)]),
 }
 
@@ -68,18 +80,18 @@ def _code(data: bytes, limits: LimitsSpec = LIMITS) -> ErrorCode:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_good_picture_is_what_pillow_converts_to_rgb(name: str) -> None:
+def test_a_good_picture_as_stored_is_what_pillow_converts_to_rgb(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         official = Image.open(BytesIO(GOOD[name])).convert("RGB")
-    ours = decode(GOOD[name], LIMITS)
+    ours = decode(GOOD[name], LIMITS, AS_STORED)
     assert ours.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(official))
-    assert picture_size(GOOD[name]) == ours.size
+    assert picture_size(GOOD[name], rules=AS_STORED) == picture_size(GOOD[name], LIMITS, AS_STORED) == ours.size
 
 
 CUTS = [(name, share) for name in GOOD for share in (0.3, 0.6)]
-for _name in ("gif animated", "mpo"):
+for _name in ("gif animated", "mpo", "apng"):
     CUTS.remove((_name, 0.6))  # the first frame, the only one read, is whole
 
 
@@ -124,6 +136,11 @@ def test_the_limit_of_pixels_is_the_specs_alone() -> None:
     assert Image.MAX_IMAGE_PIXELS == 89_478_485
 
 
+RULES = [
+    PictureRules(are_as_shown, accept_truncated=accept) for are_as_shown in (True, False) for accept in (True, False)
+]
+
+
 def test_damaged_pictures_decode_or_raise_row_errors() -> None:
     dice = random.Random(7)
     outcomes = set()
@@ -136,7 +153,7 @@ def test_damaged_pictures_decode_or_raise_row_errors() -> None:
                 damaged[place] = dice.randrange(256)
             cut = dice.choice((len(data), len(data), dice.randrange(len(data))))
             try:
-                decode(bytes(damaged[:cut]), LIMITS)
+                decode(bytes(damaged[:cut]), LIMITS, dice.choice(RULES))
                 outcomes.add("ok")
             except RowError as error:
                 outcomes.add(error.code.value)

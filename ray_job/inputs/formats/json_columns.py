@@ -72,7 +72,7 @@ def as_text(value: Any) -> str | None:
 
 
 def as_texts(value: Any) -> list[str | None] | None:
-    """A list of texts; a single text counts as a list of one, a {path} or {url} object as its text."""
+    """A list of texts; a single text counts as a list of one, an object of {bytes, path} or {url} as its text."""
     if value is None:
         return None
     items = value if isinstance(value, list) else [value]
@@ -81,7 +81,7 @@ def as_texts(value: Any) -> list[str | None] | None:
 
 def _reference(item: Any) -> str:
     if isinstance(item, dict):
-        item = next((item[key] for key in ("path", "url") if isinstance(item.get(key), str)), item)
+        item = next((item[key] for key in ("bytes", "path", "url") if isinstance(item.get(key), str)), item)
     if not isinstance(item, str):
         raise malformed(f"must be a text or a list of texts, got {type(item).__name__}")
     return item

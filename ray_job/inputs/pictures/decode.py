@@ -1,26 +1,31 @@
 """A row's pictures: which there are, and how their encoded bytes are decoded safely. `references.py` reads them.
 
-Any failure is the row's error. Only formats on a list are decoded, only within a pixel limit that is checked before
-decoding, and colours become RGB exactly as `Image.convert("RGB")` makes them, as the official processors do: alpha
-is dropped, EXIF rotation ignored (Pillow itself applies it to TIFF), of an animation the first frame counts.
+Any failure is the row's error. Only formats on a list are decoded (`formats.py`), only within a pixel limit that is
+checked before decoding. By the rules of the job, a picture becomes what a viewer shows (`as_shown.py`), or its colours
+become RGB exactly as `Image.convert("RGB")` makes them, as the official processors do: then alpha is dropped and EXIF
+rotation ignored (Pillow itself applies it to TIFF). Of an animation the first frame counts.
 """
 
 from __future__ import annotations
 
-import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
+from functools import partial
 from typing import Any, TypeVar
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.pictures.as_shown import as_shown, size_as_shown
+from ray_job.inputs.pictures.damage import damaged
+from ray_job.inputs.pictures.formats import open_picture
+from ray_job.inputs.pictures.png import without_texts
+from ray_job.inputs.pictures.rules import PictureRules
+from ray_job.inputs.pictures.truncated import completed, has_its_end
 from ray_job.spec import LimitsSpec
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # JPEG includes MPO, the format of two-lens cameras
-_PREFIX_BYTES = 16
+_AS_SHOWN = PictureRules()
 _T = TypeVar("_T")
 
 
@@ -42,47 +47,71 @@ def pictures_of(row: Mapping[str, Any], image_columns: Sequence[str]) -> list[An
     return values
 
 
-def decode(data: bytes, limits: LimitsSpec) -> Image.Image:
+def decode(data: bytes, limits: LimitsSpec, rules: PictureRules = _AS_SHOWN) -> Image.Image:
     """The picture as RGB.
 
     Raises:
         RowError: IMAGE_EMPTY, IMAGE_TOO_LARGE, IMAGE_TRUNCATED, IMAGE_UNREADABLE, or OUT_OF_MEMORY.
     """
 
-    def convert(image: ImageFile) -> Image.Image:
-        _check_pixels(image.width, image.height, limits.max_pixels)
-        image.load()
-        # Alpha in a palette makes Pillow warn that it is dropped, which is what is wanted.
-        image.info.pop("transparency", None)
-        return image.convert("RGB")
-
-    return _opened(data, limits, convert)
+    return _opened(data, limits.max_pixels, rules, partial(_in_rgb, rules=rules))
 
 
-def picture_size(data: bytes, limits: LimitsSpec | None = None) -> tuple[int, int]:
-    """Width and height in pixels, from the header alone.
+def picture_size(data: bytes, limits: LimitsSpec | None = None, rules: PictureRules = _AS_SHOWN) -> tuple[int, int]:
+    """Width and height in pixels as `decode` gives them, from the header, and from the end of what is there.
+
+    A picture whose end is missing, or whose format does not tell, is decoded to see whether it can be.
 
     Raises:
-        RowError: IMAGE_EMPTY, IMAGE_TRUNCATED, IMAGE_UNREADABLE; IMAGE_TOO_LARGE where limits are given.
+        RowError: as `decode`; IMAGE_TOO_LARGE only where limits are given.
     """
 
-    def size(image: ImageFile) -> tuple[int, int]:
-        if limits is not None:
-            _check_pixels(image.width, image.height, limits.max_pixels)
-        return image.width, image.height
+    def size(image: ImageFile, used: bytes) -> tuple[int, int]:
+        is_whole = used is data and has_its_end(image, data)  # what was made up is known to be good when it is decoded
+        if limits is not None and not is_whole:
+            return _in_rgb(image, used, rules).size
+        return size_as_shown(image, used) if rules.are_as_shown else image.size
 
-    return _opened(data, limits, size)
+    return _opened(data, None if limits is None else limits.max_pixels, rules, size)
 
 
-def _opened(data: bytes, limits: LimitsSpec | None, use: Callable[[ImageFile], _T]) -> _T:
-    """Opens a picture, uses it, and names whatever goes wrong."""
+def _in_rgb(image: ImageFile, data: bytes, rules: PictureRules) -> Image.Image:
+    if rules.are_as_shown:
+        return as_shown(image, data, rules.background)
+    image.load()
+    # Alpha in a palette makes Pillow warn that it is dropped, which is what is wanted.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def _opened(data: bytes, max_pixels: int | None, rules: PictureRules, use: Callable[[ImageFile, bytes], _T]) -> _T:
+    """Opens a picture and uses it; one cut short a second time with its end made up, where the rules accept that."""
     if not data:
         raise RowError(ErrorCode.IMAGE_EMPTY, "the picture has zero bytes")
+    try:
+        return _named(data, max_pixels, use)
+    except RowError as error:
+        if not rules.accept_truncated or error.code != ErrorCode.IMAGE_TRUNCATED:
+            raise
+        try:
+            return _named(completed(data), max_pixels, use)
+        except RowError:
+            raise error from None
+
+
+def _named(data: bytes, max_pixels: int | None, use: Callable[[ImageFile, bytes], _T]) -> _T:
+    """Opens a picture, uses it, and names whatever goes wrong."""
     try:
         # Decoders warn about odd metadata of a picture that is good otherwise.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return use(_open(data))
+            try:
+                return use(open_picture(data, max_pixels), data)
+            except ValueError as error:
+                if "MAX_TEXT" not in str(error):
+                    raise
+                data = without_texts(data)  # what a PNG tells in words is no part of the picture
+                return use(open_picture(data, max_pixels), data)
     except RowError:
         raise
     except Image.DecompressionBombError as error:
@@ -90,50 +119,4 @@ def _opened(data: bytes, limits: LimitsSpec | None, use: Callable[[ImageFile], _
     except MemoryError:
         raise RowError(ErrorCode.OUT_OF_MEMORY, f"no memory to decode a picture of {len(data)} bytes") from None
     except Exception as error:  # decoders raise almost anything on damaged bytes, and all of it is the row's
-        raise _damaged(data, error) from None
-
-
-def _open(data: bytes) -> ImageFile:
-    """What `Image.open` does for the listed formats, without its own size limit: ours is the spec's."""
-    Image.preinit()
-    if any(name not in Image.OPEN for name in FORMATS):
-        Image.init()
-    problem: Exception | None = None
-    for name in FORMATS:
-        factory, accept = Image.OPEN[name]
-        if accept is not None and accept(data[:_PREFIX_BYTES]) is True:
-            try:
-                return factory(BytesIO(data), "")
-            except (SyntaxError, IndexError, TypeError, struct.error) as error:
-                problem = error
-    raise problem or UnidentifiedImageError(f"no picture of a known format ({', '.join(FORMATS)})")
-
-
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise RowError(
-            ErrorCode.IMAGE_TOO_LARGE,
-            f"{width} × {height} pixels; limits.max_pixels is {max_pixels}. Shrink the picture or raise the limit",
-        )
-
-
-def _damaged(data: bytes, error: Exception) -> RowError:
-    if isinstance(error, UnidentifiedImageError):
-        begins = f"; it begins with {data[:8]!r}" if len(data) >= _PREFIX_BYTES else f", and of {len(data)} bytes only"
-        return RowError(ErrorCode.IMAGE_UNREADABLE, f"{error}{begins}")
-    text = f"{str(error)[:200] or type(error).__name__}"
-    if _is_truncated(data, error):
-        return RowError(ErrorCode.IMAGE_TRUNCATED, f"the picture ends too early, after {len(data)} bytes: {text}")
-    return RowError(ErrorCode.IMAGE_UNREADABLE, f"the picture is damaged: {text}")
-
-
-def _is_truncated(data: bytes, error: Exception) -> bool:
-    if isinstance(error, EOFError) or "truncated" in str(error).lower():
-        return True
-    if data[:4] == b"RIFF":  # WebP says how long it is
-        return len(data) < 8 + int.from_bytes(data[4:8], "little")
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return b"IEND" not in data[-16:]
-    if data[:4] in (b"II*\0", b"MM\0*"):  # TIFF keeps its directory where the header points
-        return len(data) < 8 or int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") + 6 > len(data)
-    return data[:3] == b"GIF" and isinstance(error, IndexError | struct.error | OSError) and data[-1:] != b";"
+        raise damaged(data, error) from None

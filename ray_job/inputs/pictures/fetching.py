@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ray_job.errors import RowError
+from ray_job.inputs.pictures.embedded import is_embedded
 
 MAX_BYTES = 256 * 2**20
 
@@ -144,4 +145,4 @@ def reference_of(value: Any) -> str | None:
     """Where a picture's bytes must be fetched from; None where the row holds them, or what stands there is no text."""
     if isinstance(value, Mapping) and value.get("bytes") is None:
         value = value.get("path")
-    return value if isinstance(value, str) and value.strip() and value[:5].lower() != "data:" else None
+    return value if isinstance(value, str) and value.strip() and not is_embedded(value) else None

@@ -1,4 +1,4 @@
-"""The encoded bytes of a picture that a row names: embedded, as a data URI, or in a file within a root.
+"""The encoded bytes of a picture that a row names: embedded, as text (`embedded.py`), or in a file within a root.
 
 Nothing outside the root is ever opened: no path that leaves it by `..`, by being absolute, by a link, or by naming
 another bucket or storage, and no URL, unless its host is on a list (`web.py`). To allow more paths, the user sets
@@ -7,17 +7,22 @@ another bucket or storage, and no URL, unless its host is on a list (`web.py`). 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import posixpath
 from collections.abc import Collection, Mapping
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from pyarrow import fs
 
 from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.pictures.embedded import (
+    MAX_PATH_CHARS,
+    base64_picture,
+    check_size,
+    data_uri_picture,
+    is_base64_picture,
+    is_data_uri,
+)
 from ray_job.inputs.pictures.web import WebSession
 from ray_job.prompts.json_text import has_half_pair
 from ray_job.redaction.text import public_uri
@@ -40,7 +45,7 @@ def read_picture(
     """The encoded bytes of one picture.
 
     Args:
-        value: a {bytes, path} struct (bytes win), bytes, a path, a URI, a `data:` URI, or None.
+        value: a {bytes, path} struct (bytes win), bytes, a path, a URI, a `data:` URI, base64, or None.
         root: relative paths start here, and no path may leave it; None: paths are refused.
         limits: `max_image_bytes` counts before anything larger is read.
         allow_hosts: whose https URLs are fetched (`web.py`).
@@ -64,7 +69,7 @@ def read_picture(
         raise RowError(ErrorCode.ROW_MALFORMED, f"a picture is bytes, a path or a URI, not {type(value).__name__}")
     if not data:
         raise RowError(ErrorCode.IMAGE_EMPTY, f"the picture has zero bytes{_from(value)}")
-    _check_size(len(data), limits.max_image_bytes, "the picture")
+    check_size(len(data), limits.max_image_bytes, "the picture")
     return data
 
 
@@ -73,28 +78,16 @@ def _of_text(
 ) -> bytes:
     if not text.strip():
         raise RowError(ErrorCode.IMAGE_MISSING, "the picture's path is empty")
-    if text[:5].lower() == "data:":
-        return _of_data_uri(text, limits.max_image_bytes)
+    if is_data_uri(text):
+        return data_uri_picture(text, limits.max_image_bytes)
+    if is_base64_picture(text) and not _is_file(text, root):
+        return base64_picture(text, limits.max_image_bytes)
     if allow_hosts and (parse_uri(text) or ("",))[0] in _WEB:
         if web is not None:
             return web.get(text)
         with WebSession(allow_hosts, limits) as own:
             return own.get(text)
     return _read_file(place_of(text, root), limits.max_image_bytes)
-
-
-def _of_data_uri(uri: str, max_bytes: int) -> bytes:
-    """Strict base64: `data:image/png;base64,…`."""
-    comma = uri.find(",", 0, 200)
-    if comma < 0 or not uri[:comma].lower().endswith(";base64"):
-        raise RowError(ErrorCode.IMAGE_UNREADABLE, f"not of the form data:image/…;base64,…: {uri[:40]!r}")
-    num_chars = len(uri) - comma - 1 - 2 * uri.count("%", comma)
-    _check_size(num_chars * 3 // 4 - 2, max_bytes, "the data URI")  # two may be padding
-    try:
-        payload = uri[comma + 1 :].encode("ascii")
-        return base64.b64decode(unquote_to_bytes(payload) if b"%" in payload else payload, validate=True)
-    except (UnicodeEncodeError, binascii.Error) as error:
-        raise RowError(ErrorCode.IMAGE_UNREADABLE, f"the data URI is not base64: {error}") from None
 
 
 def place_of(reference: str, root: Location | None) -> Location:
@@ -127,6 +120,16 @@ def place_of(reference: str, root: Location | None) -> Location:
     return root.at(path)
 
 
+def _is_file(text: str, root: Location | None) -> bool:
+    """Whether a text that may be base64 is the path of a file that may be read."""
+    if root is None or not root.is_local or len(text) > MAX_PATH_CHARS:
+        return False
+    try:
+        return os.path.isfile(place_of(text, root).path)
+    except RowError:
+        return False
+
+
 def _read_file(location: Location, max_bytes: int) -> bytes:
     """The bytes of a file; never more than the limit."""
     try:
@@ -136,7 +139,7 @@ def _read_file(location: Location, max_bytes: int) -> bytes:
                 known = {fs.FileType.NotFound: "no such file", fs.FileType.Directory: "is a folder"}
                 raise _missing(location, known.get(kind, "is not a regular file"))
         with location.filesystem.open_input_file(location.path) as file:
-            _check_size(file.size(), max_bytes, str(location))
+            check_size(file.size(), max_bytes, str(location))
             return bytes(file.read())
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(location, "no such file") from None
@@ -163,13 +166,6 @@ def _is_no_name(error: OSError, location: Location) -> bool:
 def _is_within(path: str, folder: str) -> bool:
     folder = folder.rstrip("/")
     return path == folder or path.startswith(folder + "/")
-
-
-def _check_size(num_bytes: int, max_bytes: int, what: str) -> None:
-    if num_bytes > max_bytes:
-        raise RowError(
-            ErrorCode.IMAGE_TOO_LARGE, f"{what} has {num_bytes} bytes; limits.max_image_bytes is {max_bytes}"
-        )
 
 
 def _from(value: Any) -> str:

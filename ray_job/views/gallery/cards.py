@@ -1,6 +1,6 @@
 """Cards: one output row beside the input row it came from.
 
-Pictures are read as the job reads them (`inputs.pictures`), within the same limits, and made small at once.
+Pictures are read as the model sees them (`inputs.pictures`), within the same limits, and made small at once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from PIL import Image
 
 from ray_job.errors import RowError, Stage
 from ray_job.inputs.pictures.decode import decode
+from ray_job.inputs.pictures.rules import PictureRules
 from ray_job.inputs.source import Source
 from ray_job.prompts.conversation import Conversations
 from ray_job.prompts.parts import ImageTag, Message, Special, Text
@@ -78,6 +79,7 @@ class CardMaker:
         self._spec = spec
         self.source = source
         self._side = side
+        self._picture_rules = PictureRules.of(spec.input)
         self._conversations = Conversations(source.prompt, ())
 
     def card(self, record: Mapping[str, Any], row: Mapping[str, Any]) -> Card:
@@ -107,7 +109,7 @@ class CardMaker:
     def _thumbnail(self, value: Any, row_id: Any) -> Thumbnail | str:
         try:
             data = picture_bytes(value, self._spec, self.source)
-            return Thumbnail.of(decode(data, self._spec.limits), self._side)
+            return Thumbnail.of(decode(data, self._spec.limits, self._picture_rules), self._side)
         except BaseException as error:
             return RowError.of(error, Stage.PREPARE, row_id).message
 

@@ -36,7 +36,7 @@ def urls_of(site: Site) -> dict[str, str]:
         site.url("/red.png", host="127.0.0.1"): NOT_LISTED,
         site.url("/red.png").replace("https", "http"): "is not https",
         site.url("/absent.png"): "status 404",
-        site.url("/page.png"): "no picture of a known format",
+        site.url("/page.png"): "is an HTML page, not a picture",
     }
 
 

@@ -145,7 +145,7 @@ def test_broken_pictures_and_damaged_parts_do_not_break_the_page(output: Output)
     assert 0 < len(facts.cards) <= 10
     page = render(facts)
     assert "not readable: the picture is null" in page
-    assert "not readable: no picture of a known format" in page
+    assert "not readable: it is text, not a picture: it begins with &#x27;not a picture&#x27;" in page
 
 
 def test_secrets_are_never_shown(output: Output) -> None:

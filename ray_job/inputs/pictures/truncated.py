@@ -1,0 +1,121 @@
+"""Pictures that end too early: whether the end is there, and an end made up for those that may lack it.
+
+Pillow can be told to overlook missing bytes, but only for all pictures of a process at once. Here the picture gets the
+bytes instead: the marker that ends a JPEG, missing rows of a PNG, missing blocks of a GIF, and zeros for the others.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from PIL.ImageFile import ImageFile
+
+from ray_job.inputs.pictures import gif, png
+
+_JPEG_END = b"\xff\xd9"
+_STRIPS, _TILES = (273, 279), (324, 325)  # TIFF's tags of where pixels are, and of how many bytes
+_COMPRESSION, _JPEG_TABLES, _AS_JPEG = 259, 347, 7
+
+
+def has_its_end(image: ImageFile, data: bytes) -> bool:
+    """Whether the end of an opened picture is surely there; False also where only decoding it can tell."""
+    match image.format:
+        case "JPEG" | "MPO":
+            return data.find(_JPEG_END, _jpeg_scan(data)) >= 0
+        case "PNG":
+            return b"IEND" in data[-12:]
+        case "GIF":
+            return data.endswith(b"\0;")
+        case "WEBP" | "ICO":  # are refused or decoded when they are opened
+            return True
+        case "TIFF":
+            return _tiff_end(image) <= len(data)
+        case "AVIF" | "HEIF":
+            return _boxes_end(data) <= len(data)
+        case "JPEG2000":
+            return _JPEG_END in data[-4:]
+    return False
+
+
+def completed(data: bytes) -> bytes:
+    """A picture cut short with an end, so that it can be decoded if at least about half of it is there.
+
+    Of JPEG and GIF, which do not tell how long they are, any part of the pixels will do.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return data + _JPEG_END * 2 if _jpeg_scan(data) < len(data) else data
+    try:
+        if data.startswith(png.SIGNATURE):
+            return png.completed(data)
+        if data.startswith(gif.SIGNATURE):
+            return gif.completed(data)
+    except (zlib.error, struct.error, IndexError, StopIteration):
+        return data
+    return data + bytes(len(data))
+
+
+def is_truncated(data: bytes, error: Exception) -> bool:
+    """Whether a picture that cannot be decoded lacks its end."""
+    if isinstance(error, EOFError) or "truncated" in str(error).lower():
+        return True
+    if data[:4] == b"RIFF":  # WebP says how long it is
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if data.startswith(png.SIGNATURE):
+        return b"IEND" not in data[-16:]
+    if data[:4] in (b"II*\0", b"MM\0*"):  # TIFF keeps its directory where the header points
+        return len(data) < 8 or int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") + 6 > len(data)
+    if data[:4] == b"\0\0\1\0":
+        return _icon_end(data) > len(data)
+    if data[4:8] == b"ftyp":
+        return _boxes_end(data) > len(data)
+    if data[4:8] == b"jP  " or data[:4] == b"\xff\x4f\xff\x51":
+        return _JPEG_END not in data[-4:]
+    return data.startswith(gif.SIGNATURE) and not data.endswith(b";")
+
+
+def _jpeg_scan(data: bytes) -> int:
+    """Where the pixels of the first scan begin, behind all previews in the header; the file's length if nowhere."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        if data[place + 1] == 0xFF:  # may fill
+            place += 1
+            continue
+        is_scan = data[place + 1] == 0xDA
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if is_scan:
+            return min(place, len(data))
+    return len(data)
+
+
+def _tiff_end(image: ImageFile) -> int:
+    """Where the last of the first page's pixels ends; beyond every file where that is not known."""
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    if tags.get(_COMPRESSION) == _AS_JPEG and _JPEG_TABLES not in tags:
+        return 2**63  # they may have stood behind the pixels
+    ends = [0]
+    for starts, counts in (_STRIPS, _TILES):
+        ends += [start + count for start, count in zip(tags.get(starts, ()), tags.get(counts, ()), strict=False)]
+    return int(max(ends)) or 2**63
+
+
+def _icon_end(data: bytes) -> int:
+    """Where the last picture of an icon ends."""
+    count = int.from_bytes(data[4:6], "little")
+    sizes = (struct.unpack_from("<II", data, place) for place in range(14, min(len(data) - 7, 6 + 16 * count), 16))
+    return max([6 + 16 * count, *(int(size + start) for size, start in sizes)])
+
+
+def _boxes_end(data: bytes) -> int:
+    """Where the last box of an ISO media file ends, by its own account."""
+    place = 0
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[place + 8 : place + 16], "big")
+        if size < 8:  # 0: to the end of the file
+            return len(data)
+        place += size
+    return max(place, len(data)) if place >= len(data) else place + 8
