@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ray_job.errors import InputError
-from ray_job.inputs.files import find_files
+from ray_job.inputs.files import InputFiles, find_files
 from ray_job.inputs.formats.images import open_images
 from ray_job.inputs.formats.jsonl import open_jsonl
 from ray_job.inputs.formats.parquet import open_parquet
 from ray_job.inputs.source import Source, Split, iter_tables
 from ray_job.redaction.text import public_uri
 from ray_job.spec import JobSpec
+from ray_job.spec.input import Format
+
+_OPENERS: dict[Format, Callable[[JobSpec, InputFiles], Source]] = {
+    "parquet": open_parquet,
+    "images": open_images,
+    "jsonl": open_jsonl,
+}
 
 __all__ = ["Source", "Split", "iter_tables", "open_source"]
 
@@ -22,8 +31,10 @@ def open_source(spec: JobSpec) -> Source:
         SpecError: named columns are missing or cannot be used; every problem at once.
     """
     found = find_files(spec.input)
-    openers = {"parquet": open_parquet, "images": open_images, "jsonl": open_jsonl}
-    source = openers[found.format](spec, found)
+    opener = _OPENERS.get(found.format)
+    if opener is None:
+        raise InputError(f"input.format: {found.format} cannot be read yet")
+    source = opener(spec, found)
     if source.num_rows == 0:
         where = ", ".join(map(public_uri, spec.input.path))
         raise InputError(f"{where}: no rows in {len(found.files)} {found.format} files; check input.path")

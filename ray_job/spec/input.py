@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import Field
 
 from ray_job.spec.section import Section, Strings
+
+Format: TypeAlias = Literal[
+    "parquet",
+    "images",
+    "jsonl",
+    "json",
+    "csv",
+    "tsv",
+    "arrow",
+    "hf",
+    "webdataset",
+    "delta",
+    "iceberg",
+    "lance",
+    "documents",
+]
+"""What an input may be made of."""
 
 
 class InputSpec(Section):
@@ -16,8 +33,8 @@ class InputSpec(Section):
         min_length=1,
         description="File, folder, glob or URI (s3://…, gs://…), or a list of them.",
     )
-    format: Literal["auto", "parquet", "images", "jsonl"] = Field(
-        "auto", description="`auto` decides by the files' suffixes."
+    format: Literal["auto"] | Format = Field(
+        "auto", description="`auto` decides by the files' names, and by their content where a name does not tell."
     )
     id_column: str | None = Field(
         None,

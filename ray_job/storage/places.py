@@ -23,7 +23,7 @@ from ray_job.errors import InputError
 from ray_job.redaction.text import public_uri, without_parts_of, without_secrets
 from ray_job.storage.azure import SCHEMES as AZURE
 from ray_job.storage.azure import azure_uri, parse_azure
-from ray_job.storage.globs import glob_pattern
+from ray_job.storage.globs import braces_expanded, glob_pattern
 
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://(.*)$", re.DOTALL)
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # Spark's names for the same places
@@ -179,6 +179,22 @@ def expand(location: Location) -> tuple[Location, list[fs.FileInfo]]:
     if not files:
         raise InputError(f"{location}: nothing matches. Folders below {base} are searched where the pattern names them")
     return base, files
+
+
+def expand_braces(uri_or_path: str) -> list[Location]:
+    """The places that a path with braces stands for, as in `shard-{000..012}.tar`; a name that exists is only itself.
+
+    Raises:
+        InputError: as `locate`, or the storage fails.
+    """
+    located = locate(uri_or_path)
+    if "{" not in located.path:
+        return [located]
+    try:
+        exists = located.filesystem.get_file_info(located.path).type != fs.FileType.NotFound
+    except STORAGE_ERRORS as error:
+        raise InputError(f"{located}: {reason(error)}") from None
+    return [located] if exists else [located.at(path) for path in braces_expanded(located.path)]
 
 
 def open_input(location: Location) -> Any:

@@ -34,7 +34,7 @@ NAMES = ["a.JPG", "b.png", "sub/_MG_1.tif", "sub/d.gif", "sub/deep/c.webp"]
 def test_each_picture_is_a_row_called_by_its_path(folder: Path) -> None:
     source = opened(folder)
     assert ids_of(source, 2) == NAMES
-    assert source.num_ignored == 3
+    assert source.skipped.num_files == 3
     assert source.image_columns == ("image",)
     assert [row["image"] for row in rows_of(source)] == [{"bytes": None, "path": name} for name in NAMES]
     assert ids_of(opened(f"{folder}/**/*.[gw]*")) == ["sub/d.gif", "sub/deep/c.webp"]

@@ -298,5 +298,5 @@ def test_jsonl_on_s3(s3: Callable[[str, bytes], str], png: bytes, monkeypatch: p
     assert read_picture(row["image"][0], root=source.image_root, limits=LimitsSpec()) == png
     both = opened("s3://pictures/lines", input={"format": "jsonl"})
     assert ids_of(both)[4:6] == ["a.jsonl#5", "sub/b.jsonl.gz#1"]
-    assert both.num_ignored == 1
+    assert both.skipped.num_files == 1
     assert sum(table.num_rows for table in iter_tables(both)) == 10

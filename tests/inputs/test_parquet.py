@@ -257,7 +257,7 @@ def test_parquet_on_s3(s3: Callable[[str, bytes], str], tmp_path: Path) -> None:
     assert ids_of(source)[6:8] == ["day=1/a.parquet#6", "day=2/b.parquet#0"]
     assert ids_of(opened("s3://pictures/table/*/*.parquet", input={"limit": 1})) == ["day=1/a.parquet#0"]
     assert opened(uri).num_rows == 7
-    assert source.num_ignored == 1
+    assert source.skipped.num_files == 1
     assert str(source.image_root) == "s3://pictures/table"
     with pytest.raises(InputError, match="s3://pictures/none: no such file or folder"):
         opened("s3://key:topsecret@pictures/none")

@@ -89,7 +89,7 @@ def open_images(spec: JobSpec, found: InputFiles) -> ImagesSource:
         prompt=roles.prompt,
         overrides_column=roles.overrides,
         splits=first_rows(splits, spec.input.limit),
-        num_ignored=found.num_ignored,
+        skipped=found.skipped,
     )
 
 

@@ -136,7 +136,7 @@ def open_jsonl(spec: JobSpec, found: InputFiles) -> JsonlSource:
         prompt=roles.prompt,
         overrides_column=roles.overrides,
         splits=first_rows(splits, spec.input.limit),
-        num_ignored=found.num_ignored,
+        skipped=found.skipped,
         id_column=roles.id,
         is_chat=is_chat,
         max_line_bytes=max_line_bytes,

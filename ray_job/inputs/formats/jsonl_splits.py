@@ -12,7 +12,7 @@ from ray_job.errors import InputError, RowError
 from ray_job.inputs.files import InputFile
 from ray_job.inputs.formats.json_columns import parse_object
 from ray_job.inputs.formats.lines import Line, iter_lines
-from ray_job.inputs.source import Split, malformed
+from ray_job.inputs.source import FileSplit, malformed
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
 SPLIT_BYTES = 32 * 2**20
@@ -22,10 +22,9 @@ SAMPLE_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class JsonlSplit(Split):
+class JsonlSplit(FileSplit):
     """Neighbouring lines of one file."""
 
-    location: Location
     start: int  # bytes
     end: int
     first_line: int  # number, from 1, of the line that begins at `start`
