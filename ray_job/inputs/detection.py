@@ -110,7 +110,7 @@ def by_content(first_bytes: bytes, name: str = "") -> Kind:
             return format_
     codec = compression_of(first_bytes)
     if codec is not None:
-        inner = by_content(_decompressed(first_bytes, codec), name)
+        inner = by_content(decompressed(first_bytes, codec), name)
         return inner if inner in ("jsonl", "json", "object", "csv", "tsv", "webdataset") else "other"
     return _by_text(first_bytes)
 
@@ -135,7 +135,7 @@ def table_folder(names: Collection[str]) -> tuple[Format, str] | None:
     for format_, patterns in _TABLES:
         found = set.intersection(*({_folder_before(name, pattern) for name in names} for pattern in patterns)) - {None}
         if found:
-            return format_, min(filter(None.__ne__, found), key=len)  # type: ignore[arg-type]
+            return format_, min((folder for folder in found if folder is not None), key=len)
     return None
 
 
@@ -185,7 +185,7 @@ def _table_kind(lines: list[str]) -> Kind:
     return "other"
 
 
-def _decompressed(first_bytes: bytes, codec: str) -> bytes:
+def decompressed(first_bytes: bytes, codec: str) -> bytes:
     """The beginning of what is in a compressed beginning; nothing where that is damaged."""
     try:
         with pa.CompressedInputStream(pa.BufferReader(first_bytes), codec) as stream:

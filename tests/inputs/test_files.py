@@ -194,5 +194,5 @@ def test_only_the_top_of_the_storage_in_common_is_no_root_for_pictures(tmp_path:
 
 def test_empty_inputs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n\n")
-    with pytest.raises(InputError, match="none of its first lines"):
+    with pytest.raises(InputError, match="holds no JSON object"):
         ids_of(opened(tmp_path / "a.jsonl"))

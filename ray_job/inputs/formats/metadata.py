@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ray_job.errors import InputError, RowError
 from ray_job.inputs.files import InputFile
-from ray_job.inputs.formats.json_columns import converter, infer_columns, parse_object
+from ray_job.inputs.formats.json_columns import KeyTypes, converter, parse_object
 from ray_job.inputs.formats.lines import iter_lines
 from ray_job.prompts.conversation import nearest
 from ray_job.storage.places import STORAGE_ERRORS, open_input, reason
@@ -83,7 +83,10 @@ def _read_jsonl(file: InputFile, handle: pa.NativeFile) -> pa.Table:
         for line in lines:
             number = line.number
             objects.append(parse_object(line.content or b""))
-        types = infer_columns(objects)
+        learned = KeyTypes()
+        for item in objects:
+            learned.add(item)
+        types = learned.columns()
         values: dict[str, list[Any]] = {}
         for column, type_ in types.items():
             convert = converter(type_)
