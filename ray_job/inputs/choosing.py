@@ -90,7 +90,7 @@ class FileKinds:
             return None
         if kind not in ("hidden", "marker") and format_ != "images" and _is_underscored(name):
             kind = "hidden"
-        if kind == format_ and self._is_index(name):
+        if format_ != "parquet" and self._is_index(name):
             return "indexes of folders or shards"
         if kind in family(format_) or (kind == "object" and format_ in family("json") and not self._has_named_lines):
             return None

@@ -235,5 +235,5 @@ def test_what_has_no_effect_is_refused(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 3
     assert "input.delimiter: has no effect on jsonl; leave it out" in caught.value.problems
     for wrong in ({"delimiter": '"'}, {"delimiter": ",,"}, {"encoding": "latin1x"}, {"encoding": "base64"}):
-        with pytest.raises(SpecError, match="one ASCII character|no encoding"):
+        with pytest.raises(SpecError, match=r"one ASCII character|no encoding"):
             opened(tmp_path, input=wrong)

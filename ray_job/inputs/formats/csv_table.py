@@ -47,8 +47,7 @@ class CsvSource(RecordSource):
 
     def column(self, field: pa.Field, values: Sequence[Any]) -> tuple[pa.Array, list[RowError | None]]:
         """Texts, cast where the column has another type."""
-        column, problems = cast_checked(pa.array(values, pa.string()), field.type)
-        return column, [None if each is None else malformed(f"is no {field.type}: {each}") for each in problems]
+        return cast_texts(field, values)
 
     def id(self, value: Any) -> Any:
         """A text, or what it spells."""
@@ -157,6 +156,12 @@ def row_item(record: Record, file: TextFile) -> tuple[dict[str, str | None], Row
     if len(fields) != len(file.header):
         return item, malformed(f"has {len(fields)} fields, and the file {len(file.header)} columns")
     return item, None
+
+
+def cast_texts(field: pa.Field, values: Sequence[Any]) -> tuple[pa.Array, list[RowError | None]]:
+    """Texts as a column of the field's type, null where one spells no such value, and what is wrong then."""
+    column, problems = cast_checked(pa.array(values, pa.string()), field.type)
+    return column, [None if each is None else malformed(f"is no {field.type}: {each}") for each in problems]
 
 
 class _IdCheck:
