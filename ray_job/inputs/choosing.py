@@ -25,12 +25,12 @@ TABLE_FOLDERS: tuple[Format, ...] = ("delta", "iceberg", "lance", "hf")
 _FAMILIES: tuple[tuple[Format, ...], ...] = (("jsonl", "json"), ("csv", "tsv"))
 _FIRST: tuple[Format, ...] = ("parquet", "images", "jsonl")
 _NO_FORMATS: dict[Kind, str] = {
-    "hidden": "hidden files",
-    "marker": "marker files",
-    "text": "texts",
-    "object": "single JSON objects",
-    "empty": "empty files",
-    "other": "files of no known format",
+    "hidden": "hidden",
+    "marker": "left by other programs",
+    "text": "text",
+    "object": "single JSON object",
+    "empty": "empty",
+    "other": "of no known format",
 }
 
 
@@ -91,10 +91,10 @@ class FileKinds:
         if kind not in ("hidden", "marker") and format_ != "images" and _is_underscored(name):
             kind = "hidden"
         if format_ != "parquet" and self._is_index(name):
-            return "indexes of folders or shards"
+            return "index of a folder or shard"
         if kind in family(format_) or (kind == "object" and format_ in family("json") and not self._has_named_lines):
             return None
-        return _NO_FORMATS.get(kind, f"{kind} files")
+        return _NO_FORMATS.get(kind, f"of format {kind}")
 
     def is_caption(self, name: str) -> bool:
         """Whether it is a text or a JSON object that lies beside a picture of its name."""

@@ -106,8 +106,7 @@ def _chosen(
     if all(file.kind in ("text", "object") or file.is_metadata for file in chosen) and format_ == "images":
         chosen = []
     if not chosen:
-        others = "; ".join(skipped.lines())
-        raise InputError(f"{where}: no {format_} files among {len(found)} files ({others}); check input.format")
+        raise InputError(f"{where}: no {format_} files; there are {skipped.text()}. Check input.format")
     return InputFiles(format_, tuple(chosen), root, skipped)
 
 

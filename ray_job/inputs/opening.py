@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ray_job.errors import InputError, SpecError
 from ray_job.inputs.files import InputFiles, find_files
@@ -43,7 +44,8 @@ def open_source(spec: JobSpec) -> Source:
     if source.num_rows == 0:
         where = ", ".join(map(public_uri, spec.input.path))
         raise InputError(f"{where}: no rows in {len(found.files)} {found.format} files; check input.path")
-    return source
+    files = "1 file" if len(found.files) == 1 else f"{len(found.files)} files"
+    return replace(source, taken=f"{files} of format {found.format}")
 
 
 def _check_options(spec: InputSpec, format_: Format) -> None:

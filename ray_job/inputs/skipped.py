@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,18 +35,27 @@ class Skipped:
                 examples.setdefault(reason, []).append(name)
         return cls(tuple(SkippedFiles(reason, num, tuple(examples[reason])) for reason, num in counts.items()))
 
+    @classmethod
+    def of_dict(cls, value: Mapping[str, Any]) -> Skipped:
+        """What `to_dict` made."""
+        return cls(
+            tuple(SkippedFiles(reason, each["files"], tuple(each["examples"])) for reason, each in value.items())
+        )
+
     @property
     def num_files(self) -> int:
         """Files of all reasons."""
         return sum(group.num_files for group in self.groups)
 
-    def lines(self) -> list[str]:
-        """A line for each reason, for people."""
-        return [
-            f"{group.num_files} {group.reason}: {', '.join(group.examples)}"
-            + (", …" if group.num_files > len(group.examples) else "")
+    def text(self) -> str:
+        """All of it on a line: `3 files: 2 texts (a.txt, b.md), 1 hidden (.DS_Store)`."""
+        files = "1 file" if self.num_files == 1 else f"{self.num_files} files"
+        groups = [
+            f"{group.num_files} {group.reason} ({', '.join(group.examples)}"
+            + (", …)" if group.num_files > len(group.examples) else ")")
             for group in self.groups
         ]
+        return f"{files}: {', '.join(groups)}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON: reason → how many files, and the names of the first."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import pyarrow as pa
@@ -59,6 +59,7 @@ class Source(ABC):
     overrides_column: str | None
     splits: tuple[Split, ...]
     skipped: Skipped  # files that lie among the input's and hold none of its rows
+    taken: str = field(default="", kw_only=True)  # what holds the rows: `3 files of format csv`
 
     @abstractmethod
     def read(self, split: Split, max_rows: int) -> Iterator[pa.Table]:

@@ -70,6 +70,7 @@ class Manifest:
     totals: Totals = field(default_factory=Totals)  # of all runs
     already_done: int = 0  # rows that this run found done
     duplicates: Duplicates = field(default_factory=Duplicates)
+    skipped: dict[str, Any] = field(default_factory=dict)  # files of the input that held no rows: `Skipped.to_dict`
     error: str | None = None
     spec: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str | None] = field(default_factory=dict)

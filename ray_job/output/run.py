@@ -208,6 +208,7 @@ class Run:
             input_rows=record.rows,
             totals=self.totals,
             already_done=record.rows - remaining.num_rows,
+            skipped=self._source.skipped.to_dict(),
             spec=public_spec(self._spec),
             versions=versions(),
             placement=dict(placement or (existing.previous.placement if existing.previous is not None else {})),

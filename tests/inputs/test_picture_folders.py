@@ -126,8 +126,8 @@ def test_captions_beside_pictures_are_columns(s3: Callable[[str, bytes], str], p
         ("00000/000000002.jpg", None, None, None, "00000"),
     ]
     assert source.skipped.to_dict() == {
-        "indexes of folders or shards": {"files": 1, "examples": ["00000.parquet"]},
-        "single JSON objects": {"files": 2, "examples": ["00000/000000003.json", "00000_stats.json"]},
+        "index of a folder or shard": {"files": 1, "examples": ["00000.parquet"]},
+        "single JSON object": {"files": 2, "examples": ["00000/000000003.json", "00000_stats.json"]},
     }
 
 
@@ -198,13 +198,15 @@ def test_pictures_are_known_by_suffix_else_by_content_and_the_rest_is_named(tmp_
     source = opened(tmp_path)
     assert set(ids_of(source)) == {*(f"a.{suffix}" for suffix in SUFFIXES), "Q42", "photo.2024"}
     assert source.skipped.to_dict() == {
-        "hidden files": {"files": 1, "examples": [".DS_Store"]},
-        "marker files": {"files": 2, "examples": ["Thumbs.db", "_SUCCESS"]},
-        "files of no known format": {"files": 2, "examples": ["a.mp4", "page"]},
-        "csv files": {"files": 1, "examples": ["b.csv"]},
-        "documents files": {"files": 1, "examples": ["d.pdf"]},
-        "texts": {"files": 1, "examples": ["notes.txt"]},
-        "single JSON objects": {"files": 1, "examples": ["o.json"]},
-        "empty files": {"files": 1, "examples": ["void"]},
+        "hidden": {"files": 1, "examples": [".DS_Store"]},
+        "left by other programs": {"files": 2, "examples": ["Thumbs.db", "_SUCCESS"]},
+        "of no known format": {"files": 2, "examples": ["a.mp4", "page"]},
+        "of format csv": {"files": 1, "examples": ["b.csv"]},
+        "of format documents": {"files": 1, "examples": ["d.pdf"]},
+        "text": {"files": 1, "examples": ["notes.txt"]},
+        "single JSON object": {"files": 1, "examples": ["o.json"]},
+        "empty": {"files": 1, "examples": ["void"]},
     }
-    assert source.skipped.lines()[0] == "1 hidden files: .DS_Store"
+    assert source.skipped.text().startswith(
+        "10 files: 1 hidden (.DS_Store), 2 left by other programs (Thumbs.db, _SUCC"
+    )
