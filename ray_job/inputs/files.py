@@ -54,7 +54,7 @@ class InputFiles:
         None where only the top of the storage holds all inputs: every file would lie within that.
         """
         if spec.image_root is not None:
-            return locate(spec.image_root)
+            return locate(spec.image_root, spec.storage_options)
         return self.root if self.root.path.strip("/") else None
 
 
@@ -65,7 +65,7 @@ def find_files(spec: InputSpec) -> InputFiles:
         InputError: nothing there, formats mixed or unknown, inputs on different storages, or a file that must be
             looked into cannot be read.
     """
-    located = [location for path in spec.path for location in expand_braces(path)]
+    located = [location for path in spec.path for location in expand_braces(path, spec.storage_options)]
     expanded = [expand(location) for location in located]
     root = _common_folder([folder for folder, _ in expanded])
     prefix = len(root.path.rstrip("/")) + 1 if root.path else 0

@@ -85,7 +85,7 @@ class Run:
             SpecError: `output.mode` does not allow for what the folder holds, or another run is writing there.
             FingerprintMismatch: the answers there were made by another job.
         """
-        root = locate(spec.output.path)
+        root = locate(spec.output.path, spec.output.storage_options)
         lock = Lock.take(root)
         try:
             return cls(spec, source, root, lock)

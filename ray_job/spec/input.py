@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
-from ray_job.spec.section import Section, Strings
+from ray_job.spec.section import Section, StorageOptions, Strings
 
 Format: TypeAlias = Literal[
     "parquet",
@@ -75,6 +75,12 @@ class InputSpec(Section):
         None,
         description="Types of CSV columns by name: int, float, bool, date, time, timestamp, or one of Arrow's such as "
         "int32. Default: text, as it stands.",
+    )
+    storage_options: StorageOptions | None = Field(
+        None,
+        repr=False,
+        description="Of s3:// paths: access_key, secret_key, session_token, region, endpoint_override, anonymous, …; "
+        "names of the environment as AWS_REGION do as well. Secrets show nowhere. Default: the environment's.",
     )
     limit: int | None = Field(None, ge=1, description="Only the first N rows.")
 

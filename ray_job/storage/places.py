@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, unquote
@@ -24,6 +24,7 @@ from ray_job.redaction.text import public_uri, without_parts_of, without_secrets
 from ray_job.storage.azure import SCHEMES as AZURE
 from ray_job.storage.azure import azure_uri, parse_azure
 from ray_job.storage.globs import braces_expanded, glob_pattern
+from ray_job.storage.options import s3_filesystem
 
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://(.*)$", re.DOTALL)
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # Spark's names for the same places
@@ -69,11 +70,15 @@ class Location:
         return path if self.is_local else f"{self.scheme}://{path}"
 
 
-def locate(uri_or_path: str) -> Location:
+def locate(uri_or_path: str, options: Mapping[str, str] | None = None) -> Location:
     """Where a path or URI points; nothing is read, except that some stores look up their region.
 
+    Args:
+        uri_or_path: of a file, folder or glob.
+        options: of its bucket (`options.py`), instead of the URI's own.
+
     Raises:
-        InputError: the URI does not parse, or its kind of storage is not available.
+        InputError: the URI does not parse, its kind of storage is not available, or has not these options.
     """
     parsed = parse_uri(uri_or_path)
     if parsed is None:
@@ -81,7 +86,13 @@ def locate(uri_or_path: str) -> Location:
     scheme, path = parsed
     if scheme == "file":
         return Location(fs.LocalFileSystem(), os.path.abspath(path))
+    if options and scheme != "s3":
+        raise InputError(
+            f"{public_uri(uri_or_path)}: storage_options are for s3:// only; use the environment's variables"
+        )
     try:
+        if options:
+            return Location(s3_filesystem(options, path.partition("/")[0]), path.rstrip("/"), scheme)
         filesystem, path = fs.FileSystem.from_uri(_quoted(uri_or_path, scheme))
     except (*STORAGE_ERRORS, ValueError) as error:
         raise InputError(
@@ -181,13 +192,17 @@ def expand(location: Location) -> tuple[Location, list[fs.FileInfo]]:
     return base, files
 
 
-def expand_braces(uri_or_path: str) -> list[Location]:
+def expand_braces(uri_or_path: str, options: Mapping[str, str] | None = None) -> list[Location]:
     """The places that a path with braces stands for, as in `shard-{000..012}.tar`; a name that exists is only itself.
+
+    Args:
+        uri_or_path: as for `locate`.
+        options: the same.
 
     Raises:
         InputError: as `locate`, or the storage fails.
     """
-    located = locate(uri_or_path)
+    located = locate(uri_or_path, options)
     if "{" not in located.path:
         return [located]
     try:

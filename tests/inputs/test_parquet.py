@@ -262,3 +262,16 @@ def test_parquet_on_s3(s3: Callable[[str, bytes], str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="s3://pictures/none: no such file or folder"):
         opened("s3://key:topsecret@pictures/none")
     assert sum(table.num_rows for table in iter_tables(source)) == 14
+
+
+def test_a_clash_names_the_file_whose_type_it_is(tmp_path: Path) -> None:
+    for name, column in (
+        ("a", pa.nulls(1)),
+        ("b", pa.array([1], pa.int32())),
+        ("c", pa.array([1], pa.int64())),
+        ("d", pa.array(["x"])),
+    ):
+        pq.write_table(pa.table({"n": column, "t": ["x"]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(SpecError, match=r"column 'n': it is int32 in b\.parquet and string in d\.parquet"):
+        opened(tmp_path)
+    assert opened(tmp_path, input={"keep_columns": ["t"]}).num_rows == 4
