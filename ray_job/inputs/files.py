@@ -19,7 +19,7 @@ from ray_job.inputs.skipped import NOTHING, Skipped
 from ray_job.redaction.text import public_uri
 from ray_job.spec import InputSpec
 from ray_job.spec.input import Format
-from ray_job.storage.places import STORAGE_ERRORS, Location, expand, expand_braces, locate, reason
+from ray_job.storage.places import STORAGE_ERRORS, Location, expand, expand_braces, locate, parse_uri, reason
 
 _THREADS = 16
 
@@ -54,7 +54,8 @@ class InputFiles:
         None where only the top of the storage holds all inputs: every file would lie within that.
         """
         if spec.image_root is not None:
-            return locate(spec.image_root, spec.storage_options)
+            is_bucket = parse_uri(spec.image_root) is not None
+            return locate(spec.image_root, spec.storage_options if is_bucket else None)
         return self.root if self.root.path.strip("/") else None
 
 

@@ -81,15 +81,13 @@ def locate(uri_or_path: str, options: Mapping[str, str] | None = None) -> Locati
         InputError: the URI does not parse, its kind of storage is not available, or has not these options.
     """
     parsed = parse_uri(uri_or_path)
+    if options:
+        _check_options(uri_or_path, parsed)
     if parsed is None:
         return Location(fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri_or_path)))
     scheme, path = parsed
     if scheme == "file":
         return Location(fs.LocalFileSystem(), os.path.abspath(path))
-    if options and scheme != "s3":
-        raise InputError(
-            f"{public_uri(uri_or_path)}: storage_options are for s3:// only; use the environment's variables"
-        )
     try:
         if options:
             return Location(s3_filesystem(options, path.partition("/")[0]), path.rstrip("/"), scheme)
@@ -100,6 +98,15 @@ def locate(uri_or_path: str, options: Mapping[str, str] | None = None) -> Locati
             "s3://bucket/folder, and options behind it as in ?region=…&endpoint_override=…"
         ) from None
     return Location(filesystem, path.rstrip("/"), scheme, account_of(uri_or_path))
+
+
+def _check_options(uri_or_path: str, parsed: tuple[str, str] | None) -> None:
+    """Options that would have no effect are refused."""
+    shown = public_uri(uri_or_path)
+    if parsed is None or parsed[0] != "s3":
+        raise InputError(f"{shown}: storage_options are for s3:// only; leave them out, or set the environment")
+    if shown != uri_or_path:
+        raise InputError(f"{shown}: has options of its own; leave them out, or storage_options")
 
 
 def parse_uri(text: str) -> tuple[str, str] | None:
