@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from ray_job.errors import InputError
-from ray_job.inputs.files import find_files
+from collections.abc import Callable
+from dataclasses import replace
+
+from ray_job.errors import InputError, SpecError
+from ray_job.inputs.files import InputFiles, find_files
+from ray_job.inputs.formats.csv_table import open_csv
 from ray_job.inputs.formats.images import open_images
-from ray_job.inputs.formats.jsonl import open_jsonl
+from ray_job.inputs.formats.jsonl import open_json
 from ray_job.inputs.formats.parquet import open_parquet
 from ray_job.inputs.source import Source, Split, iter_tables
 from ray_job.redaction.text import public_uri
-from ray_job.spec import JobSpec
+from ray_job.spec import InputSpec, JobSpec
+from ray_job.spec.input import Format
+
+_OPENERS: dict[Format, Callable[[JobSpec, InputFiles], Source]] = {
+    "parquet": open_parquet,
+    "images": open_images,
+    "jsonl": open_json,
+    "json": open_json,
+    "csv": open_csv,
+    "tsv": open_csv,
+}
 
 __all__ = ["Source", "Split", "iter_tables", "open_source"]
 
@@ -22,9 +36,35 @@ def open_source(spec: JobSpec) -> Source:
         SpecError: named columns are missing or cannot be used; every problem at once.
     """
     found = find_files(spec.input)
-    openers = {"parquet": open_parquet, "images": open_images, "jsonl": open_jsonl}
-    source = openers[found.format](spec, found)
+    _check_options(spec.input, found.format)
+    opener = _OPENERS.get(found.format)
+    if opener is None:
+        raise InputError(f"input.format: {found.format} cannot be read yet")
+    source = opener(spec, found)
     if source.num_rows == 0:
         where = ", ".join(map(public_uri, spec.input.path))
         raise InputError(f"{where}: no rows in {len(found.files)} {found.format} files; check input.path")
-    return source
+    files = "1 file" if len(found.files) == 1 else f"{len(found.files)} files"
+    return replace(source, taken=f"{files} of format {found.format}")
+
+
+def _check_options(spec: InputSpec, format_: Format) -> None:
+    """What is set for another format than the input's would have no effect.
+
+    Raises:
+        SpecError: naming it.
+    """
+    tables: tuple[Format, ...] = ("csv", "tsv", "images")
+    used: dict[str, tuple[Format, ...]] = {
+        "encoding": (*tables, "jsonl", "json"),
+        "delimiter": tables,
+        "column_names": ("csv", "tsv"),
+        "column_types": tables,
+    }
+    problems = [
+        f"input.{name}: has no effect on {format_}; leave it out"
+        for name, formats in used.items()
+        if getattr(spec, name) is not None and format_ not in formats
+    ]
+    if problems:
+        raise SpecError(problems, "input")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import pyarrow as pa
 
 from ray_job.arrow.column_types import carried_field
 from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.inputs.skipped import Skipped
 from ray_job.rows import ERROR_TYPE, READ_ERROR, error_record
 from ray_job.spec import PromptSpec
 from ray_job.storage.places import Location
@@ -31,6 +32,13 @@ class Split:
     def first(self, num_rows: int) -> Self:
         """The same split ending after its first rows."""
         return replace(self, num_rows=num_rows, num_bytes=self.num_bytes * num_rows // max(1, self.num_rows))
+
+
+@dataclass(frozen=True, slots=True)
+class FileSplit(Split):
+    """Rows of one file whose size and time tell whether it is still the same one (`identity.py`)."""
+
+    location: Location
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class Source(ABC):
     prompt: PromptSpec
     overrides_column: str | None
     splits: tuple[Split, ...]
-    num_ignored: int  # files of other kinds that lie among the input's
+    skipped: Skipped  # files that lie among the input's and hold none of its rows
+    taken: str = field(default="", kw_only=True)  # what holds the rows: `3 files of format csv`
 
     @abstractmethod
     def read(self, split: Split, max_rows: int) -> Iterator[pa.Table]:

@@ -24,6 +24,9 @@ from ray_job.spec.workers import WorkersSpec
 # Parts of a large job are large enough to leave few files; a small one has at least so many, where blocks allow.
 _MOST_PART_ROWS, _FEWEST_PARTS = 256, 20
 
+# How an input is read decides its ids and the texts in its columns.
+_INPUT_ANSWER_FIELDS = ("id_column", "encoding", "delimiter", "column_names", "column_types", "pictures", "truncated")
+
 
 class JobSpec(Section):
     """One batch inference job."""
@@ -101,7 +104,7 @@ class JobSpec(Section):
         dump = self.model_dump(mode="json")
         return {
             "input": {
-                **{key: dump["input"][key] for key in ("id_column", "pictures", "truncated")},
+                **{key: dump["input"][key] for key in _INPUT_ANSWER_FIELDS},
                 "background": list(self.input.background_rgb),
             },
             "prompt": dump["prompt"],

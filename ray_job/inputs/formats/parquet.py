@@ -119,7 +119,7 @@ def open_parquet(spec: JobSpec, found: InputFiles) -> ParquetSource:
         prompt=roles.prompt,
         overrides_column=roles.overrides,
         splits=first_rows(splits, spec.input.limit),
-        num_ignored=found.num_ignored,
+        skipped=found.skipped,
         id_column=roles.id,
     )
 
