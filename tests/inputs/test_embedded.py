@@ -48,7 +48,7 @@ SPELLINGS = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_base64_of_a_picture_is_the_picture(name: str, spelling: str, tmp_path: Path) -> None:
     text = SPELLINGS[spelling](PICTURES[name])
-    for value in (text, {"bytes": text, "path": None}, {"bytes": None, "path": text}):
+    for value in (text, {"bytes": text, "path": None}, {"bytes": None, "path": text}, text.encode()):
         for root in (None, locate(str(tmp_path))):
             assert read_picture(value, root=root, limits=LIMITS) == PICTURES[name]
         assert reference_of(value) is None, "nothing is fetched"
@@ -59,6 +59,18 @@ def test_every_remainder_of_bytes(num_missing: int) -> None:
     data = PICTURES["JPEG"][: len(PICTURES["JPEG"]) // 3 * 3 - num_missing]
     for spell in SPELLINGS.values():
         assert read_picture(spell(data), root=None, limits=LIMITS) == data
+
+
+def test_bytes_that_only_begin_like_base64_stay_as_they_are() -> None:
+    text = base64.b64encode(PICTURES["PNG"])
+    for data in (text + b"!", text[:400] + b"\xff" + text[400:], b"P5 2 1 255\nAB", PICTURES["PNG"]):
+        assert read_picture(data, root=None, limits=LIMITS) == data
+
+
+def test_a_megabyte_of_spaces_takes_no_time() -> None:
+    head = base64.b64encode(PICTURES["PNG"]).decode()[:400]
+    assert not is_base64_picture(head + " " * 2**20 + "!")  # tried from every space it would take hours
+    assert not is_base64_picture(head + "= " * 2**20 + "A")
 
 
 PATHS = [

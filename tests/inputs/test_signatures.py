@@ -54,6 +54,11 @@ NAMED = {
     b'{"error": "not found"}': "is JSON, not a picture",
     b'[{"a": 1}]': "is JSON, not a picture",
     b"These are not pixels.\n": "it begins with 'These are not pixels.'",
+    "Größe: 5 Äpfel".encode("latin-1"): "it begins with 'Größe: 5 Äpfel'",
+    "Größe".encode() * 2000: "it begins with 'Größe",
+    b"\0\0\2\0\1\0\x10\x10" + b"\0" * 90: "cursor",
+    b"qoif\0\0\0\1" + b"\0" * 90: "QOI",
+    b"AT&TFORM\0\0\1\0DJVM" + b"\0" * 90: "DjVu, a document",
     b"BMW builds cars": "it begins with 'BMW builds cars'",
     b"P3 is a code of ours": "P3 is a code",
     b'<svg xmlns="http://www.w3.org/2000/svg" width="1"/>': "SVG",
@@ -98,6 +103,13 @@ def _raw_of_a_camera(tags: list[tuple[int, int, int]]) -> bytes:
 @pytest.mark.parametrize(("tags", "name"), [([(50706, 1, 1)], "DNG"), ([(254, 4, 1), (330, 4, 8)], "RAW of a camera")])
 def test_a_preview_in_a_cameras_file_is_not_its_picture(tags: list[tuple[int, int, int]], name: str) -> None:
     assert name in _message(_raw_of_a_camera(tags))
+
+
+def test_pixels_that_pillow_does_not_read_are_no_damage() -> None:
+    data = encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF")
+    bits = struct.pack("<HHIH", 258, 3, 1, 32)
+    assert bits in data
+    assert "floats of 64 bits" in _message(data.replace(bits, struct.pack("<HHIH", 258, 3, 1, 64)))
 
 
 PICTURES = {

@@ -16,6 +16,12 @@ def damaged(data: bytes, error: Exception) -> RowError:
     what = described(data)
     if what is not None:
         return RowError(ErrorCode.IMAGE_UNREADABLE, what)
+    if "unknown pixel mode" in str(error):
+        return RowError(
+            ErrorCode.IMAGE_UNREADABLE,
+            "the picture is a TIFF of pixels that are not read, such as floats of 64 bits or colours of 32; convert it "
+            "to 8 or 16 bits first",
+        )
     text = f"{str(error)[:200] or type(error).__name__}"
     if is_truncated(data, error):
         return RowError(ErrorCode.IMAGE_TRUNCATED, f"the picture ends too early, after {len(data)} bytes: {text}")

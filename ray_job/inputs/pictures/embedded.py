@@ -19,7 +19,7 @@ MAX_PATH_CHARS = 4095
 _LEAST_CHARS = 32
 _HEAD_CHARS = 512
 _WHITESPACE = re.compile(r"\s+")
-_IS_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+[=\s]*")
+_IS_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]++[=\s]*+")  # never tries again, so that no text takes long
 
 
 def is_embedded(text: str) -> bool:

@@ -62,7 +62,7 @@ def read_picture(
     if isinstance(value, str):
         data = _of_text(value, root, limits, allow_hosts, web)
     elif isinstance(value, bytes | bytearray | memoryview):
-        data = bytes(value)
+        data = _of_bytes(bytes(value), limits.max_image_bytes)
     elif value is None:
         raise RowError(ErrorCode.IMAGE_MISSING, "the picture is null")
     else:
@@ -70,6 +70,13 @@ def read_picture(
     if not data:
         raise RowError(ErrorCode.IMAGE_EMPTY, f"the picture has zero bytes{_from(value)}")
     check_size(len(data), limits.max_image_bytes, "the picture")
+    return data
+
+
+def _of_bytes(data: bytes, max_bytes: int) -> bytes:
+    """The bytes of a column, which may be base64 that was written as bytes."""
+    if data.isascii() and is_base64_picture(text := data.decode()):
+        return base64_picture(text, max_bytes)
     return data
 
 

@@ -50,6 +50,14 @@ _KINDS = (
     _Kind(rb"gimp xcf", "XCF", _CONVERT),
     _Kind(rb"SIMPLE  =", "FITS", _CONVERT),
     _Kind(rb"P7\s", "PAM", _CONVERT),
+    _Kind(rb"\0\0\x02\0[\x01-\x40]\0", "a cursor (CUR)", _CONVERT),
+    _Kind(rb"qoif", "QOI", _CONVERT),
+    _Kind(rb"[\x8a\x8b][MJ]NG\r\n", "MNG or JNG", _CONVERT),
+    _Kind(rb"BPG\xfb", "BPG", _CONVERT),
+    _Kind(rb"\x97JB2", "JBIG2", _CONVERT),
+    _Kind(rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]", "PCX", _CONVERT),
+    _Kind(rb"\x01\xda[\0\x01][\x01\x02]\0", "SGI", _CONVERT),
+    _Kind(rb"/\* XPM", "XPM", _CONVERT),
     _Kind(rb"PF\s", "PFM in colour", _CONVERT),
     _Kind(rb".{128}DICM", "DICOM", _CONVERT),
     _Kind(rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript", _CONVERT),
@@ -64,6 +72,7 @@ _KINDS = (
     _Kind(rb"[\s\S]{0,1000}?%PDF-\d", "PDF, a document", _DOCUMENT),
     _Kind(rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a Microsoft Office file, a document", _DOCUMENT),
     _Kind(rb"\{\\rtf", "RTF, a document", _DOCUMENT),
+    _Kind(rb"AT&TFORM....DJV", "DjVu, a document", _DOCUMENT),
     _Kind(rb"....ftyp|.{4}(moov|mdat|wide|free)", "a video (MP4 or QuickTime)", _FRAMES),
     _Kind(rb"\x1a\x45\xdf\xa3", "a video (Matroska or WebM)", _FRAMES),
     _Kind(rb"RIFF....AVI ", "a video (AVI)", _FRAMES),
@@ -143,14 +152,18 @@ def _lacks_avif(head: bytes) -> bool:
 
 
 def _as_text(head: bytes) -> bytes | None:
-    """The head as UTF-8 where it is readable text in any of Unicode's encodings."""
-    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = head.decode(encoding, errors="strict" if len(head) < _HEAD_BYTES else "ignore").strip()
-    except UnicodeDecodeError:
-        return None
-    is_readable = text and all(letter.isprintable() or letter.isspace() for letter in text)
-    return text.encode() if is_readable and len(text) > len(head) // 4 else None
+    """The head as UTF-8 where it is readable text, in any of Unicode's encodings or in Latin-1."""
+    encodings = ("utf-16",) if head[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "latin-1")
+    for encoding in encodings:
+        # The last letter may be cut.
+        try:
+            text = head.decode(encoding, errors="strict" if len(head) < _HEAD_BYTES else "ignore").strip()
+        except UnicodeDecodeError:
+            continue
+        is_readable = text and all(letter.isprintable() or letter.isspace() for letter in text)
+        if is_readable and len(text) > len(head) // 4:
+            return text.encode()
+    return None
 
 
 def _of_text(text: bytes) -> str | None:
