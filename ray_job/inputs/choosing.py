@@ -61,6 +61,8 @@ class FileKinds:
         """
         if not self._kinds:
             raise InputError(f"{where}: the folder holds no files")
+        if all(posixpath.basename(name) == METADATA_NAMES[0] for name in self._kinds):
+            return "images"  # named by itself; its pictures are where it says
         rivals = {name: kind for name, kind in self._kinds.items() if not self._is_aside(name)}
         counts = Counter(rivals.values())
         named = {by_name(name) for name in rivals}

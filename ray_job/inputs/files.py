@@ -48,6 +48,13 @@ class InputFiles:
     root: Location  # the folder names are relative to
     skipped: Skipped = NOTHING
 
+    def __str__(self) -> str:
+        """How many there are: `3 files of format csv`."""
+        num_aside = sum(file.is_metadata or file.kind in ("text", "object") for file in self.files)
+        if self.format != "images" or not num_aside:
+            return f"{_counted(len(self.files))} of format {self.format}"
+        return f"{_counted(len(self.files) - num_aside)} of format images, and {_counted(num_aside)} about them"
+
     def image_root(self, spec: InputSpec) -> Location | None:
         """Where relative picture paths start: `input.image_root`, else the input's folder.
 
@@ -86,6 +93,10 @@ def find_files(spec: InputSpec) -> InputFiles:
     return _chosen(spec, root, found, kinds, named, where)
 
 
+def _counted(num_files: int) -> str:
+    return "1 file" if num_files == 1 else f"{num_files} files"
+
+
 def _chosen(
     spec: InputSpec,
     root: Location,
@@ -104,7 +115,7 @@ def _chosen(
         for name, file in found.items()
         if reasons[name] is None
     ]
-    if all(file.kind in ("text", "object") or file.is_metadata for file in chosen) and format_ == "images":
+    if format_ == "images" and all(file.kind in ("text", "object") for file in chosen):
         chosen = []
     if not chosen:
         raise InputError(f"{where}: no {format_} files; there are {skipped.text()}. Check input.format")
