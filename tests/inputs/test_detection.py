@@ -17,12 +17,14 @@ import pytest
 from PIL import Image
 
 from ray_job.errors import InputError
-from ray_job.inputs.detection import detect, table_folder
+from ray_job.inputs.detection import detect
 from ray_job.inputs.files import find_files
 from ray_job.inputs.skipped import Skipped
+from ray_job.inputs.table_folders import find_table
 from ray_job.spec import InputSpec
 from ray_job.spec.input import Format
 from ray_job.storage.globs import braces_expanded
+from ray_job.storage.places import locate
 
 from .conftest import ids_of, opened
 
@@ -132,7 +134,12 @@ def test_names_tell(name: str, kind: str) -> None:
     ],
 )
 def test_folders_of_tables(names: list[str], found: tuple[Format, str] | None) -> None:
-    assert table_folder(names) == found
+    root = locate("/data")
+    if found is None or found[1] == "":
+        assert find_table(InputSpec(path=("/data",)), names, root) == (found and found[0])
+        return
+    with pytest.raises(InputError, match=f"/data/{found[1]}: this folder is a table of format {found[0]}"):
+        find_table(InputSpec(path=("/data",)), names, root)
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -168,6 +175,7 @@ LINES, ARRAY, OBJECT, CSV = b'{"a": 1}\n{"a": 2}\n', b'[{"a": 1}]', b'{"a": 1}',
         ({"part-0": _parquet(), "part-1": _parquet(), "_SUCCESS": b""}, "parquet", ["part-0", "part-1"]),
         ({"part-0": LINES, ".part-0.crc": b"x", "_x/part-1": LINES}, "jsonl", ["part-0"]),
         ({"x.feather": b"", "y.arrow": b""}, "arrow", ["x.feather", "y.arrow"]),
+        ({"a.pdf": b"", "b.txt": b""}, "documents", ["a.pdf"]),
     ],
 )
 def test_files_of_a_folder_decide_together(
