@@ -204,8 +204,8 @@ def test_columns_of_several_files_add_up(tmp_path: Path) -> None:
 
 def test_csv_on_s3_with_pictures(s3: Callable[[str, bytes], str], png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", 2)
-    s3("table/p.png", png)
-    uri = s3("table/a.csv", b"image,q\n" + b'p.png,"a,\nb"\n' * 5)
+    s3("csvs/p.png", png)
+    uri = s3("csvs/a.csv", b"image,q\n" + b'p.png,"a,\nb"\n' * 5)
     source = pickle.loads(pickle.dumps(opened(uri, template="{q}")))
     assert [split.num_rows for split in source.splits] == [2, 2, 1]
     rows = rows_of(source)

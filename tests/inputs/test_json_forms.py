@@ -178,6 +178,9 @@ def test_what_cannot_be_decoded_is_its_rows_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes('{"x": 1}\n{"x": "é"}\n{"x": 3}\n'.encode("latin-1"))
     rows = rows_of(opened(tmp_path / "a.jsonl"))
     assert [message and message[:32] for message in _errors(rows)] == [None, "a.jsonl, line 2: not UTF-8 at by", None]
+    (tmp_path / "a.jsonl").write_bytes('{"x": "é"}'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"the first row: not UTF-8 at byte 7; .*, set input\.encoding"):
+        opened(tmp_path / "a.jsonl")
     odd = '{"x": 1}\n{"x": "a'.encode("utf-16") + b"\x00\xd8\n\x00"  # half a pair, then an end within the object
     (tmp_path / "a.jsonl").write_bytes(odd + b"{")
     rows = rows_of(opened(tmp_path / "a.jsonl"))

@@ -23,7 +23,7 @@ from ray_job.inputs.formats.column_types import parse_type
 from ray_job.inputs.formats.csv_rows import split_fields
 from ray_job.inputs.formats.record_source import RecordSource, max_record_bytes
 from ray_job.inputs.formats.record_splits import RecordSplit, open_records, scan
-from ray_job.inputs.formats.records import Record, located
+from ray_job.inputs.formats.records import Record, located, text_of
 from ray_job.inputs.formats.schemas import cast_checked, is_text
 from ray_job.inputs.formats.text_files import TextFile, look_into
 from ray_job.inputs.source import first_rows, malformed
@@ -105,7 +105,7 @@ def open_table(file: InputFile, spec: InputSpec, max_bytes: int) -> TextFile:
     try:
         if header.content is None:
             raise malformed(header.problem or "too long")
-        text = _decoded(header.content)
+        text = text_of(header.content)
         delimiter = delimiter or max(DELIMITERS, key=text.count)
         names = tuple((name or "").strip() for name in split_fields(text, delimiter))
     except RowError as error:
@@ -149,7 +149,7 @@ def table_columns(files: Sequence[TextFile], spec: InputSpec) -> tuple[pa.Schema
 def row_item(record: Record, file: TextFile) -> tuple[dict[str, str | None], RowError | None]:
     """A row's fields by column, and what is wrong with it."""
     try:
-        fields = split_fields(_decoded(record.content or b""), file.delimiter)
+        fields = split_fields(text_of(record.content or b""), file.delimiter)
     except RowError as error:
         return {}, error
     item = dict(zip(file.header, fields, strict=False))
@@ -185,14 +185,6 @@ class _IdCheck:
                 f"{file.name}, line {record.number}: {self._column!r}, the row's id, {reason}. Repair the line, or "
                 "leave the column out of input.column_types: a row whose text cannot be an id is called by its line"
             )
-
-
-def _decoded(content: bytes) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        text = f"not UTF-8 at byte {error.start}; if the file has another encoding, set input.encoding"
-        raise malformed(text) from None
 
 
 def _listed(names: Iterable[str]) -> str:
