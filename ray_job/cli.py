@@ -76,6 +76,8 @@ def _validate(arguments: argparse.Namespace) -> int:
     digests = possible_digests(fingerprint_fields(spec, source))
     fingerprint = " or ".join(f"{value} on {device}s" if device else value for device, value in digests.items())
     print(f"{arguments.spec}: valid; {source.num_rows} rows, fingerprint {fingerprint}")
+    for name, other in source.renamed.items():
+        print(f"column {name!r}: in the output it is {other!r}, since {name!r} is the output's own")
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ray_job.errors import ErrorCode, RowError, SpecError
 from ray_job.prompts.json_text import has_half_pair, parse_json
 from ray_job.prompts.parts import ImageTag, Message, Part, Text, parse_markup, parse_tags
+from ray_job.rows import travelling_name
 from ray_job.spec import MAX_QUESTIONS, PromptSpec
 
 QUESTION = "question"
@@ -241,7 +242,7 @@ def _place_pictures(messages: list[Message], num_pictures: int) -> list[Message]
 
 
 def _required(row: Mapping[str, Any], column: str) -> Any:
-    value = row.get(column)
+    value = row[own] if (own := travelling_name(column)) in row else row.get(column)
     if value is None:
         raise RowError(ErrorCode.PROMPT_MISSING, f"column {column!r} is null; the prompt needs it")
     return value

@@ -27,7 +27,7 @@ from ray_job.inputs.files import InputFile, InputFiles
 from ray_job.inputs.formats.metadata import FILE_NAME, check_one_each, read_metadata
 from ray_job.inputs.formats.schemas import is_text, unify
 from ray_job.inputs.source import Source, Split, first_rows, malformed
-from ray_job.rows import ERROR_TYPE, INTERNAL_PREFIX, READ_ERROR, ROW_ID, error_record
+from ray_job.rows import ERROR_TYPE, INTERNAL_PREFIX, READ_ERROR, ROW_ID, error_record, travelling_name
 from ray_job.spec import JobSpec
 from ray_job.storage.places import Location, parse_uri, reason
 
@@ -172,7 +172,7 @@ def _delivered(listing: pa.Table, columns: pa.Schema, roles: Roles, start: Locat
     paths = pa.array([_reference(start, name) if start and name else name for name in names], pa.string())
     pictures = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], fields=list(IMAGE_TYPE))
     delivered = {name: pictures if name == IMAGE else listing.column(name) for name in roles.delivered}
-    fields = [carried_field(columns.field(name)) for name in delivered]
+    fields = [carried_field(columns.field(name)).with_name(travelling_name(name)) for name in delivered]
     schema = pa.schema([pa.field(ROW_ID, ids.type), *fields, pa.field(READ_ERROR, ERROR_TYPE)])
     return pa.table([ids, *delivered.values(), errors], schema=schema)
 
