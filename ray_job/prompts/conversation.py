@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ray_job.errors import ErrorCode, RowError, SpecError
+from ray_job.prompts.column_text import text_of
 from ray_job.prompts.json_text import has_half_pair, parse_json
 from ray_job.prompts.parts import ImageTag, Message, Part, Text, parse_markup, parse_tags
 from ray_job.rows import travelling_name
@@ -132,7 +133,8 @@ class Conversations:
                     ErrorCode.TOO_MANY_QUESTIONS,
                     f"{len(questions)} questions; a row may have {MAX_QUESTIONS}. Split it into several rows",
                 )
-            return [self._fill(row, self._parse_column(str(question))) for question in questions]
+            column = self._prompt.questions_column
+            return [self._fill(row, self._parse_column(_text(column, question))) for question in questions]
         return [self._fill(row, None)]
 
     def _fill(self, row: Mapping[str, Any], question: list[Part] | None) -> list[Part]:
@@ -143,7 +145,7 @@ class Conversations:
             if name == QUESTION and question is not None:
                 parts += question
             elif name is not None:
-                parts += self._parse_column(str(_required(row, name)))
+                parts += self._parse_column(_text(name, _required(row, name)))
         return parts
 
     def _parse_column(self, text: str) -> list[Part]:
@@ -246,6 +248,13 @@ def _required(row: Mapping[str, Any], column: str) -> Any:
     if value is None:
         raise RowError(ErrorCode.PROMPT_MISSING, f"column {column!r} is null; the prompt needs it")
     return value
+
+
+def _text(column: str, value: Any) -> str:
+    try:
+        return text_of(value)
+    except RowError as error:
+        raise _malformed(f"column {column!r} holds {error.message}") from None
 
 
 def _malformed(message: str) -> RowError:
