@@ -142,7 +142,7 @@ def _texts(column: _Column) -> list[str | None]:
 
 
 def _shown_times(column: _Column) -> list[str | None]:
-    """Dates and times as people write them: no zeros at the end of a second, offsets as +01:00, durations as 0:01:30."""
+    """Dates and times as people write them: no zeros that end a second, offsets as +01:00, durations as 0:01:30."""
     if pa.types.is_duration(column.type):
         counts = column.cast(pa.int64()).to_pylist()
         return [None if count is None else _duration(count, _PER_SECOND[column.type.unit]) for count in counts]

@@ -28,6 +28,7 @@ class Found:
     # Columns whose types differ between files: name → what is wrong. Only using one is a problem.
     clashes: Mapping[str, str] = field(default_factory=dict)
     not_kept: Collection[str] = ()  # columns left out of the default of input.keep_columns
+    chat_columns: Collection[str] = ()  # columns of texts that are lists of messages
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
     problems += _missing("input.keep_columns", spec.input.keep_columns or (), names)
     prompt = spec.prompt
     try:
-        prompt = settle(spec.prompt, [*names, ROW_ID])
+        prompt = settle(spec.prompt, [*names, ROW_ID], _chat_columns(found))
     except SpecError as error:
         problems += error.problems
     if spec.input.keep_columns is not None:
@@ -104,6 +105,25 @@ def _image_columns(spec: JobSpec, found: Found, names: Collection[str]) -> tuple
     if found.image_columns is not None:
         return found.image_columns
     return next(((name,) for name in ("images", "image") if name in names), ())
+
+
+def _chat_columns(found: Found) -> list[str]:
+    """The columns that hold conversations, the likeliest first."""
+    named = [name for name in ("messages", "conversations", "prompt") if name in found.columns.names]
+    is_text = {"messages": True, "conversations": True, "prompt": False}
+    return [
+        name
+        for name in named
+        if name in found.chat_columns or _is_chat(found.columns.field(name).type, is_text=is_text[name])
+    ]
+
+
+def _is_chat(type_: pa.DataType, *, is_text: bool) -> bool:
+    """Whether values may be messages: structs that name a speaker, or JSON texts where `is_text`."""
+    if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)):
+        return is_text and wide_type(carried_type(type_)) == pa.large_string()
+    inner = type_.value_type
+    return bool(pa.types.is_struct(inner)) and any(inner.get_field_index(key) >= 0 for key in ("role", "from"))
 
 
 def _id_of_output(columns: pa.Schema) -> str | None:

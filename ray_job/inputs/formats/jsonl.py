@@ -25,8 +25,9 @@ from ray_job.inputs.files import InputFiles
 from ray_job.inputs.formats.json_columns import as_text, converter, infer_columns, parse_object
 from ray_job.inputs.formats.jsonl_splits import JsonlSplit, at_line, open_lines, sample, scan
 from ray_job.inputs.formats.lines import Line
-from ray_job.inputs.formats.openai import REQUEST_FIELDS, parse_request
+from ray_job.inputs.formats.openai import REQUEST_FIELDS, is_request, parse_request
 from ray_job.inputs.source import Source, Split, first_rows, malformed
+from ray_job.prompts.messages import is_chat as is_messages
 from ray_job.rows import ROW_ID
 from ray_job.spec import JobSpec, LimitsSpec
 
@@ -148,7 +149,7 @@ def _choose(spec: JobSpec, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[s
     columns = infer_columns(samples)
     prompt = spec.prompt
     is_other = prompt.template is not None or prompt.questions is not None or prompt.questions_column is not None
-    is_chat = not is_other and prompt.messages_column in (None, MESSAGES) and any(map(_has_messages, samples))
+    is_chat = not is_other and prompt.messages_column in (None, MESSAGES) and any(map(is_request, samples))
     if is_chat:
         columns = {**columns, MESSAGES: pa.string()}
         if spec.generation.overrides_column is None:
@@ -158,6 +159,7 @@ def _choose(spec: JobSpec, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[s
         default_id="custom_id" if "custom_id" in columns else None,
         overrides_column=PARAMS if is_chat else None,
         not_kept=REQUEST_FIELDS if is_chat else (),
+        chat_columns=[key for key in ("prompt",) if any(is_messages(item.get(key)) for item in samples)],
     )
     roles = choose_roles(spec, found, "input")
     lists = (*roles.images, roles.prompt.questions_column)
@@ -165,11 +167,6 @@ def _choose(spec: JobSpec, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[s
     columns.update({name: pa.list_(pa.string()) for name in lists if name is not None})
     columns.update({name: pa.string() for name in texts if name is not None})
     return columns, is_chat, roles
-
-
-def _has_messages(item: Mapping[str, Any]) -> bool:
-    body = item.get("body", item)
-    return isinstance(body, dict) and isinstance(body.get(MESSAGES), list)
 
 
 def _max_line_bytes(limits: LimitsSpec) -> int:
