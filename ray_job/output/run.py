@@ -1,7 +1,7 @@
 """One run on an output folder: from locking it and finding what is left to do, to `_SUCCESS`.
 
 data/part-*.parquet      answered rows
-errors/part-*.parquet    failed rows, same schema
+errors/part-*.parquet    failed rows, same schema; a folder without rows has an empty part
 _manifest.json           state, fingerprint, inputs, resolved spec, versions, totals
 _report.json             what the run did and how fast
 _SUCCESS                 written last, and only when the count adds up
@@ -21,8 +21,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 
-from ray_job.errors import AccountingError, RayJobError, SpecError
+from ray_job.errors import AccountingError, RayJobError, SpecError, TooManyRowErrors
 from ray_job.inputs.identity import input_identity
 from ray_job.inputs.remaining import Remaining
 from ray_job.inputs.source import Source
@@ -30,6 +31,7 @@ from ray_job.output.activity import Activity
 from ray_job.output.compaction import drop_superseded
 from ray_job.output.count import RowCount
 from ray_job.output.duplicates import find_duplicates
+from ray_job.output.empty_parts import settle_empty_parts
 from ray_job.output.fingerprint import DTYPE, fingerprint_fields, settled
 from ray_job.output.ledger import Ledger
 from ray_job.output.lock import Lock
@@ -42,6 +44,7 @@ from ray_job.output.resume import what_is_left
 from ray_job.output.summary import Report
 from ray_job.output.totals import Totals
 from ray_job.redaction.logs import logger_of
+from ray_job.rows import output_schema
 from ray_job.spec import JobSpec
 from ray_job.storage.places import Location, locate
 from ray_job.storage.whole_files import (
@@ -116,7 +119,11 @@ class Run:
         """
         self.totals.add(receipt, self._partial_rows.num_completed(receipt))
         self.activity.add(receipt, self._elapsed_s)
-        self.totals.check(self._spec.limits, self.expected_rows)
+        try:
+            self.totals.check(self._spec.limits, self.expected_rows)
+        except TooManyRowErrors:
+            settle_empty_parts(self.root, Ledger.scan(self.root), self._schema)
+            raise
 
     @property
     def number(self) -> int:
@@ -236,6 +243,7 @@ class Run:
         ledger = Ledger.scan(self.root)
         if drop_superseded(self.root, ledger):
             ledger = Ledger.scan(self.root)
+        settle_empty_parts(self.root, ledger, self._schema)
         self._check(ledger)
         self.totals = Totals.of_ledger(ledger)
         self.totals.check(self._spec.limits, self.expected_rows)
@@ -315,6 +323,10 @@ class Run:
     def _num_known(self) -> int:
         """Rows of the input that earlier inputs had."""
         return int(np.count_nonzero(self._positions < self._existing.input.first_position))
+
+    @property
+    def _schema(self) -> pa.Schema:
+        return output_schema(self._source.id_field.type, self._source.kept, self._spec.has_questions)
 
     @property
     def _elapsed_s(self) -> float:
