@@ -40,7 +40,7 @@ def test_every_problem_is_reported_at_once_with_value_allowed_and_nearest_name()
     )
     assert found == [
         "input.format: got 'parket'; allowed: auto, parquet, images, jsonl; did you mean 'parquet'?",
-        "output.part_row: got 5; unknown key; did you mean 'part_rows'? allowed: path, mode, retry_failed, part_rows",
+        "output.part_row: got 5; unknown key; did you mean 'part_rows'? allowed: path, mode, format, retry_failed, part_rows",
         "generation.max_new_tokens: got 0; allowed: greater than or equal to 1",
         "modle: got {}; unknown key; did you mean 'model'? allowed: " + ", ".join(JobSpec.model_fields),
     ]
@@ -258,5 +258,5 @@ def test_a_problem_shows_no_credentials() -> None:
     found = problems({"input": {"path": "in"}, "output": {"pth": "s3://key:topsecret@bucket/out", "path": "out"}})
     assert found == [
         "output.pth: got 's3://bucket/out'; unknown key; did you mean 'path'? "
-        "allowed: path, mode, retry_failed, part_rows"
+        "allowed: path, mode, format, retry_failed, part_rows"
     ]

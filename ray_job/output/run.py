@@ -2,6 +2,7 @@
 
 data/part-*.parquet      answered rows
 errors/part-*.parquet    failed rows, same schema; a folder without rows has an empty part
+_openai/*.jsonl          the same for batch services' clients, on request
 _manifest.json           state, fingerprint, inputs, resolved spec, versions, totals
 _report.json             what the run did and how fast
 _SUCCESS                 written last, and only when the count adds up
@@ -38,12 +39,15 @@ from ray_job.output.lock import Lock
 from ray_job.output.manifest import REPORT, REPORT_PAGE, SUCCESS, Manifest, State, public_spec, versions
 from ray_job.output.matching import KnownRows, match_input
 from ray_job.output.modes import ExistingOutput, check_fingerprint, open_output
+from ray_job.output.openai_batch import BATCH_FILES, batch_lines, write_batch_files
+from ray_job.output.openai_batch import FOLDER as BATCH_FOLDER
 from ray_job.output.partial_rows import PartialRows
 from ray_job.output.parts import DATA, ERRORS, Receipt
 from ray_job.output.resume import what_is_left
 from ray_job.output.summary import Report
 from ray_job.output.totals import Totals
 from ray_job.redaction.logs import logger_of
+from ray_job.redaction.text import public_uri
 from ray_job.rows import output_schema
 from ray_job.spec import JobSpec
 from ray_job.storage.places import Location, locate
@@ -187,7 +191,7 @@ class Run:
         elif existing.previous is not None:
             self._fields = settled(self._fields, existing.previous.fields)
         remaining = self.remaining
-        remove(self.root, [SUCCESS])
+        remove(self.root, [SUCCESS, *BATCH_FILES.values()])
         remove_leftovers(self.root)
         if existing.is_replaced:
             remove(
@@ -224,7 +228,7 @@ class Run:
     def finish(self, before_commit: Callable[[], None] = lambda: None) -> Report:
         """Drops superseded records, counts what is on disk, writes the report and, last, `_SUCCESS`.
 
-        A finished run with nothing left is not touched.
+        A finished run with nothing left is not touched, except that batch files that are missing are made.
 
         Args:
             before_commit: called once the count adds up, before the run is marked as completed; from here on it should
@@ -237,6 +241,8 @@ class Run:
         if self._manifest is None:
             old = self._existing.previous
             if old is not None and self._existing.is_finished and self._existing.has_all_parts:
+                if self._spec.output.format == "openai_batch" and None in batch_lines(self.root).values():
+                    self._write_batch_files(self._existing.ledger, old.fingerprint)
                 return Report.of_manifest(self.root, replace(old, already_done=old.input_rows), self._elapsed_s)
             self.begin()
         self._write_manifest(state=State.FINALIZING, totals=self.totals)
@@ -248,13 +254,18 @@ class Run:
         self.totals = Totals.of_ledger(ledger)
         self.totals.check(self._spec.limits, self.expected_rows)
         manifest = self._write_manifest(totals=self.totals, duplicates=find_duplicates(ledger))
+        self._write_batch_files(ledger, manifest.fingerprint)
         report = Report.of_manifest(self.root, manifest, self._elapsed_s, self.activity)
         before_commit()
         write_json(self.root, REPORT, report.to_dict())
-        sync_folders(self.root, ("", DATA, ERRORS))
+        sync_folders(self.root, ("", DATA, ERRORS, BATCH_FOLDER))
         self._write_manifest(state=State.COMPLETED)
         write_whole(self.root, SUCCESS, b"")
         return report
+
+    def _write_batch_files(self, ledger: Ledger, fingerprint: str) -> None:
+        if self._spec.output.format == "openai_batch":
+            write_batch_files(self.root, ledger, fingerprint, public_uri(self._spec.model.path))
 
     def _check(self, ledger: Ledger) -> None:
         """Checks that the parts hold each row of the input once and whole, and no other row.
