@@ -80,21 +80,25 @@ def read_turns(value: Any, image_tag: str | None = None) -> list[Turn]:
 
 
 def shown_pictures(turns: Sequence[Turn], others: Sequence[Any]) -> list[Any]:
-    """The pictures that turns show, in order; behind them those of the row's `others` that no turn shows.
+    """The pictures that turns show, in order; where they show none, the row's `others`.
 
     Raises:
-        RowError: PROMPT_TAGS, the turns show more pictures than there are.
+        RowError: PROMPT_TAGS, the turns leave open which pictures they show, and the row has more or fewer.
     """
     places = [piece for turn in turns for piece in turn.pieces if isinstance(piece, Shown)]
     num_open = sum(place.picture is None for place in places)
     if not num_open and all(picture is None for picture in others):
         others = ()  # a text without pictures, among rows that have some
-    if num_open > len(others):
-        held = f"the row has {len(others)} for them" if others else "the row has none for them"
-        raise RowError(ErrorCode.PROMPT_TAGS, f"the messages show {num_open} pictures without saying which, and {held}")
+    if not places:
+        return list(others)
+    if num_open != len(others):
+        raise RowError(
+            ErrorCode.PROMPT_TAGS,
+            f"the messages show {num_open} pictures without saying which, and the row has {len(others)} for them; show "
+            "each once, or choose columns with input.image_columns",
+        )
     rest = iter(others)
-    shown = [next(rest) if place.picture is None else place.picture for place in places]
-    return [*shown, *rest]
+    return [next(rest) if place.picture is None else place.picture for place in places]
 
 
 def _form(item: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -124,6 +128,8 @@ def _content(index: int, item: Mapping[str, Any], content: Any, role: Role) -> s
         _refuse(f"message {index}: {calls} cannot be shown to this model; leave such turns out")
     if content is None and role == "assistant":
         content = item.get("refusal") or ""
+    if isinstance(content, dict):  # a single part
+        content = [content]
     if not isinstance(content, str | list):
         _refuse(f"message {index}: content must be a text or a list of parts, got {type(content).__name__}")
     return content

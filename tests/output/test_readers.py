@@ -38,7 +38,7 @@ def num_rows(line: str) -> int:
 def test_a_line_of_the_readme_reads_an_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[int], dict[str, Any]], line: str
 ) -> None:
-    job = QuietJob(tmp_path)
+    job = QuietJob(tmp_path, {"output": {"format": "openai_batch"}})
     job.write_input(6)
     job.run(change=change)
     job.out.rename(tmp_path / "answers")

@@ -140,7 +140,8 @@ def test_trl_messages_take_the_rows_pictures_in_order(tmp_path: Path, name: str)
         "user: «1»\nHow many?",
         "system: Be terse. | user: How many?«1»\n",
         "user: «1»\nHow many?",
-        "prompt_tags: the messages show 2 pictures without saying which, and the row has 1 for them",
+        "prompt_tags: the messages show 2 pictures without saying which, and the row has 1 for them; show each once, "
+        "or choose columns with input.image_columns",
         "user: «1»\nHow many? | assistant: 2 | user: «2»\nHow many?",
         "row_malformed: no user message, so there is nothing to answer",
     ]
@@ -176,6 +177,15 @@ def test_pictures_within_messages_and_beside_them_keep_their_order(tmp_path: Pat
     ((text, pictures),) = asked(tmp_path / "a.parquet")
     assert text == "user: «1»\nor«2»\n"
     assert [picture["bytes"] for picture in pictures] == [b"own", b"next"]
+
+
+def test_a_picture_of_the_row_that_no_message_shows_is_said(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": "own.jpg"}]}]
+    path = lines(tmp_path / "a.jsonl", {"messages": messages, "images": ["a.jpg"]}, {"messages": messages})
+    found = asked(path)
+    assert found[0][0].startswith("prompt_tags: the messages show 0 pictures without saying which, and the row has 1")
+    assert found[1] == ("user: «1»\n", ["own.jpg"]), "a row without a picture in its column"
+    assert asked(path, input={"image_columns": []})[0] == ("user: «1»\n", ["own.jpg"])
 
 
 @pytest.mark.data
@@ -224,6 +234,7 @@ def test_a_picture_in_each_form_that_people_write(tmp_path: Path, part: dict[str
         ({"role": "assistant", "content": [{"type": "output_text", "text": "Yes.", "logprobs": 0}]}, "assistant: Yes."),
         ({"role": "developer", "content": "Be terse.", "name": "d"}, "system: Be terse."),
         ({"role": "user", "content": ["a", {"type": "text", "text": "b"}]}, "user: ab"),
+        ({"role": "user", "content": {"type": "text", "text": "b"}}, "user: b"),
     ],
 )  # fmt: skip
 def test_turns_with_the_fields_that_clients_write(turn: dict[str, Any], text: str) -> None:
