@@ -120,10 +120,11 @@ def _chat_columns(found: Found) -> list[str]:
 
 def _is_chat(type_: pa.DataType, *, is_text: bool) -> bool:
     """Whether values may be messages: structs that name a speaker, or JSON texts where `is_text`."""
-    if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)):
-        return is_text and wide_type(carried_type(type_)) == pa.large_string()
-    inner = type_.value_type
-    return bool(pa.types.is_struct(inner)) and any(inner.get_field_index(key) >= 0 for key in ("role", "from"))
+    is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_)
+    inner = type_.value_type if is_list else type_
+    if pa.types.is_struct(inner):
+        return any(inner.get_field_index(key) >= 0 for key in ("role", "from"))
+    return is_text and not is_list and wide_type(carried_type(type_)) == pa.large_string()
 
 
 def _id_of_output(columns: pa.Schema) -> str | None:

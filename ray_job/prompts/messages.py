@@ -61,14 +61,14 @@ def read_turns(value: Any, image_tag: str | None = None) -> list[Turn]:
     """The turns up to the user's last.
 
     Args:
-        value: a list of messages, or its JSON text.
+        value: a list of messages, or its JSON text; or its fields as a struct of lists, as `datasets` had it.
         image_tag: what shows a picture in texts that are not the assistant's; "" for nothing. By default `<image>` in
             messages of the form {from, value}, and nothing in others.
 
     Raises:
         RowError: ROW_MALFORMED, with the number of the message, from 0.
     """
-    value = _parsed(value)
+    value = _listed(_parsed(value))
     if not isinstance(value, list) or not value:
         kind = "an empty one" if value == [] else type(value).__name__
         _refuse(f"messages must be a list with at least one message, got {kind}")
@@ -195,6 +195,15 @@ def _parsed(messages: Any) -> Any:
         return parse_json(messages)
     except RowError as error:
         _refuse(f"messages: {error.message}")
+
+
+def _listed(messages: Any) -> Any:
+    """A struct of lists as a list of structs."""
+    if not isinstance(messages, dict) or not messages or not all(isinstance(e, list) for e in messages.values()):
+        return messages
+    if len({len(each) for each in messages.values()}) > 1:
+        _refuse(f"messages: {' and '.join(messages)} are lists of different lengths")
+    return [dict(zip(messages, each, strict=True)) for each in zip(*messages.values(), strict=True)]
 
 
 def _refuse(message: str) -> NoReturn:

@@ -96,6 +96,16 @@ def test_llava_in_parquet(tmp_path: Path, as_text: bool) -> None:
     assert asked(tmp_path / "a.parquet") == [(LLAVA_ASKED, [{"bytes": b"1", "path": None}])]
 
 
+def test_a_struct_of_lists_is_a_list_of_structs(tmp_path: Path) -> None:
+    """What a `Sequence` of a dict was in `datasets`."""
+    fields = {key: [turn[key] for turn in LLAVA] for key in ("from", "value")}
+    torn = {"from": ["human"], "value": ["a", "b"]}
+    pq.write_table(pa.table({"image": ["a.jpg"] * 2, "conversations": [fields, torn]}), tmp_path / "a.parquet")
+    found = asked(tmp_path / "a.parquet")
+    assert found[0] == (LLAVA_ASKED, ["a.jpg"])
+    assert found[1][0] == "row_malformed: messages: from and value are lists of different lengths"
+
+
 def test_sharegpt_with_a_system_turn(tmp_path: Path) -> None:
     turns = said(("system", "Be terse."), ("human", "Hi <|end|>"), ("gpt", "Hi. <image>"), ("human", "Bye"))
     path = lines(tmp_path / "a.jsonl", {"conversations": turns})
