@@ -84,7 +84,7 @@ def test_the_new_names_are_said_before_the_run(tmp_path: Path, capsys: pytest.Ca
 def test_an_output_is_the_next_jobs_input_again_and_again(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"id": [7, 8], "prompt": ["one?", "two?"]}), path)
-    run_here(_spec(path, tmp_path / "1", input={"id_column": "id"}))
+    run_here(_spec(path, tmp_path / "1", input={"id_column": "id"}, output={"format": "openai_batch"}))
     for number in (1, 2):
         template = {"template": "Is this right: {generated_text} ({status})"}
         run_here(_spec(tmp_path / str(number), tmp_path / str(number + 1), prompt=template))
