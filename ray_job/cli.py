@@ -79,6 +79,8 @@ def _validate(arguments: argparse.Namespace) -> int:
     if source.skipped.num_files:
         print(f"{arguments.spec}: skips {source.skipped.text()}")
     print(f"{arguments.spec}: valid; {source.num_rows} rows, fingerprint {fingerprint}")
+    for name, other in source.renamed.items():
+        print(f"column {name!r}: in the output it is {other!r}, since {name!r} is the output's own")
     return 0
 
 

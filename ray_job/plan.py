@@ -31,6 +31,7 @@ class Plan:
     max_new_tokens: int = 0  # in all
     batches: int = 0  # as the static engine makes them; the continuous one runs as many rows at once
     parts: int = 0
+    renamed: dict[str, str] = field(default_factory=dict)  # kept columns, and what the output calls them instead
 
     def to_dict(self) -> dict[str, Any]:
         """JSON of the plan, the tokens as a histogram."""
@@ -58,6 +59,7 @@ class Plan:
             f"bad rows         {sum(self.bad_samples.values())}, as far as headers tell",
         ]
         lines += [f"  {code}: {count}, e.g. {self.examples[code]}" for code, count in sorted(self.bad_samples.items())]
+        lines += [f"column {name!r} is {other!r} in the output" for name, other in self.renamed.items()]
         lines.append("prompt tokens of a sample")
         most = max(1, *self.histogram().values())
         for name, count in self.histogram().items():
@@ -73,7 +75,7 @@ def plan_job(spec: JobSpec) -> Plan:
         SpecError, InputError, ModelError: as `run_job` would before its first row.
     """
     spec, source, preparer = open_job(spec)
-    plan = Plan(rows=source.num_rows, skipped=source.skipped)
+    plan = Plan(rows=source.num_rows, skipped=source.skipped, renamed=source.renamed)
     digests: set[bytes] = set()
     sizes: list[SampleSize] = []
     for table in iter_tables(source, spec.batching.block_rows):

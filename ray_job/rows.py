@@ -10,7 +10,8 @@ No heavy imports here: numpy and pyarrow only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -26,7 +27,7 @@ from ray_job.spec import GenerationParams
 ROW_ID = "row_id"
 QUESTION_INDEX = "question_index"
 
-# Columns that live only inside the pipeline; user columns may not start with this prefix.
+# Columns that live only inside the pipeline.
 INTERNAL_PREFIX = "_rj_"
 POSITION = "_rj_position"  # reader → parts: the row's number, unique and stable for the life of an output
 QUESTIONS = "_rj_questions"  # reader → prepare: which questions are left of a row done in part; null: all
@@ -79,7 +80,8 @@ _ACCOUNT_FIELDS = (
     pa.field(NUM_QUESTIONS, pa.int32()),
 )
 _MESSAGE_CHARS = 2000
-RESERVED_COLUMNS = frozenset({ROW_ID, QUESTION_INDEX, *(field.name for field in RESULT_FIELDS)})
+OUTPUT_COLUMNS = frozenset({ROW_ID, *(field.name for field in RESULT_FIELDS)})  # those that every output has
+_OWN_COLUMNS = OUTPUT_COLUMNS | {QUESTION_INDEX}
 
 
 class Status(StrEnum):
@@ -143,14 +145,53 @@ def error_record(error: RowError) -> dict[str, Any]:
     }
 
 
+def kept_names(names: Iterable[str]) -> dict[str, str]:
+    """What the output calls the input's columns: their own names, or `input_…` where the name is ours.
+
+    It depends on the names alone. Where `input_…` is there as well, as in the output of an output, a number follows.
+    """
+    names = list(names)
+    taken = {name for name in names if not _is_ours(name)}
+    kept = {}
+    for name in names:
+        kept[name] = name
+        if _is_ours(name):
+            kept[name] = next(other for other in _other_names(name) if other not in taken)
+            taken.add(kept[name])
+    return kept
+
+
+def _other_names(name: str) -> Iterator[str]:
+    yield f"input_{name}"
+    yield from (f"input_{name}_{number}" for number in itertools.count(2))
+
+
+def travelling_name(name: str) -> str:
+    """What a user's column is called between reader and prepare: another name only where a column of ours is there."""
+    return f"{INTERNAL_PREFIX}user_{name}" if name == ROW_ID or name.startswith(INTERNAL_PREFIX) else name
+
+
+def kept_fields(kept: Iterable[pa.Field]) -> list[pa.Field]:
+    """The fields of columns that are passed through, as the output names them."""
+    kept = list(kept)
+    names = kept_names(field.name for field in kept)
+    return [field.with_name(names[field.name]) for field in kept]
+
+
+def _is_ours(name: str) -> bool:
+    return name in _OWN_COLUMNS or name.startswith(INTERNAL_PREFIX)
+
+
 def output_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field], has_questions: bool) -> pa.Schema:
     """The one schema of answered and failed rows, as Parquet holds them: id, [question_index,] kept and result columns.
+
+    `kept` are the input's columns under their own names; `kept_names` says which of them the output calls otherwise.
 
     Raises:
         pa.ArrowException, OSError: Parquet cannot hold a column; `inputs.columns` refuses it long before.
     """
     questions = [pa.field(QUESTION_INDEX, pa.int32())] if has_questions else []
-    users = [stored_field(field) for field in (pa.field(ROW_ID, row_id_type), *kept)]
+    users = [stored_field(field) for field in (pa.field(ROW_ID, row_id_type), *kept_fields(kept))]
     return pa.schema([users[0], *questions, *users[1:], *RESULT_FIELDS])
 
 
@@ -161,7 +202,7 @@ def result_schema(output: pa.Schema) -> pa.Schema:
 
 def prepared_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field]) -> pa.Schema:
     """The schema between preparing and generating: the row's account, id, kept columns, samples and pictures."""
-    users = (pa.field(ROW_ID, row_id_type), *kept)
+    users = (pa.field(ROW_ID, row_id_type), *kept_fields(kept))
     return pa.schema(
         [
             *_ACCOUNT_FIELDS,

@@ -3,12 +3,16 @@ not have, no text that is not UTF-8; Arrow's own conversion raises for all of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, overload
 
 import pyarrow as pa
 
 _Column: TypeAlias = pa.Array | pa.ChunkedArray
+_FRACTION_ZEROS = re.compile(r"(?<=:\d\d)(?:\.0+|(\.\d*[1-9])0+)(?!\d)")
+_OFFSET = re.compile(r"(:\d\d(?:\.\d+)?[+-]\d\d)(\d\d)$")
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def python_values(column: _Column) -> list[Any]:
@@ -28,8 +32,14 @@ def python_values(column: _Column) -> list[Any]:
 
 
 def prompt_values(column: _Column) -> list[Any]:
-    """The same, but dates and times are always texts, so that a prompt does not depend on what Python can hold."""
-    return _texts(column) if pa.types.is_temporal(column.type) else python_values(column)
+    """The same, for people to read, at any depth: dates and times are texts, narrow floats have their own digits."""
+    if pa.types.is_temporal(column.type):
+        return _shown_times(column)
+    if _is_narrow(column.type) or _has_inner(
+        column.type, lambda type_: pa.types.is_temporal(type_) or _is_narrow(type_)
+    ):
+        return [_prompt_value(value) for value in column]
+    return python_values(column)
 
 
 def python_rows(table: pa.Table) -> list[dict[str, Any]]:
@@ -73,21 +83,46 @@ def _python_value(value: pa.Scalar) -> Any:
     try:
         return value.as_py()
     except Exception:
-        return _inner(value)
+        return _inner(value, _python_value)
 
 
-def _inner(value: pa.Scalar) -> Any:
-    """A value that Python cannot hold as it is."""
+def _prompt_value(value: pa.Scalar) -> Any:
+    type_ = value.type
+    if not value.is_valid:
+        return None
+    if pa.types.is_temporal(type_):
+        return _shown_times(pa.array([value], type_))[0]
+    if _is_narrow(type_):  # as a 64-bit number 1.1 would have the digits 1.100000023841858
+        return float(str(type_.to_pandas_dtype()(value.as_py())))
+    if pa.types.is_nested(type_):
+        return _inner(value, _prompt_value)
+    return _python_value(value)
+
+
+def _is_narrow(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_float16(type_) or pa.types.is_float32(type_))
+
+
+def _has_inner(type_: pa.DataType, is_wanted: Callable[[pa.DataType], bool]) -> bool:
+    """Whether a nested type has such a type in it, at any depth."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return _has_inner(type_.storage_type, is_wanted)
+    inner = [type_.field(index).type for index in range(type_.num_fields)]
+    return any(is_wanted(each) or _has_inner(each, is_wanted) for each in inner)
+
+
+def _inner(value: pa.Scalar, convert: Callable[[pa.Scalar], Any]) -> Any:
+    """A value made from those within it; a text in place of one that Python cannot hold."""
     types, type_ = pa.types, value.type
     if isinstance(type_, pa.BaseExtensionType) or types.is_dictionary(type_):
-        return _python_value(value.value)
+        return convert(value.value)
     if types.is_struct(type_):
-        return {field.name: _python_value(value[index]) for index, field in enumerate(type_)}
+        return {field.name: convert(value[index]) for index, field in enumerate(type_)}
     if types.is_map(type_):
         pairs = zip(value.values.field(0), value.values.field(1), strict=True)
-        return [(_python_value(key), _python_value(item)) for key, item in pairs]
+        return [(convert(key), convert(item)) for key, item in pairs]
     if types.is_nested(type_):
-        return [_python_value(each) for each in value.values]
+        return [convert(each) for each in value.values]
     if types.is_temporal(type_):
         return _texts(pa.array([value], type_))[0]
     if types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_):
@@ -104,3 +139,18 @@ def _texts(column: _Column) -> list[str | None]:
     if pa.types.is_timestamp(column.type):
         return column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
     return [None if value is None else str(value) for value in column.to_pylist()]
+
+
+def _shown_times(column: _Column) -> list[str | None]:
+    """Dates and times as people write them: no zeros that end a second, offsets as +01:00, durations as 0:01:30."""
+    if pa.types.is_duration(column.type):
+        counts = column.cast(pa.int64()).to_pylist()
+        return [None if count is None else _duration(count, _PER_SECOND[column.type.unit]) for count in counts]
+    texts = _texts(column)
+    return [None if text is None else _OFFSET.sub(r"\1:\2", _FRACTION_ZEROS.sub(r"\1", text)) for text in texts]
+
+
+def _duration(count: int, per_second: int) -> str:
+    seconds, rest = divmod(abs(count), per_second)
+    fraction = f".{rest:0{len(str(per_second)) - 1}}".rstrip("0") if rest else ""
+    return f"{'-' if count < 0 else ''}{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}{fraction}"

@@ -11,7 +11,7 @@ from ray_job.arrow.column_types import carried_type, reason_not_stored, wide_typ
 from ray_job.errors import SpecError
 from ray_job.prompts.conversation import QUESTION, nearest, settle, template_fields
 from ray_job.redaction.logs import logger_of
-from ray_job.rows import INTERNAL_PREFIX, RESERVED_COLUMNS, ROW_ID
+from ray_job.rows import INTERNAL_PREFIX, OUTPUT_COLUMNS, ROW_ID
 from ray_job.spec import JobSpec, PromptSpec
 
 _LOG = logger_of(__name__)
@@ -28,6 +28,7 @@ class Found:
     # Columns whose types differ between files: name → what is wrong. Only using one is a problem.
     clashes: Mapping[str, str] = field(default_factory=dict)
     not_kept: Collection[str] = ()  # columns left out of the default of input.keep_columns
+    chat_columns: Collection[str] = ()  # columns of texts that are lists of messages
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,13 @@ class Roles:
     images: tuple[str, ...]
     kept: tuple[str, ...]
     prompt: PromptSpec  # with its defaults settled
+    fields: tuple[str, ...]  # columns that the template names
     overrides: str | None
 
     @property
     def delivered(self) -> tuple[str, ...]:
         """All columns a row needs beside its id, each once."""
-        made = {ROW_ID, QUESTION} if self._has_questions else {ROW_ID}
-        fields = [name for name in template_fields(self.prompt.template or "") if name not in made]
-        prompt = (self.prompt.messages_column, self.prompt.questions_column, *fields)
+        prompt = (self.prompt.messages_column, self.prompt.questions_column, *self.fields)
         names = (*self.images, *self.kept, *prompt, self.overrides)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
@@ -53,10 +53,6 @@ class Roles:
         """The delivered columns with the types they travel in: those that are passed through keep their own."""
         fields = (columns.field(name) for name in self.delivered)
         return pa.schema([f if f.name in self.kept else f.with_type(wide_type(f.type)) for f in fields])
-
-    @property
-    def _has_questions(self) -> bool:
-        return self.prompt.questions is not None or self.prompt.questions_column is not None
 
 
 def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
@@ -67,7 +63,7 @@ def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
     """
     names = [*found.columns.names, *found.clashes]
     problems: list[str] = []
-    id_column = spec.input.id_column or found.default_id
+    id_column = spec.input.id_column or found.default_id or _id_of_output(found.columns)
     images = _image_columns(spec, found, names)
     overrides = spec.generation.overrides_column or found.overrides_column
     if spec.input.id_column is not None:
@@ -78,7 +74,7 @@ def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
     problems += _missing("input.keep_columns", spec.input.keep_columns or (), names)
     prompt = spec.prompt
     try:
-        prompt = settle(spec.prompt, [*names, ROW_ID])
+        prompt = settle(spec.prompt, [*names, ROW_ID], _chat_columns(found))
     except SpecError as error:
         problems += error.problems
     if spec.input.keep_columns is not None:
@@ -87,15 +83,17 @@ def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
         others = {id_column, *images, overrides, prompt.messages_column, *found.not_kept}
         plain = [f for f in found.columns if _is_plain(f.type) and f.name not in others]
         kept = (*_storable(plain), *(name for name in found.clashes if name not in others))
+    kept = tuple(dict.fromkeys(kept))
     problems += _kept_problems(kept, found.columns)
     if id_column is not None and id_column in found.columns.names:
         problems += _id_problems(id_column, found.columns.field(id_column).type)
     if problems:
         raise SpecError(problems, source)
-    roles = Roles(id_column, images, tuple(dict.fromkeys(kept)), prompt, overrides)
+    roles = Roles(id_column, images, kept, prompt, _fields(spec, prompt, names, id_column), overrides)
     used = [id_column, *roles.delivered]
     problems = [f"column {name!r}: {text}" for name, text in found.clashes.items() if name in used]
-    problems += [f"column {name!r}: the name is this job's own; rename it" for name in roles.delivered if _is_own(name)]
+    asked = (*images, overrides, prompt.messages_column, prompt.questions_column)
+    problems += [f"column {name!r}: the name is this job's own; rename it" for name in asked if name and _is_own(name)]
     if problems:
         raise SpecError(problems, source)
     return roles
@@ -107,6 +105,40 @@ def _image_columns(spec: JobSpec, found: Found, names: Collection[str]) -> tuple
     if found.image_columns is not None:
         return found.image_columns
     return next(((name,) for name in ("images", "image") if name in names), ())
+
+
+def _chat_columns(found: Found) -> list[str]:
+    """The columns that hold conversations, the likeliest first."""
+    named = [name for name in ("messages", "conversations", "prompt") if name in found.columns.names]
+    is_text = {"messages": True, "conversations": True, "prompt": False}
+    return [
+        name
+        for name in named
+        if name in found.chat_columns or _is_chat(found.columns.field(name).type, is_text=is_text[name])
+    ]
+
+
+def _is_chat(type_: pa.DataType, *, is_text: bool) -> bool:
+    """Whether values may be messages: structs that name a speaker, or JSON texts where `is_text`."""
+    is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_)
+    inner = type_.value_type if is_list else type_
+    if pa.types.is_struct(inner):
+        return any(inner.get_field_index(key) >= 0 for key in ("role", "from"))
+    return is_text and not is_list and wide_type(carried_type(type_)) == pa.large_string()
+
+
+def _id_of_output(columns: pa.Schema) -> str | None:
+    """An output of this job as the input: its rows keep their ids."""
+    is_output = set(columns.names) >= OUTPUT_COLUMNS and not _id_problems(ROW_ID, columns.field(ROW_ID).type)
+    return ROW_ID if is_output else None
+
+
+def _fields(spec: JobSpec, prompt: PromptSpec, names: Collection[str], id_column: str | None) -> tuple[str, ...]:
+    """The columns a template names: not the question that a list of them fills in, nor the row's own id."""
+    made = {QUESTION} if spec.has_questions else set()
+    if id_column == ROW_ID or ROW_ID not in names:
+        made.add(ROW_ID)
+    return tuple(name for name in template_fields(prompt.template or "") if name not in made)
 
 
 def _missing(key: str, wanted: Iterable[str], names: Sequence[str]) -> list[str]:
@@ -125,12 +157,7 @@ def _storable(fields: Sequence[pa.Field]) -> tuple[str, ...]:
 def _kept_problems(kept: Iterable[str], columns: pa.Schema) -> list[str]:
     problems = []
     for name in kept:
-        if name in RESERVED_COLUMNS or _is_own(name):
-            problems.append(
-                f"column {name!r} cannot be passed through: the output has a column of that name. Rename it, or leave "
-                "it out by listing the columns to pass through in input.keep_columns"
-            )
-        elif name in columns.names and (reason := reason_not_stored(columns.field(name).type)) is not None:
+        if name in columns.names and (reason := reason_not_stored(columns.field(name).type)) is not None:
             problems.append(
                 f"column {name!r} cannot be passed through: it is {columns.field(name).type}, which Parquet cannot "
                 f"hold ({reason}). Leave it out of input.keep_columns"

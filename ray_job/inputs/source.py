@@ -16,7 +16,7 @@ import pyarrow as pa
 from ray_job.arrow.column_types import carried_field
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.inputs.skipped import Skipped
-from ray_job.rows import ERROR_TYPE, READ_ERROR, error_record
+from ray_job.rows import ERROR_TYPE, READ_ERROR, error_record, kept_names, travelling_name
 from ray_job.spec import PromptSpec
 from ray_job.storage.places import Location
 
@@ -71,9 +71,19 @@ class Source(ABC):
 
     @property
     def schema(self) -> pa.Schema:
-        """Of tables: `row_id`, the user's columns, and READ_ERROR (null for a good row); see `column_types.py`."""
-        users = (self.id_field, *self.columns)
+        """Of tables: `row_id`, the user's columns, and READ_ERROR (null for a good row); see `column_types.py`.
+
+        A user's column has its own name, except where it is one of ours (`rows.travelling_name`).
+        """
+        columns = (field.with_name(travelling_name(field.name)) for field in self.columns)
+        users = (self.id_field, *columns)
         return pa.schema([*map(carried_field, users), pa.field(READ_ERROR, ERROR_TYPE)])
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Kept columns with a name that the output needs itself, and what it calls them instead."""
+        names = kept_names(field.name for field in self.kept)
+        return {name: other for name, other in names.items() if name != other}
 
     @property
     def num_rows(self) -> int:

@@ -95,7 +95,7 @@ class Ledger:
         files = [(folder, info) for folder in (DATA, ERRORS) for info in part_files(root, folder)]
         with ThreadPoolExecutor(_THREADS) as pool:
             found = list(pool.map(lambda file: _read_part(root, *file), files))
-        parts = [part for part in found if isinstance(part, Part)]
+        parts = [part for part in found if isinstance(part, Part) and part.num_rows]  # see `empty_parts.py`
         return cls(parts, dict(bad for bad in found if not isinstance(bad, Part)))
 
     @cached_property

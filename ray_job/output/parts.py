@@ -55,7 +55,8 @@ def write_part(root: Location, name: str, rows: pa.Table, account: Account) -> N
     sink = pa.BufferOutputStream()
     footer: Mapping[str, str] = {FOOTER_KEY: account.to_footer()}
     with pq.ParquetWriter(sink, rows.schema, compression="zstd", write_page_checksum=True) as writer:
-        writer.write_table(rows)
+        if rows.num_rows:  # a row group without rows is more than some readers take
+            writer.write_table(rows)
         writer.add_key_value_metadata(footer)
     write_whole(root, name, sink.getvalue())
 

@@ -1,7 +1,8 @@
 """One run on an output folder: from locking it and finding what is left to do, to `_SUCCESS`.
 
 data/part-*.parquet      answered rows
-errors/part-*.parquet    failed rows, same schema
+errors/part-*.parquet    failed rows, same schema; a folder without rows has an empty part
+_openai/*.jsonl          the same for batch services' clients, on request
 _manifest.json           state, fingerprint, inputs, resolved spec, versions, totals
 _report.json             what the run did and how fast
 _SUCCESS                 written last, and only when the count adds up
@@ -21,8 +22,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 
-from ray_job.errors import AccountingError, RayJobError, SpecError
+from ray_job.errors import AccountingError, RayJobError, SpecError, TooManyRowErrors
 from ray_job.inputs.identity import input_identity
 from ray_job.inputs.remaining import Remaining
 from ray_job.inputs.source import Source
@@ -30,18 +32,23 @@ from ray_job.output.activity import Activity
 from ray_job.output.compaction import drop_superseded
 from ray_job.output.count import RowCount
 from ray_job.output.duplicates import find_duplicates
+from ray_job.output.empty_parts import settle_empty_parts
 from ray_job.output.fingerprint import DTYPE, fingerprint_fields, settled
 from ray_job.output.ledger import Ledger
 from ray_job.output.lock import Lock
 from ray_job.output.manifest import REPORT, REPORT_PAGE, SUCCESS, Manifest, State, public_spec, versions
 from ray_job.output.matching import KnownRows, match_input
 from ray_job.output.modes import ExistingOutput, check_fingerprint, open_output
+from ray_job.output.openai_batch import BATCH_FILES, batch_lines, write_batch_files
+from ray_job.output.openai_batch import FOLDER as BATCH_FOLDER
 from ray_job.output.partial_rows import PartialRows
 from ray_job.output.parts import DATA, ERRORS, Receipt
 from ray_job.output.resume import what_is_left
 from ray_job.output.summary import Report
 from ray_job.output.totals import Totals
 from ray_job.redaction.logs import logger_of
+from ray_job.redaction.text import public_uri
+from ray_job.rows import output_schema
 from ray_job.spec import JobSpec
 from ray_job.storage.places import Location, locate
 from ray_job.storage.whole_files import (
@@ -116,7 +123,11 @@ class Run:
         """
         self.totals.add(receipt, self._partial_rows.num_completed(receipt))
         self.activity.add(receipt, self._elapsed_s)
-        self.totals.check(self._spec.limits, self.expected_rows)
+        try:
+            self.totals.check(self._spec.limits, self.expected_rows)
+        except TooManyRowErrors:
+            settle_empty_parts(self.root, Ledger.scan(self.root), self._schema)
+            raise
 
     @property
     def number(self) -> int:
@@ -180,7 +191,7 @@ class Run:
         elif existing.previous is not None:
             self._fields = settled(self._fields, existing.previous.fields)
         remaining = self.remaining
-        remove(self.root, [SUCCESS])
+        remove(self.root, [SUCCESS, *BATCH_FILES.values()])
         remove_leftovers(self.root)
         if existing.is_replaced:
             remove(
@@ -218,7 +229,7 @@ class Run:
     def finish(self, before_commit: Callable[[], None] = lambda: None) -> Report:
         """Drops superseded records, counts what is on disk, writes the report and, last, `_SUCCESS`.
 
-        A finished run with nothing left is not touched.
+        A finished run with nothing left is not touched, except that batch files that are missing are made.
 
         Args:
             before_commit: called once the count adds up, before the run is marked as completed; from here on it should
@@ -231,23 +242,31 @@ class Run:
         if self._manifest is None:
             old = self._existing.previous
             if old is not None and self._existing.is_finished and self._existing.has_all_parts:
+                if self._spec.output.format == "openai_batch" and None in batch_lines(self.root).values():
+                    self._write_batch_files(self._existing.ledger, old.fingerprint)
                 return Report.of_manifest(self.root, replace(old, already_done=old.input_rows), self._elapsed_s)
             self.begin()
         self._write_manifest(state=State.FINALIZING, totals=self.totals)
         ledger = Ledger.scan(self.root)
         if drop_superseded(self.root, ledger):
             ledger = Ledger.scan(self.root)
+        settle_empty_parts(self.root, ledger, self._schema)
         self._check(ledger)
         self.totals = Totals.of_ledger(ledger)
         self.totals.check(self._spec.limits, self.expected_rows)
         manifest = self._write_manifest(totals=self.totals, duplicates=find_duplicates(ledger))
+        self._write_batch_files(ledger, manifest.fingerprint)
         report = Report.of_manifest(self.root, manifest, self._elapsed_s, self.activity)
         before_commit()
         write_json(self.root, REPORT, report.to_dict())
-        sync_folders(self.root, ("", DATA, ERRORS))
+        sync_folders(self.root, ("", DATA, ERRORS, BATCH_FOLDER))
         self._write_manifest(state=State.COMPLETED)
         write_whole(self.root, SUCCESS, b"")
         return report
+
+    def _write_batch_files(self, ledger: Ledger, fingerprint: str) -> None:
+        if self._spec.output.format == "openai_batch":
+            write_batch_files(self.root, ledger, fingerprint, public_uri(self._spec.model.path))
 
     def _check(self, ledger: Ledger) -> None:
         """Checks that the parts hold each row of the input once and whole, and no other row.
@@ -316,6 +335,10 @@ class Run:
     def _num_known(self) -> int:
         """Rows of the input that earlier inputs had."""
         return int(np.count_nonzero(self._positions < self._existing.input.first_position))
+
+    @property
+    def _schema(self) -> pa.Schema:
+        return output_schema(self._source.id_field.type, self._source.kept, self._spec.has_questions)
 
     @property
     def _elapsed_s(self) -> float:

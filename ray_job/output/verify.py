@@ -17,7 +17,8 @@ from ray_job.output.count import RowCount
 from ray_job.output.duplicates import find_duplicates
 from ray_job.output.ledger import Ledger, Part
 from ray_job.output.manifest import SUCCESS, Manifest, State
-from ray_job.output.parts import DATA, stored_schema
+from ray_job.output.openai_batch import BATCH_FILES, batch_lines
+from ray_job.output.parts import DATA, ERRORS, stored_schema
 from ray_job.output.totals import Totals
 from ray_job.rows import QUESTION_INDEX, ROW_ID, Status
 from ray_job.storage.places import STORAGE_ERRORS, Location
@@ -70,6 +71,7 @@ def verify(root: Location) -> Verification:
     totals = Totals.of_ledger(ledger)
     problems += _state_problems(root, manifest)
     problems += _count_problems(ledger, manifest, totals)
+    problems += _batch_problems(root, manifest, totals)
     if not problems and manifest.duplicates != (found := find_duplicates(ledger)):
         problems.append(f"{found.rows} rows repeat an id; the manifest says {manifest.duplicates.rows}")
     state = str(manifest.state)
@@ -95,6 +97,17 @@ def _count_problems(ledger: Ledger, manifest: Manifest, totals: Totals) -> Itera
             if value != asdict(manifest.totals)[name]
         ]
         yield f"the parts hold {'; '.join(pairs)}"
+
+
+def _batch_problems(root: Location, manifest: Manifest, totals: Totals) -> Iterator[str]:
+    """Whether the batch files of a finished run have a line for each row."""
+    if manifest.state != State.COMPLETED or manifest.spec.get("output", {}).get("format") != "openai_batch":
+        return
+    expected = {DATA: totals.answered, ERRORS: totals.failed}
+    for folder, found in batch_lines(root).items():
+        if found != expected[folder]:
+            held = "is missing" if found is None else f"has {found} lines, and there are {expected[folder]} rows"
+            yield f"{BATCH_FILES[folder]}: {held}; delete it, and --mode resume makes it again"
 
 
 def _part_problems(ledger: Ledger, manifest: Manifest) -> Iterator[str]:

@@ -10,16 +10,20 @@ import difflib
 import itertools
 import re
 import string
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 from ray_job.errors import ErrorCode, RowError, SpecError
-from ray_job.prompts.json_text import has_half_pair, parse_json
+from ray_job.prompts.column_text import text_of
+from ray_job.prompts.json_text import has_half_pair
+from ray_job.prompts.messages import read_turns
 from ray_job.prompts.parts import ImageTag, Message, Part, Text, parse_markup, parse_tags
+from ray_job.rows import travelling_name
 from ray_job.spec import MAX_QUESTIONS, PromptSpec
 
 QUESTION = "question"
-_ROLES = ("system", "user", "assistant")
+_Question: TypeAlias = Callable[[Iterator[int]], list[Part]]  # numbers for the pictures it shows → its parts
 
 
 def template_fields(template: str) -> list[str]:
@@ -40,15 +44,20 @@ def template_fields(template: str) -> list[str]:
     return list(fields)
 
 
-def settle(prompt: PromptSpec, columns: Sequence[str]) -> PromptSpec:
+def settle(prompt: PromptSpec, columns: Sequence[str], chat_columns: Sequence[str] = ()) -> PromptSpec:
     """The prompt with its defaults chosen by the columns the data has.
+
+    Args:
+        prompt: as the spec has it.
+        columns: of the data.
+        chat_columns: those that hold conversations, the likeliest first.
 
     Raises:
         SpecError: nothing says what to ask, or a named column is not there; every problem at once.
     """
     if prompt.messages_column is None and prompt.template is None:
-        if "messages" in columns and prompt.questions is None and prompt.questions_column is None:
-            prompt = prompt.model_copy(update={"messages_column": "messages"})
+        if chat_columns and prompt.questions is None and prompt.questions_column is None:
+            prompt = prompt.model_copy(update={"messages_column": chat_columns[0]})
         else:
             prompt = prompt.model_copy(update={"template": _default_template(prompt, columns)})
     problems = []
@@ -112,38 +121,52 @@ class Conversations:
         """
         if self._prompt.messages_column is not None:
             messages = self._from_messages(_required(row, self._prompt.messages_column))
-            return [_place_pictures(self._with_system(messages), num_pictures)]
-        return [
-            _place_pictures(self._with_system([Message("user", tuple(parts))]), num_pictures)
-            for parts in self._questions(row)
-        ]
+            return [_place_pictures([*self._system(itertools.count(1)), *messages], num_pictures)]
+        return [_place_pictures(self._asked(row, question), num_pictures) for question in self._questions(row)]
 
-    def _questions(self, row: Mapping[str, Any]) -> list[list[Part]]:
+    def _questions(self, row: Mapping[str, Any]) -> list[_Question | None]:
+        """What makes the parts of each question of a row; None for a row whose template is all."""
         if self._prompt.questions is not None:
-            return [self._fill(row, parse_tags(question)) for question in self._prompt.questions]
-        if self._prompt.questions_column is not None:
-            questions = _required(row, self._prompt.questions_column)
-            if not isinstance(questions, list) or not questions or None in questions:
-                column = self._prompt.questions_column
-                raise RowError(ErrorCode.PROMPT_MISSING, f"column {column!r} holds no list of questions")
-            if len(questions) > MAX_QUESTIONS:
-                raise RowError(
-                    ErrorCode.TOO_MANY_QUESTIONS,
-                    f"{len(questions)} questions; a row may have {MAX_QUESTIONS}. Split it into several rows",
-                )
-            return [self._fill(row, self._parse_column(str(question))) for question in questions]
-        return [self._fill(row, None)]
+            return [partial(self._parse, parse_tags, question) for question in self._prompt.questions]
+        column = self._prompt.questions_column
+        if column is None:
+            return [None]
+        questions = _required(row, column)
+        if not isinstance(questions, list) or not questions or None in questions:
+            raise RowError(ErrorCode.PROMPT_MISSING, f"column {column!r} holds no list of questions")
+        if len(questions) > MAX_QUESTIONS:
+            raise RowError(
+                ErrorCode.TOO_MANY_QUESTIONS,
+                f"{len(questions)} questions; a row may have {MAX_QUESTIONS}. Split it into several rows",
+            )
+        return [partial(self._parse, self._parse_column, _text(column, question)) for question in questions]
 
-    def _fill(self, row: Mapping[str, Any], question: list[Part] | None) -> list[Part]:
-        """The template with its fields filled."""
+    def _asked(self, row: Mapping[str, Any], question: _Question | None) -> list[Message]:
+        """The system prompt, and the template with its fields filled."""
+        numbers = itertools.count(1)
+        messages = self._system(numbers)
         parts: list[Part] = []
         for literal, name, _, _ in string.Formatter().parse(self._prompt.template or ""):
-            parts += parse_tags(literal)
+            parts += self._parse(parse_tags, literal, numbers)
             if name == QUESTION and question is not None:
-                parts += question
+                parts += question(numbers)
             elif name is not None:
-                parts += self._parse_column(str(_required(row, name)))
-        return parts
+                parts += self._parse(self._parse_column, _text(name, _required(row, name)), numbers)
+        return [*messages, Message("user", tuple(parts))]
+
+    def _system(self, numbers: Iterator[int]) -> list[Message]:
+        if self._prompt.system is None:
+            return []
+        return [Message("system", tuple(self._parse(parse_tags, self._prompt.system, numbers)))]
+
+    def _parse(self, parse: Callable[[str], list[Part]], text: str, numbers: Iterator[int]) -> list[Part]:
+        """The parts of a text in which the spec's image tag shows the next picture."""
+        tag = self._prompt.image_tag
+        first, *others = text.split(tag) if tag else [text]
+        parts = parse(first)
+        for other in others:
+            parts += [ImageTag(next(numbers)), *parse(other)]
+        return [part for part in parts if part != Text("")] if others else parts
 
     def _parse_column(self, text: str) -> list[Part]:
         if has_half_pair(text):
@@ -154,75 +177,17 @@ class Conversations:
             return parse_markup(text, self._specials)
         return [Text(text)]
 
-    def _with_system(self, messages: list[Message]) -> list[Message]:
-        if self._prompt.system is None:
-            return messages
-        return [Message("system", tuple(parse_tags(self._prompt.system))), *messages]
-
     def _from_messages(self, value: Any) -> list[Message]:
-        value = _parsed(value)
-        if not isinstance(value, list) or not value:
-            raise _malformed(f"messages must be a list with at least one message, got {_kind(value)}")
-        numbers = itertools.count(1)
-        return [self._message(index, item, numbers) for index, item in enumerate(value)]
-
-    def _message(self, index: int, item: Any, numbers: Iterator[int]) -> Message:
-        if not isinstance(item, dict) or item.get("role") not in _ROLES:
-            got = item.get("role") if isinstance(item, dict) else item
-            raise _malformed(f"message {index}: role must be one of {', '.join(_ROLES)}, got {got!r}")
-        role: Literal["system", "user", "assistant"] = item["role"]
-        content = item.get("content")
-        if isinstance(content, str):
-            return Message(role, tuple(self._parse_column(content)))
-        if not isinstance(content, list):
-            raise _malformed(
-                f"message {index}: content must be a text or a list of parts, got {type(content).__name__}"
-            )
-        parts: list[Part] = []
-        for part in content:
-            parts += self._message_part(index, part, numbers)
-        return Message(role, tuple(parts))
-
-    def _message_part(self, index: int, part: Any, numbers: Iterator[int]) -> list[Part]:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            return self._parse_column(part["text"])
-        if kind in ("image_url", "image"):
-            return [ImageTag(next(numbers)), Text("\n")]
-        raise _malformed(f"message {index}: a part must be a text or an image_url, got {kind!r}")
-
-
-def image_parts(messages: Any) -> list[Any]:
-    """The picture values of OpenAI messages (a list or JSON text), in order; of anything else none.
-
-    Raises:
-        RowError: the text is not JSON.
-    """
-    messages = _parsed(messages)
-    items = messages if isinstance(messages, list) else []
-    contents = [item.get("content") for item in items if isinstance(item, dict)]
-    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    return [_image_value(part) for part in parts if part.get("type") in ("image_url", "image")]
-
-
-def _image_value(part: Mapping[str, Any]) -> Any:
-    if part["type"] == "image":
-        return part.get("image")
-    link = part.get("image_url")
-    return link.get("url") if isinstance(link, dict) else link
-
-
-def _parsed(messages: Any) -> Any:
-    if not isinstance(messages, str):
+        messages, numbers = [], itertools.count(1)
+        for turn in read_turns(value, self._prompt.image_tag):
+            parts: list[Part] = []
+            for piece in turn.pieces:
+                if isinstance(piece, str):
+                    parts += self._parse_column(piece)
+                else:
+                    parts += [ImageTag(next(numbers)), *([Text("\n")] if piece.has_own_line else [])]
+            messages.append(Message(turn.role, tuple(part for part in parts if part != Text(""))))
         return messages
-    try:
-        return parse_json(messages)
-    except RowError as error:
-        raise _malformed(f"messages: {error.message}") from None
-
-
-def _kind(value: Any) -> str:
-    return "an empty one" if value == [] else type(value).__name__
 
 
 def _place_pictures(messages: list[Message], num_pictures: int) -> list[Message]:
@@ -241,10 +206,17 @@ def _place_pictures(messages: list[Message], num_pictures: int) -> list[Message]
 
 
 def _required(row: Mapping[str, Any], column: str) -> Any:
-    value = row.get(column)
+    value = row[own] if (own := travelling_name(column)) in row else row.get(column)
     if value is None:
         raise RowError(ErrorCode.PROMPT_MISSING, f"column {column!r} is null; the prompt needs it")
     return value
+
+
+def _text(column: str, value: Any) -> str:
+    try:
+        return text_of(value)
+    except RowError as error:
+        raise _malformed(f"column {column!r} holds {error.message}") from None
 
 
 def _malformed(message: str) -> RowError:

@@ -11,7 +11,7 @@ from ray_job.spec.section import Ints, Section, Strings, has_half_pair
 
 # Below this temperature a token other than the most likely could only be drawn where logits differ by rounding.
 _LOWEST_TEMPERATURE = 1e-5
-LENGTH_NAMES = ("max_new_tokens", "max_completion_tokens", "max_tokens")
+LENGTH_NAMES = ("max_new_tokens", "max_completion_tokens", "max_tokens", "max_output_tokens")
 """What engines and APIs call the longest answer; the first is ours."""
 
 
@@ -40,7 +40,8 @@ class GenerationParams(Section):
     max_new_tokens: int = Field(
         128,
         ge=1,
-        description="Maximum number of tokens in an answer. `max_tokens` and `max_completion_tokens` mean the same.",
+        description="Maximum number of tokens in an answer. `max_tokens`, `max_completion_tokens` and "
+        "`max_output_tokens` mean the same.",
     )
     temperature: float = Field(
         0.0, ge=0.0, le=100.0, description="0, and anything below 0.00001: greedy. Otherwise: sampling."

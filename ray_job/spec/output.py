@@ -20,6 +20,11 @@ class OutputSpec(Section):
         "added to a finished run. `overwrite`: replace it. Resume and append want the same fingerprint, and start "
         "a run where there is none.",
     )
+    format: Literal["parquet", "openai_batch"] = Field(
+        "parquet",
+        description="`openai_batch`: beside the Parquet parts, `_openai/results.jsonl` and `_openai/errors.jsonl` with "
+        "the lines that batch services give, made when all rows are counted.",
+    )
     retry_failed: bool = Field(
         False, description="With resume or append: do failed rows again; the new result replaces the error."
     )

@@ -22,7 +22,15 @@ class PromptSpec(Section):
     )
     system: str | None = Field(None, description="System prompt, the same for every row.")
     messages_column: str | None = Field(
-        None, description="Column with OpenAI chat messages (list or JSON text). Default: `messages` for JSONL."
+        None,
+        description="Column with chat messages (list or JSON text): OpenAI's, TRL's, or LLaVA's {from, value}. They "
+        "are asked up to the user's last turn; an answer recorded after it is not shown. Default: `messages`, "
+        "`conversations`, or a `prompt` that is a list of messages, where the data has that column.",
+    )
+    image_tag: str | None = Field(
+        None,
+        description="Text that shows the next of the row's pictures wherever it stands in the prompt, such as "
+        "`<image>`. Default: `<image>` in {from, value} messages, else none; an empty text: none at all.",
     )
     questions: Strings | None = Field(
         None, description="Ask each of these about every row; fills {question} in the template."

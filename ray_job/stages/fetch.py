@@ -14,7 +14,7 @@ from ray_job.inputs.pictures.fetching import PictureFetcher, reference_of
 from ray_job.inputs.pictures.references import read_picture
 from ray_job.inputs.pictures.web import WebSession
 from ray_job.inputs.source import Source
-from ray_job.prompts.conversation import image_parts
+from ray_job.prompts.messages import read_turns, shown_pictures
 from ray_job.rows import READ_ERROR
 from ray_job.spec import JobSpec
 
@@ -67,11 +67,16 @@ def picture_bytes(value: Any, spec: JobSpec, source: Source, web: WebSession | N
 
 
 def picture_values(row: Mapping[str, Any], source: Source) -> list[Any]:
-    """A row's pictures in order, as the row has them; each is for `picture_bytes`."""
+    """A row's pictures in order, as the row has them; each is for `picture_bytes`.
+
+    Raises:
+        RowError: the row's messages are malformed, or show more pictures than there are.
+    """
     messages_column = source.prompt.messages_column
-    if messages_column is not None and not source.image_columns:
-        return image_parts(row.get(messages_column))
-    return pictures_of(row, source.image_columns)
+    others = pictures_of(row, source.image_columns)
+    if messages_column is None or row.get(messages_column) is None:
+        return others
+    return shown_pictures(read_turns(row[messages_column], source.prompt.image_tag), others)
 
 
 def _references(row: Mapping[str, Any], spec: JobSpec, source: Source) -> list[str]:

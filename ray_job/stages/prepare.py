@@ -39,7 +39,9 @@ from ray_job.rows import (
     ROW_ID,
     SAMPLES,
     error_record,
+    kept_names,
     prepared_schema,
+    travelling_name,
 )
 from ray_job.spec import GenerationParams, JobSpec, problems
 from ray_job.stages.fetch import RowPictures, picture_bytes, picture_values
@@ -92,14 +94,16 @@ class Preparer:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows as read → rows of `rows.prepared_schema`."""
         schema = prepared_schema(self._source.id_field.type, self._source.kept)
-        users = pa.schema([schema.field(name) for name in (ROW_ID, *(field.name for field in self._source.kept))])
+        kept = [field.name for field in self._source.kept]
+        users = pa.schema([schema.field(name) for name in (ROW_ID, *kept_names(kept).values())])
         seconds = [0.0] * table.num_rows
         rows = self._rows(table, seconds)
         tried = table.column(ATTEMPTS).to_pylist() if ATTEMPTS in table.column_names else [0] * len(rows)
         columns = [table.column(POSITION)]
         columns.append(pa.array([n + row.num_retries for n, row in zip(tried, rows, strict=True)], pa.int32()))
         columns.append(pa.array([row.num_questions for row in rows], pa.int32()))
-        columns += with_types(table.select(users.names), users).columns
+        read = table.select([ROW_ID, *map(travelling_name, kept)]).rename_columns(users.names)
+        columns += with_types(read, users).columns
         columns.append(pa.array([row.samples for row in rows], schema.field(SAMPLES).type))
         columns.append(pa.array([row.pictures for row in rows], schema.field(PICTURES).type))
         columns.append(pa.array(seconds, schema.field(PREPARE_S).type))
@@ -254,9 +258,11 @@ def row_values(table: pa.Table, source: Source) -> Sequence[dict[str, Any]]:
     prompt = source.prompt
     named = (source.overrides_column, prompt.messages_column, prompt.questions_column)
     fields = template_fields(prompt.template or "")
-    names = (ROW_ID, READ_ERROR, QUESTIONS, *source.image_columns, *named, *fields)
-    wanted = [name for name in dict.fromkeys(names) if name is not None and name in table.column_names]
-    own = {field.name: field for field in (source.id_field, *source.columns)}  # tables carry columns in other types
+    users = [travelling_name(name) for name in (*source.image_columns, *named, *fields) if name is not None]
+    wanted = [name for name in dict.fromkeys((ROW_ID, READ_ERROR, QUESTIONS, *users)) if name in table.column_names]
+    # Tables carry columns in other types.
+    renamed = (field.with_name(travelling_name(field.name)) for field in source.columns)
+    own = {field.name: field for field in (source.id_field, *renamed)}
     schema = pa.schema([own.get(name, table.schema.field(name)) for name in wanted])
     table = with_types(table.select(wanted), schema)
     return PromptRows(table) if table.nbytes > _MANY_BYTES else prompt_rows(table)

@@ -12,8 +12,10 @@ import json
 import mimetypes
 import os
 import posixpath
+import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +27,7 @@ from ray_job.storage.retrying import Retrying
 
 _TEMPORARY = ".tmp"
 _FINAL = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "AccessDenied", "NoSuchBucket", "Forbidden")
+_CHUNK_BYTES = 2**20
 _STORE_ATTEMPTS = 6  # some ten seconds, beside what the store's own client tries
 
 
@@ -34,15 +37,30 @@ def write_whole(root: Location, name: str, data: pa.Buffer | bytes) -> None:
     Raises:
         RayJobError: the storage refuses, with what to do.
     """
+    _write(root, posixpath.join(root.path, name), lambda: [data])
+
+
+def write_chunks(root: Location, name: str, chunks: Iterable[bytes]) -> None:
+    """The same with a file that need not fit into memory.
+
+    For an object store it is gathered on the local disk first: an upload could not be taken back half-way.
+    """
     path = posixpath.join(root.path, name)
-    try:
-        if root.is_local:
-            _write_local(path, data)
-            return
-        Retrying(_STORE_ATTEMPTS)(lambda: _upload(root, path, data), _is_passing)
-    except STORAGE_ERRORS as error:
-        where = root.at(path)
-        raise RayJobError(f"{where}: cannot be written: {reason(error)}. Make room or set output.path") from None
+    if root.is_local:
+        _write(root, path, lambda: chunks)
+        return
+    with tempfile.TemporaryFile() as gathered:
+        try:
+            for chunk in chunks:
+                gathered.write(chunk)
+        except OSError as error:
+            raise RayJobError(f"{root.at(path)}: cannot be gathered in {tempfile.gettempdir()}: {error}") from None
+
+        def again() -> Iterator[bytes]:
+            gathered.seek(0)
+            return iter(partial(gathered.read, _CHUNK_BYTES), b"")
+
+        _write(root, path, again)
 
 
 def write_json(root: Location, name: str, value: Any) -> None:
@@ -65,6 +83,21 @@ def read_text(root: Location, name: str) -> str | None:
         raise RayJobError(f"{root}/{name}: cannot be read: {reason(error)}") from None
 
 
+def count_lines(root: Location, name: str) -> int | None:
+    """How many newlines a file has; None where there is no file.
+
+    Raises:
+        RayJobError: the storage fails.
+    """
+    try:
+        with root.filesystem.open_input_stream(posixpath.join(root.path, name)) as stream:
+            return sum(bytes(chunk).count(b"\n") for chunk in iter(partial(stream.read, _CHUNK_BYTES), b""))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except STORAGE_ERRORS as error:
+        raise RayJobError(f"{root}/{name}: cannot be read: {reason(error)}") from None
+
+
 def part_files(root: Location, folder: str) -> list[fs.FileInfo]:
     """The committed parts in a folder, by name; none where there is no such folder.
 
@@ -80,7 +113,7 @@ def remove_leftovers(root: Location) -> None:
     """Deletes what writers that were killed left under hidden names."""
     if not root.is_local:
         return
-    for folder in ("", "data", "errors"):
+    for folder in ("", "data", "errors", "_openai"):
         for info in _list(root, folder):
             if info.base_name.startswith(".") and info.base_name.endswith(_TEMPORARY):
                 os.unlink(info.path)
@@ -159,10 +192,22 @@ def _list(root: Location, folder: str) -> list[fs.FileInfo]:
     return [info for info in infos if info.type == fs.FileType.File]
 
 
-def _upload(root: Location, path: str, data: pa.Buffer | bytes) -> None:
+def _write(root: Location, path: str, chunks: Callable[[], Iterable[pa.Buffer | bytes]]) -> None:
+    try:
+        if root.is_local:
+            _write_local(path, chunks())
+            return
+        Retrying(_STORE_ATTEMPTS)(lambda: _upload(root, path, chunks()), _is_passing)
+    except STORAGE_ERRORS as error:
+        where = root.at(path)
+        raise RayJobError(f"{where}: cannot be written: {reason(error)}. Make room or set output.path") from None
+
+
+def _upload(root: Location, path: str, chunks: Iterable[pa.Buffer | bytes]) -> None:
     kind = mimetypes.guess_type(path)[0]  # else a browser would download a page and not show it
     with root.filesystem.open_output_stream(path, metadata={"Content-Type": kind} if kind else None) as stream:
-        stream.write(data)
+        for chunk in chunks:
+            stream.write(chunk)
 
 
 def _is_passing(error: Exception) -> bool:
@@ -170,13 +215,14 @@ def _is_passing(error: Exception) -> bool:
     return isinstance(error, OSError) and not any(word in str(error) for word in _FINAL)
 
 
-def _write_local(path: str, data: pa.Buffer | bytes) -> None:
+def _write_local(path: str, chunks: Iterable[pa.Buffer | bytes]) -> None:
     folder, name = os.path.split(path)
     make_folders(folder)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
     try:
         with open(temporary, "wb") as stream:
-            stream.write(data)
+            for chunk in chunks:
+                stream.write(chunk)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

@@ -104,17 +104,9 @@ def test_every_problem_with_columns_comes_at_once(tmp_path: Path) -> None:
             generation={"overrides_column": "over"},
         )
     text = str(caught.value)
-    assert len(caught.value.problems) == 6
-    for expected in ("'img'", "'capt'; did you mean 'caption'?", "'captoin'", "'over'", "type double", "keep_columns"):
+    assert len(caught.value.problems) == 5
+    for expected in ("'img'", "'capt'; did you mean 'caption'?", "'captoin'", "'over'", "type double"):
         assert expected in text
-
-
-@pytest.mark.parametrize("name", ["status", "generated_text", "_rj_x", "row_id"])
-def test_a_column_named_like_ours_is_refused_with_advice(tmp_path: Path, name: str) -> None:
-    path = _write(tmp_path / "a.parquet", pa.table({name: ["x"], "other": ["y"]}))
-    with pytest.raises(SpecError, match=r"input\.keep_columns"):
-        opened(path)
-    assert opened(path, input={"keep_columns": ["other"]}).columns.names == ["other"]
 
 
 def test_row_id_may_be_the_id_column(tmp_path: Path) -> None:

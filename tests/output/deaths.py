@@ -18,7 +18,7 @@ from ray_job.cli import main
 
 from .quiet_job import QuietJob
 
-WRITES = ("in_progress", "finalizing", "counted", "report", "completed", "success")
+WRITES = ("in_progress", "finalizing", "empty_part", "counted", "report", "completed", "success")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 NUM_ROWS = 10
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ray_job.errors import ErrorCode, RowError, SpecError
-from ray_job.prompts.conversation import Conversations, image_parts, settle, template_fields
+from ray_job.prompts.conversation import Conversations, settle, template_fields
+from ray_job.prompts.messages import read_turns, shown_pictures
 from ray_job.prompts.parts import ImageTag, Message, Part, Special, Text
 from ray_job.spec import PromptSpec
 
@@ -82,6 +83,7 @@ def test_openai_messages_with_text_and_pictures() -> None:
             ],
         },
         {"role": "assistant", "content": "Seen."},
+        {"role": "user", "content": "And?"},
     ]
     for value in (messages, json.dumps(messages)):
         (found,) = conversations({"m": value}, 2, messages_column="m")
@@ -89,8 +91,9 @@ def test_openai_messages_with_text_and_pictures() -> None:
             ("system", "Look."),
             ("user", "First «1»\n«2»\n"),
             ("assistant", "Seen."),
+            ("user", "And?"),
         ]
-        assert image_parts(value) == ["a.png", "b.png"]
+        assert shown_pictures(read_turns(value), []) == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +131,7 @@ def test_a_missing_question_is_the_rows_error(row: dict[str, Any], prompt: dict[
 def test_defaults_follow_the_columns() -> None:
     assert settle(PromptSpec(), ["id", "prompt", "question"]).template == "{prompt}"
     assert settle(PromptSpec(), ["question"]).template == "{question}"
-    assert settle(PromptSpec(), ["messages", "question"]).messages_column == "messages"
+    assert settle(PromptSpec(), ["messages", "question"], ["messages"]).messages_column == "messages"
     assert settle(PromptSpec(questions=["a?"]), []).template == "{question}"
 
 

@@ -27,7 +27,7 @@ from ray_job.inputs.formats.picture_rows import ERROR, MADE_ID, PATH, PictureCol
 from ray_job.inputs.formats.schemas import is_text
 from ray_job.inputs.source import Source, Split, first_rows, malformed
 from ray_job.prompts.conversation import nearest
-from ray_job.rows import ERROR_TYPE, READ_ERROR, ROW_ID, error_record
+from ray_job.rows import ERROR_TYPE, READ_ERROR, ROW_ID, error_record, travelling_name
 from ray_job.spec import InputSpec, JobSpec
 
 SPLIT_ROWS = 1024
@@ -116,7 +116,7 @@ def _delivered(listing: pa.Table, roles: Roles) -> pa.Table:
             pairs = zip(ids.is_null().to_pylist(), errors.to_pylist(), strict=True)
             errors = pa.array([error or (record if is_null else None) for is_null, error in pairs], ERROR_TYPE)
             ids = pc.coalesce(ids, made.cast(ids.type))
-    fields = [listing.schema.field(name) for name in roles.delivered]
+    fields = [listing.schema.field(name).with_name(travelling_name(name)) for name in roles.delivered]
     schema = pa.schema([pa.field(ROW_ID, ids.type), *fields, pa.field(READ_ERROR, ERROR_TYPE)])
     return pa.table([ids, *(listing.column(name) for name in roles.delivered), errors], schema=schema)
 

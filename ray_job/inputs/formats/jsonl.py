@@ -23,12 +23,13 @@ from ray_job.errors import InputError, RowError, Stage
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFiles
 from ray_job.inputs.formats.json_columns import MAX_KEYS, KeyTypes, as_text, converter, parse_object
-from ray_job.inputs.formats.openai import REQUEST_FIELDS, parse_request
+from ray_job.inputs.formats.openai import REQUEST_FIELDS, is_request, parse_request
 from ray_job.inputs.formats.record_source import RecordSource, max_record_bytes
 from ray_job.inputs.formats.record_splits import RecordSplit, open_records, scan
 from ray_job.inputs.formats.records import Record, located
 from ray_job.inputs.formats.text_files import TextFile, look_into
 from ray_job.inputs.source import first_rows, malformed
+from ray_job.prompts.messages import is_chat as is_messages
 from ray_job.redaction.logs import logger_of
 from ray_job.rows import ROW_ID
 from ray_job.spec import JobSpec
@@ -89,6 +90,7 @@ class _Learned:
         self.keys = KeyTypes()
         self.num_objects = 0
         self.is_chat: bool | None = None  # None: no object says
+        self.has_chat_prompts = False  # lists of messages in `prompt`
         self.problem = ""  # of the first record that is no object
 
     def add(self, record: Record) -> None:
@@ -100,9 +102,10 @@ class _Learned:
             return
         self.num_objects += 1
         self.keys.add(item)
+        self.has_chat_prompts = self.has_chat_prompts or is_messages(item.get("prompt"))
         if self.is_chat is None:
             has_prompt = any(isinstance(item.get(name), str) for name in _PROMPTS)
-            self.is_chat = True if _has_messages(item) else False if has_prompt else None
+            self.is_chat = True if is_request(item) else False if has_prompt else None
 
 
 def open_json(spec: JobSpec, found: InputFiles) -> JsonSource:
@@ -160,6 +163,7 @@ def _choose(spec: JobSpec, learned: _Learned) -> tuple[dict[str, pa.DataType], b
         default_id="custom_id" if "custom_id" in columns else None,
         overrides_column=PARAMS if is_chat else None,
         not_kept=REQUEST_FIELDS if is_chat else (),
+        chat_columns=["prompt"] if learned.has_chat_prompts else [],
     )
     roles = choose_roles(spec, found, "input")
     lists = (*roles.images, roles.prompt.questions_column)
@@ -167,11 +171,6 @@ def _choose(spec: JobSpec, learned: _Learned) -> tuple[dict[str, pa.DataType], b
     columns.update({name: pa.list_(pa.string()) for name in lists if name is not None})
     columns.update({name: pa.string() for name in texts if name is not None})
     return columns, is_chat, roles
-
-
-def _has_messages(item: Mapping[str, Any]) -> bool:
-    body = item.get("body", item)
-    return isinstance(body, dict) and isinstance(body.get(MESSAGES), list)
 
 
 def _check_ids(splits: Sequence[RecordSplit], max_bytes: int, column: str, learned: _Learned) -> None:

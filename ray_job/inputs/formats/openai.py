@@ -1,9 +1,11 @@
 """A request in the OpenAI batch form, as messages and our generation parameters.
 
-Fields of the request body:
+A line is for chat completions or for responses, at any server's path: `/v1/chat/completions`, Azure's
+`/chat/completions` and `/openai/deployments/…/chat/completions`, `/v1/responses`. Fields of the request body:
 
-    taken            max_tokens and max_completion_tokens as max_new_tokens; temperature, top_p, seed, stop; of what
-                     other engines add: top_k, repetition_penalty, stop_token_ids, max_new_tokens
+    taken            messages; of responses, instructions and input. max_tokens, max_completion_tokens and
+                     max_output_tokens as max_new_tokens; temperature, top_p, seed, stop; of what other engines add:
+                     top_k, repetition_penalty, stop_token_ids, max_new_tokens
     ignored          model, user, metadata, store, stream, service tiers and cache keys: they do not change an answer
     refused          everything else, unless its value changes nothing (n: 1, logprobs: false, penalties of 0, no tools,
                      response_format text; of vLLM's: min_p: 0, ignore_eos: false, skip_special_tokens: true, …). Such
@@ -14,6 +16,7 @@ Fields of the request body:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,11 +24,13 @@ from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.inputs.source import malformed
 from ray_job.spec import LENGTH_NAMES, GenerationParams, with_one_length
 
-_ENDPOINTS = ("/v1/chat/completions", "/chat/completions")  # the latter in Azure's batch files
+_ENDPOINT = re.compile(r"(https?://[^/?]+)?(/[^?]*)?/(chat/completions|responses)/?(\?.*)?")
 _OURS = frozenset(GenerationParams.model_fields)
 _ASIDE = frozenset(
     {
         "messages",
+        "input",
+        "instructions",
         "model",
         "user",
         "metadata",
@@ -37,6 +42,10 @@ _ASIDE = frozenset(
         "prompt_cache_key",
         "prompt_cache_retention",
         "parallel_tool_calls",
+        "request_id",
+        "priority",
+        "cache_salt",
+        "background",
     }
 )
 _OFF: Mapping[str, tuple[Any, ...]] = {
@@ -53,6 +62,11 @@ _OFF: Mapping[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    # Of responses.
+    "text": ({}, {"format": {"type": "text"}}),
+    "reasoning": ({},),
+    "include": ([],),
+    "truncation": ("disabled",),
     # What servers of open models take beside OpenAI's own fields.
     "min_p": (0,),
     "typical_p": (1,),
@@ -70,13 +84,31 @@ _OFF: Mapping[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),
     "mm_processor_kwargs": ({},),
     "bad_words": ([],),
+    "echo": (False,),
+    "min_new_tokens": (0,),
+    "prompt_logprobs": (0,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "return_hidden_states": (False,),
+    "no_stop_trim": (False,),
+    "separate_reasoning": (True, False),
+    "documents": ([],),
+    "allowed_token_ids": ([],),
 }
 _TAKEN = _OURS | _ASIDE | frozenset(LENGTH_NAMES)
 ENVELOPE = frozenset({"method", "url", "body"})
 # Fields of a flat line that belong to the request rather than to the user's data.
 REQUEST_FIELDS = _TAKEN | frozenset(_OFF) | ENVELOPE
 
-_IN_FLAT_LINES = REQUEST_FIELDS - ENVELOPE
+# In a line without an envelope these belong to the user, who may have columns of such names.
+_NOT_IN_FLAT_LINES = frozenset({"input", "instructions", "text", "include", "documents", "priority", "request_id"})
+_IN_FLAT_LINES = REQUEST_FIELDS - ENVELOPE - _NOT_IN_FLAT_LINES
+
+
+def is_request(item: Mapping[str, Any]) -> bool:
+    """Whether a line is in the batch form, or has its messages beside its other columns."""
+    body = item.get("body", item)
+    return isinstance(body, dict) and (isinstance(body.get("messages"), list) or (body is not item and "input" in body))
 
 
 def parse_request(line: Mapping[str, Any]) -> tuple[str, str]:
@@ -86,21 +118,40 @@ def parse_request(line: Mapping[str, Any]) -> tuple[str, str]:
         RowError: ROW_MALFORMED without messages, PARAMS_INVALID for a parameter that cannot be honoured.
     """
     if "body" not in line:
-        return _messages(line), _params({key: line[key] for key in line if key in _IN_FLAT_LINES})
+        messages = _list(line, "messages")
+        return json.dumps(messages, ensure_ascii=False), _params(
+            {key: line[key] for key in line if key in _IN_FLAT_LINES}
+        )
     body = line["body"]
     if not isinstance(body, dict):
         raise malformed(f"body must be an object, got {type(body).__name__}")
     url = line.get("url")
-    if url is not None and url not in _ENDPOINTS:
-        raise malformed(f"url must be {_ENDPOINTS[0]}, got {str(url)[:100]!r}")
-    return _messages(body), _params(body)
+    if url is not None and not (isinstance(url, str) and _ENDPOINT.fullmatch(url)):
+        raise malformed(f"url must end in /chat/completions or /responses, got {str(url)[:100]!r}")
+    messages = _of_responses(body) if body.get("messages") is None and "input" in body else _list(body, "messages")
+    if isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
+        raise malformed("the last message is the assistant's, and a request ends with the user's; leave it out")
+    return json.dumps(messages, ensure_ascii=False), _params(body)
 
 
-def _messages(body: Mapping[str, Any]) -> str:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise malformed("there is no list of messages in it")
-    return json.dumps(messages, ensure_ascii=False)
+def _list(body: Mapping[str, Any], key: str) -> list[Any]:
+    value = body.get(key)
+    if not isinstance(value, list) or not value:
+        raise malformed(f"there is no list of {key} in it")
+    return value
+
+
+def _of_responses(body: Mapping[str, Any]) -> list[Any]:
+    """The messages of a request for responses: its instructions, and its input's items."""
+    instructions, given = body.get("instructions"), body["input"]
+    if instructions is not None and not isinstance(instructions, str):
+        raise malformed(f"instructions must be a text, got {type(instructions).__name__}")
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(body, "input")
+    for index, item in enumerate(items):
+        kind = item.get("type") if isinstance(item, dict) else None
+        if kind not in (None, "message"):
+            raise malformed(f"input {index}: an item of type {kind!r} cannot be shown to this model; leave it out")
+    return [*([{"role": "system", "content": instructions}] if instructions else []), *items]
 
 
 def _params(body: Mapping[str, Any]) -> str:
