@@ -19,6 +19,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 GOLDEN = Path(__file__).parent / "models" / "phi3_vision" / "golden"
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Bytes by their argument's name: processes that share the tests must agree, and gzip's hold the time."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden tiny model as a loadable folder: its tower's shape merged into config.json."""
