@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ray_job.spec.input import Format
 
-HEAD_BYTES = 64 * 2**10
+HEAD_BYTES = 16 * 2**10
 """How much of a file's beginning is enough for `by_content`."""
 
 Kind: TypeAlias = Format | Literal["object", "text", "hidden", "marker", "empty", "other"]

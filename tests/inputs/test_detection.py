@@ -193,6 +193,14 @@ def test_a_given_format_looks_into_files_of_any_other_name(tmp_path: Path) -> No
     assert found.skipped.to_dict()["text"] == {"files": 2, "examples": ["d.txt", "e.md"]}
 
 
+def test_a_file_that_is_named_is_looked_into_whatever_it_is_called(tmp_path: Path) -> None:
+    _write(tmp_path, {"questions.txt": LINES, "rows.bin": CSV, "notes.txt": b"just words"})
+    assert find_files(InputSpec(path=(str(tmp_path / "questions.txt"),))).format == "jsonl"
+    assert find_files(InputSpec(path=(str(tmp_path / "rows.bin"),))).format == "csv"
+    with pytest.raises(InputError, match=r"no file has a known suffix .* the first is 'notes\.txt'"):
+        find_files(InputSpec(path=(str(tmp_path / "notes.txt"),)))
+
+
 def test_pipes_are_not_opened_and_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     _write(tmp_path, {"a.png": b""})
     os.mkfifo(tmp_path / "pipe")

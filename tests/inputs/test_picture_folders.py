@@ -154,6 +154,12 @@ def test_a_caption_that_cannot_be_used_is_its_pictures_error(folder: Path) -> No
     assert rows_of(opened(folder, input={"encoding": "latin-1"}))[0]["caption"] == "café"
 
 
+def test_a_caption_that_looks_like_a_table_is_one_all_the_same(folder: Path) -> None:
+    (folder / "1.txt").write_text("a cat, red\na dog, blue\n")
+    for format_ in ("auto", "images"):
+        assert rows_of(opened(folder, input={"format": format_}))[0]["caption"] == "a cat, red\na dog, blue"
+
+
 def test_metadata_comes_before_captions(folder: Path) -> None:
     (folder / "1.txt").write_text("from the text")
     (folder / "2.json").write_text('{"more": 1}')
