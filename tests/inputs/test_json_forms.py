@@ -81,7 +81,8 @@ def test_a_large_array_is_cut_and_its_splits_are_read_anywhere(
         ('[{"x": 1}, 5, {"x": 3}]', [None, "item 2: must be a JSON object, got int", None]),
         ('[{"x": 1}, {"x": 2}, {"x', [None, None, "item 3: the file ends inside it"]),
         ('[{"x": 1}, {"x": 2}', [None, None, "item 3: the file ends inside its array"]),
-        ('[{"x": 1},\n {"x": "2},\n {"x": 3}]', [None, "item 2: holds a text that is not closed on its line"]),
+        ('[{"x": 1},\n {"x": "a\n"\n },\n {"x": 3}]', [None, "item 2: not JSON", None]),
+        ('[{"x": 1},\n {"x": "2},\n {"x": 3}]', [None, "item 2: holds a text that is not closed"]),
     ],
 )
 def test_a_broken_item_is_a_row_with_its_error(
