@@ -70,9 +70,11 @@ def test_several_pictures_in_columns_of_their_own(folder: Path) -> None:
 
 def test_a_name_of_no_picture_stays_a_text_beside_file_name(folder: Path) -> None:
     lines = [{"file_name": "1.png", "original_file_name": "IMG_7.png", "mask_file_name": "2.png"}]
-    source = opened(write_lines(folder / "metadata.jsonl", list(lines)).parent)
+    source = opened(write_lines(folder / "metadata.jsonl", list(lines)).parent, template="{file_name}?")
     assert source.image_columns == ("image", "mask")
+    assert [field.name for field in source.kept] == ["original_file_name", "label"]
     row = rows_of(source)[0]
+    assert row["file_name"] == "1.png", "a template may say it"
     assert (row["row_id"], row["original_file_name"], _shown(source, row)) == ("1.png", "IMG_7.png", ["1.png", "2.png"])
 
 
