@@ -99,6 +99,12 @@ def test_pictures_are_known_by_content(format_: str) -> None:
         (b"", "empty"),
         (b"[1, 2]", "other"),
         (b"<html>,\n<b>,\n", "csv"),
+        (b'{"a": "%PDF-1.7 and PAR1"}\n{"a": 2}\n', "jsonl"),
+        (b"PAR1,x\n1,2\n", "csv"),
+        (b"P1\tP2\n1\t2\n", "tsv"),
+        (b"BM,GIF\n1,2\n", "csv"),
+        (b"P1 # made by hand\n# twice\n3 2\n0 1 0 1 0 1\n", "images"),
+        (b"P1 " + b"# " * 8000, "other"),  # no text takes long
     ],
 )
 def test_content_tells_where_a_name_does_not(content: bytes, kind: str) -> None:

@@ -200,7 +200,8 @@ def test_ids_and_rows_do_not_depend_on_splits(items: list[Any], split_rows: int)
 
 
 @pytest.mark.parametrize(
-    ("data", "format_"), [(b"PAR1....", "parquet"), (b"\x89PNG\r\n\x1a\n....", "images"), (b"%PDF-1.7", "documents")]
+    ("data", "format_"),
+    [(b"PAR1\x15\x04", "parquet"), (b"\x89PNG\r\n\x1a\n....", "images"), (b"%PDF-1.7", "documents")],
 )
 def test_a_name_that_its_content_contradicts_is_named(tmp_path: Path, data: bytes, format_: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(data)
