@@ -13,6 +13,8 @@ from ray_job.errors import InputError, SpecError
 from ray_job.inputs.opening import open_source
 from ray_job.inputs.source import iter_tables
 from ray_job.output.manifest import public_spec
+from ray_job.output.run import Run
+from ray_job.stages.open_job import open_job
 from ray_job.storage.places import Location, locate
 
 SECRET = "wJalrXUtnFEMI"
@@ -89,3 +91,15 @@ def test_the_environment_leads_to_a_bucket(s3_store: fs.S3FileSystem, monkeypatc
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     s3_store.create_dir("regional")
     assert _store(locate("s3://regional/x")).region == "eu-central-1"
+
+
+def test_an_output_is_written_where_its_options_lead(bucket: str, s3_store: fs.S3FileSystem) -> None:
+    options = {"access_key": "AKIA", "secret_key": SECRET, "region": "us-east-1", "endpoint_override": bucket}
+    output = {"path": "s3://optional/out", "storage_options": options}
+    spec, source, _ = open_job(_spec(options, output=output, model={"path": "builtin:noop"}))
+    with Run.open(spec, source) as run:
+        run.begin("float32")
+    with s3_store.open_input_stream("optional/out/_manifest.json") as stream:
+        text = stream.read().decode()
+    assert SECRET not in text
+    assert json.loads(text)["spec"]["output"]["storage_options"]["region"] == "us-east-1"

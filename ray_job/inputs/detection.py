@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ray_job.spec.input import Format
 
-HEAD_BYTES = 64 * 2**10
+HEAD_BYTES = 16 * 2**10
 """How much of a file's beginning is enough for `by_content`."""
 
 Kind: TypeAlias = Format | Literal["object", "text", "hidden", "marker", "empty", "other"]
@@ -52,16 +52,16 @@ _MARKERS = (
 )
 _PICTURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|II\+\0|MM\0\+"
-    rb"|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51|P[1-6]\s[\s#\d]|\0\0\x01\0[^\0]\0"
+    rb"|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51|P[1-6]\s++(?:#[^\n]*+\s++)*+\d++\s++\d++\s|\0\0\x01\0[^\0]\0"
     rb"|....ftyp(?:heic|heix|hevc|heim|heis|mif1|msf1|avif|avis|miaf)",
     re.DOTALL,
 )
 _BINARY: dict[Format, re.Pattern[bytes]] = {
     "images": _PICTURES,
-    "parquet": re.compile(rb"PAR[1E]"),
+    "parquet": re.compile(rb"PAR[1E][^\w\s,;|]"),
     "arrow": re.compile(rb"ARROW1\0\0|FEA1|\xff\xff\xff\xff..\0\0", re.DOTALL),
-    "documents": re.compile(rb".{0,1023}?%PDF-", re.DOTALL),
-    "webdataset": re.compile(rb".{257}ustar", re.DOTALL),
+    "documents": re.compile(rb"[\0-\x20\xef\xbb\xbf]{0,64}%PDF-"),
+    "webdataset": re.compile(rb".{257}ustar[\0 ]", re.DOTALL),
 }
 _BOMS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 

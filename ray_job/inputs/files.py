@@ -14,14 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ray_job.errors import InputError
-from ray_job.inputs.choosing import CAPTION_SUFFIXES, FileKinds, family, is_metadata
+from ray_job.inputs.choosing import CAPTION_SUFFIXES, FileKinds, is_metadata
 from ray_job.inputs.detection import HEAD_BYTES, Kind, by_content, by_name
 from ray_job.inputs.skipped import NOTHING, Skipped
 from ray_job.inputs.table_folders import find_table
 from ray_job.redaction.text import public_uri
 from ray_job.spec import InputSpec
 from ray_job.spec.input import Format
-from ray_job.storage.places import STORAGE_ERRORS, Location, expand, expand_braces, locate, parse_uri, reason
+from ray_job.storage.heads import read_head
+from ray_job.storage.places import Location, expand, expand_braces, locate, parse_uri
 
 _THREADS = 16
 # Few of many names are worth a closer look.
@@ -126,44 +127,32 @@ def _chosen(
 
 def _kinds(spec: InputSpec, files: Iterable[InputFile], named: set[str]) -> dict[str, Kind]:
     """What each file holds: by its name; by its first bytes where the name does not tell, or may not decide."""
+    is_asked = spec.format != "auto"  # then names do not decide
     by_names = {file.name: by_name(file.name) for file in files}
     stems = {posixpath.splitext(name)[0] for name, kind in by_names.items() if kind == "images"}
     kinds: dict[str, Kind] = {}
     unclear: list[InputFile] = []
     for file in files:
         kind, (stem, suffix) = by_names[file.name], posixpath.splitext(file.name)
-        if kind is None and stem in stems and suffix in CAPTION_SUFFIXES:
-            kind = "object"
+        if stem in stems and suffix in CAPTION_SUFFIXES:
+            kind = kind or "object"
         elif kind is None and file.num_bytes == 0:
             kind = "empty"
         elif kind is None and file.num_bytes is None and file.location.is_local:
             kind = "other"  # a pipe would wait for ever
-        elif kind is None or (spec.format != "auto" and kind in ("text", "other") and file.num_bytes):
+        elif kind is None or (kind in ("text", "other") and file.num_bytes and (is_asked or file.name in named)):
             unclear.append(file)
         kinds[file.name] = kind or "other"
     with ThreadPoolExecutor(_THREADS) as pool:
         heads = pool.map(_kind_of_content, unclear)
         for file, found in zip(unclear, heads, strict=True):
-            is_wanted = kinds[file.name] == "other" or found in family(spec.format)  # type: ignore[arg-type]
-            kinds[file.name] = found if is_wanted else kinds[file.name]
+            if kinds[file.name] == "other" or found not in ("other", "text"):
+                kinds[file.name] = found
     return kinds
 
 
 def _kind_of_content(file: InputFile) -> Kind:
-    return by_content(read_head(file.location))
-
-
-def read_head(location: Location, num_bytes: int = HEAD_BYTES) -> bytes:
-    """The first bytes of a file, as they are stored.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with location.filesystem.open_input_stream(location.path, compression=None) as stream:
-            return bytes(stream.read(num_bytes))
-    except STORAGE_ERRORS as error:
-        raise InputError(f"{location}: cannot be read: {reason(error)}") from None
+    return by_content(read_head(file.location, HEAD_BYTES))
 
 
 def _common_folder(roots: Sequence[Location]) -> Location:

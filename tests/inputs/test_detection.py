@@ -99,6 +99,12 @@ def test_pictures_are_known_by_content(format_: str) -> None:
         (b"", "empty"),
         (b"[1, 2]", "other"),
         (b"<html>,\n<b>,\n", "csv"),
+        (b'{"a": "%PDF-1.7 and PAR1"}\n{"a": 2}\n', "jsonl"),
+        (b"PAR1,x\n1,2\n", "csv"),
+        (b"P1\tP2\n1\t2\n", "tsv"),
+        (b"BM,GIF\n1,2\n", "csv"),
+        (b"P1 # made by hand\n# twice\n3 2\n0 1 0 1 0 1\n", "images"),
+        (b"P1 " + b"# " * 8000, "other"),  # no text takes long
     ],
 )
 def test_content_tells_where_a_name_does_not(content: bytes, kind: str) -> None:
@@ -191,6 +197,14 @@ def test_a_given_format_looks_into_files_of_any_other_name(tmp_path: Path) -> No
     found = find_files(InputSpec(path=(str(_write(tmp_path, files)),), format="jsonl"))
     assert [file.name for file in found.files] == ["a.txt", "b.dat", "c.json"]
     assert found.skipped.to_dict()["text"] == {"files": 2, "examples": ["d.txt", "e.md"]}
+
+
+def test_a_file_that_is_named_is_looked_into_whatever_it_is_called(tmp_path: Path) -> None:
+    _write(tmp_path, {"questions.txt": LINES, "rows.bin": CSV, "notes.txt": b"just words"})
+    assert find_files(InputSpec(path=(str(tmp_path / "questions.txt"),))).format == "jsonl"
+    assert find_files(InputSpec(path=(str(tmp_path / "rows.bin"),))).format == "csv"
+    with pytest.raises(InputError, match=r"no file has a known suffix .* the first is 'notes\.txt'"):
+        find_files(InputSpec(path=(str(tmp_path / "notes.txt"),)))
 
 
 def test_pipes_are_not_opened_and_what_cannot_be_read_is_said(tmp_path: Path) -> None:

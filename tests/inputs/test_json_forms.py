@@ -81,7 +81,8 @@ def test_a_large_array_is_cut_and_its_splits_are_read_anywhere(
         ('[{"x": 1}, 5, {"x": 3}]', [None, "item 2: must be a JSON object, got int", None]),
         ('[{"x": 1}, {"x": 2}, {"x', [None, None, "item 3: the file ends inside it"]),
         ('[{"x": 1}, {"x": 2}', [None, None, "item 3: the file ends inside its array"]),
-        ('[{"x": 1},\n {"x": "2},\n {"x": 3}]', [None, "item 2: holds a text that is not closed on its line"]),
+        ('[{"x": 1},\n {"x": "a\n"\n },\n {"x": 3}]', [None, "item 2: not JSON", None]),
+        ('[{"x": 1},\n {"x": "2},\n {"x": 3}]', [None, "item 2: holds a text that is not closed"]),
     ],
 )
 def test_a_broken_item_is_a_row_with_its_error(
@@ -199,7 +200,8 @@ def test_ids_and_rows_do_not_depend_on_splits(items: list[Any], split_rows: int)
 
 
 @pytest.mark.parametrize(
-    ("data", "format_"), [(b"PAR1....", "parquet"), (b"\x89PNG\r\n\x1a\n....", "images"), (b"%PDF-1.7", "documents")]
+    ("data", "format_"),
+    [(b"PAR1\x15\x04", "parquet"), (b"\x89PNG\r\n\x1a\n....", "images"), (b"%PDF-1.7", "documents")],
 )
 def test_a_name_that_its_content_contradicts_is_named(tmp_path: Path, data: bytes, format_: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(data)

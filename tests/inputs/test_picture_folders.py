@@ -70,9 +70,11 @@ def test_several_pictures_in_columns_of_their_own(folder: Path) -> None:
 
 def test_a_name_of_no_picture_stays_a_text_beside_file_name(folder: Path) -> None:
     lines = [{"file_name": "1.png", "original_file_name": "IMG_7.png", "mask_file_name": "2.png"}]
-    source = opened(write_lines(folder / "metadata.jsonl", list(lines)).parent)
+    source = opened(write_lines(folder / "metadata.jsonl", list(lines)).parent, template="{file_name}?")
     assert source.image_columns == ("image", "mask")
+    assert [field.name for field in source.kept] == ["original_file_name", "label"]
     row = rows_of(source)[0]
+    assert row["file_name"] == "1.png", "a template may say it"
     assert (row["row_id"], row["original_file_name"], _shown(source, row)) == ("1.png", "IMG_7.png", ["1.png", "2.png"])
 
 
@@ -126,7 +128,7 @@ def test_captions_beside_pictures_are_columns(s3: Callable[[str, bytes], str], p
         "00000/000000001.txt": b"a dog",
         "00000/000000002.jpg": png,
         "00000/000000003.json": b'{"key": "of no picture"}',
-        "00000.parquet": b"PAR1 no picture is described here",
+        "00000.parquet": b"PAR1",
         "00000_stats.json": b"{}",
     }.items():
         s3(f"laion/{name}", content)
@@ -152,6 +154,12 @@ def test_a_caption_that_cannot_be_used_is_its_pictures_error(folder: Path) -> No
     (folder / "2.json").unlink()
     (folder / "sub" / "3.txt").unlink()
     assert rows_of(opened(folder, input={"encoding": "latin-1"}))[0]["caption"] == "café"
+
+
+def test_a_caption_that_looks_like_a_table_is_one_all_the_same(folder: Path) -> None:
+    (folder / "1.txt").write_text("a cat, red\na dog, blue\n")
+    for format_ in ("auto", "images"):
+        assert rows_of(opened(folder, input={"format": format_}))[0]["caption"] == "a cat, red\na dog, blue"
 
 
 def test_metadata_comes_before_captions(folder: Path) -> None:

@@ -71,8 +71,9 @@ def open_images(spec: JobSpec, found: InputFiles) -> ImagesSource:
     captions = read_captions(found.files, spec.input.encoding)
     columns = picture_columns(metadata, captions, names)
     _check_types(spec.input, columns)
-    shown = tuple(columns.pictures)
-    roles = choose_roles(spec, Found(columns.schema, image_columns=shown, clashes=columns.clashes), "input")
+    shown, not_kept = tuple(columns.pictures), frozenset().union(*(each.names for each in metadata))
+    data = Found(columns.schema, image_columns=shown, clashes=columns.clashes, not_kept=not_kept)
+    roles = choose_roles(spec, data, "input")
     # Paths start at the input's folder; from any other root they are given in full.
     start = None if spec.input.image_root is None else found.root
     listing = list_rows(names, metadata, captions, columns, [*roles.delivered, roles.id or ""], start)

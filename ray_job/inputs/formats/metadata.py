@@ -39,7 +39,8 @@ class Metadata:
     """A metadata file's lines."""
 
     file: InputFile
-    columns: pa.Table  # what it says beside names of pictures
+    columns: pa.Table  # all it says
+    names: frozenset[str]  # of the columns that name pictures
     pictures: dict[str, list[Any]]  # by the column they make: for each line a path, a list of paths, or None
     errors: list[RowError | None]  # what is wrong with which line
 
@@ -77,7 +78,7 @@ def read_metadata(file: InputFile, spec: InputSpec, known: Collection[str]) -> M
             text = f"column {target!r} of the metadata: rename it, the pictures of {name!r} make a column of this name"
             raise InputError(f"{file.location}: {text}")
         pictures[target] = values
-    return Metadata(file, table.drop_columns(list(paths)), pictures, errors)
+    return Metadata(file, table, frozenset(paths), pictures, errors)
 
 
 def check_one_each(files: Sequence[InputFile]) -> None:
