@@ -39,6 +39,7 @@ class Roles:
     kept: tuple[str, ...]
     prompt: PromptSpec  # with its defaults settled
     overrides: str | None
+    password: str | None = None  # of the row's documents
 
     @property
     def delivered(self) -> tuple[str, ...]:
@@ -46,7 +47,7 @@ class Roles:
         made = {ROW_ID, QUESTION} if self._has_questions else {ROW_ID}
         fields = [name for name in template_fields(self.prompt.template or "") if name not in made]
         prompt = (self.prompt.messages_column, self.prompt.questions_column, *fields)
-        names = (*self.images, *self.kept, *prompt, self.overrides)
+        names = (*self.images, *self.kept, *prompt, self.overrides, self.password)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def travelling(self, columns: pa.Schema) -> pa.Schema:
@@ -75,6 +76,10 @@ def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
     problems += _missing("input.image_columns", spec.input.image_columns or (), names)
     if spec.generation.overrides_column is not None:
         problems += _missing("generation.overrides_column", [spec.generation.overrides_column], names)
+    password = spec.documents.password_column
+    problems += _missing("documents.password_column", [] if password is None else [password], names)
+    if password is not None and password in (spec.input.keep_columns or ()):
+        problems.append(f"input.keep_columns: {password!r} holds passwords, which no output may hold; leave it out")
     problems += _missing("input.keep_columns", spec.input.keep_columns or (), names)
     prompt = spec.prompt
     try:
@@ -84,7 +89,7 @@ def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
     if spec.input.keep_columns is not None:
         kept = spec.input.keep_columns
     else:
-        others = {id_column, *images, overrides, prompt.messages_column, *found.not_kept}
+        others = {id_column, *images, overrides, password, prompt.messages_column, *found.not_kept}
         plain = [f for f in found.columns if _is_plain(f.type) and f.name not in others]
         kept = (*_storable(plain), *(name for name in found.clashes if name not in others))
     problems += _kept_problems(kept, found.columns)
@@ -92,7 +97,7 @@ def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
         problems += _id_problems(id_column, found.columns.field(id_column).type)
     if problems:
         raise SpecError(problems, source)
-    roles = Roles(id_column, images, tuple(dict.fromkeys(kept)), prompt, overrides)
+    roles = Roles(id_column, images, tuple(dict.fromkeys(kept)), prompt, overrides, password)
     used = [id_column, *roles.delivered]
     problems = [f"column {name!r}: {text}" for name, text in found.clashes.items() if name in used]
     problems += [f"column {name!r}: the name is this job's own; rename it" for name in roles.delivered if _is_own(name)]

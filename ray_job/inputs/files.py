@@ -18,11 +18,12 @@ from ray_job.redaction.text import public_uri
 from ray_job.spec import InputSpec
 from ray_job.storage.places import Location, expand, locate
 
-Format = Literal["parquet", "images", "jsonl"]
+Format = Literal["parquet", "images", "jsonl", "documents"]
 _SUFFIXES: dict[Format, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
     "jsonl": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
     "images": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    "documents": (".pdf",),  # TIFF files too where the format is set: alone they are a folder of pictures
 }
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -80,7 +81,10 @@ def find_files(spec: InputSpec) -> InputFiles:
     chosen = tuple(
         file
         for path, file in found.items()
-        if path in named or is_of(format_, file.name) or (format_ == "images" and file.is_metadata)
+        if path in named
+        or is_of(format_, file.name)
+        or (format_ == "images" and file.is_metadata)
+        or (format_ == "documents" and file.name.lower().endswith((".tif", ".tiff")))
     )
     if not chosen:
         suffixes = ", ".join(_SUFFIXES[format_])

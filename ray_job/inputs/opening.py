@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ray_job.errors import InputError
-from ray_job.inputs.files import find_files
+from ray_job.inputs.files import InputFiles, find_files
+from ray_job.inputs.formats.documents import open_documents
 from ray_job.inputs.formats.images import open_images
 from ray_job.inputs.formats.jsonl import open_jsonl
 from ray_job.inputs.formats.parquet import open_parquet
@@ -22,7 +25,12 @@ def open_source(spec: JobSpec) -> Source:
         SpecError: named columns are missing or cannot be used; every problem at once.
     """
     found = find_files(spec.input)
-    openers = {"parquet": open_parquet, "images": open_images, "jsonl": open_jsonl}
+    openers: dict[str, Callable[[JobSpec, InputFiles], Source]] = {
+        "parquet": open_parquet,
+        "images": open_images,
+        "jsonl": open_jsonl,
+        "documents": open_documents,
+    }
     source = openers[found.format](spec, found)
     if source.num_rows == 0:
         where = ", ".join(map(public_uri, spec.input.path))

@@ -16,7 +16,7 @@ class InputSpec(Section):
         min_length=1,
         description="File, folder, glob or URI (s3://…, gs://…), or a list of them.",
     )
-    format: Literal["auto", "parquet", "images", "jsonl"] = Field(
+    format: Literal["auto", "parquet", "images", "jsonl", "documents"] = Field(
         "auto", description="`auto` decides by the files' suffixes."
     )
     id_column: str | None = Field(

@@ -10,6 +10,7 @@ from pydantic import ValidationError, model_validator
 
 from ray_job.errors import SpecError
 from ray_job.spec.batching import BatchingSpec
+from ray_job.spec.documents import DocumentsSpec
 from ray_job.spec.generation import GenerationSpec
 from ray_job.spec.input import InputSpec
 from ray_job.spec.limits import LimitsSpec
@@ -30,6 +31,7 @@ class JobSpec(Section):
 
     input: InputSpec
     output: OutputSpec
+    documents: DocumentsSpec = DocumentsSpec()
     prompt: PromptSpec = PromptSpec()
     model: ModelSpec = ModelSpec()
     generation: GenerationSpec = GenerationSpec()
@@ -101,6 +103,7 @@ class JobSpec(Section):
         dump = self.model_dump(mode="json")
         return {
             "input": {"id_column": dump["input"]["id_column"]},
+            "documents": {"pages_per_row": dump["documents"]["pages_per_row"]},
             "prompt": dump["prompt"],
             "model": {key: dump["model"][key] for key in ("dtype", "num_crops")},
             "generation": dump["generation"],

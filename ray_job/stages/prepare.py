@@ -42,6 +42,7 @@ from ray_job.rows import (
 )
 from ray_job.spec import GenerationParams, JobSpec, problems
 from ray_job.stages.fetch import RowPictures, picture_bytes, picture_values
+from ray_job.stages.pages import RowPages
 from ray_job.stages.poison import DurableStore, PoisonSearch
 from ray_job.storage.retrying import Retrying
 
@@ -75,6 +76,7 @@ class Preparer:
         self._max_prompt_tokens = max_prompt_tokens
         self._params = spec.generation.params
         self._conversations = Conversations(spec.prompt, processor.special_tokens)
+        self._pages = RowPages(spec, source, processor.page_size)
         self._poison = PoisonSearch(None, Stage.PREPARE)
         self._busy_since_s: float | None = None  # with one row, by time.monotonic
         self._fetched: RowPictures | None = None  # of the rows at hand
@@ -126,12 +128,12 @@ class Preparer:
 
     def values(self, table: pa.Table) -> Sequence[dict[str, Any]]:
         """What `row` reads of each row."""
-        return row_values(table, self._source)
+        return row_values(table, self._source, self._spec.documents.password_column)
 
     @contextmanager
-    def fetching(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[RowPictures]:
-        """While open, the pictures of these rows are fetched side by side, ahead of `row`."""
-        with RowPictures(rows, self._spec, self._source) as self._fetched:
+    def fetching(self, rows: Sequence[Mapping[str, Any]], headers_only: bool = False) -> Iterator[RowPictures]:
+        """While open, the pictures of these rows are fetched side by side, ahead of `row`; for headers no documents."""
+        with RowPictures(rows, self._spec, self._source, headers_only) as self._fetched:
             try:
                 yield self._fetched
             finally:
@@ -175,21 +177,28 @@ class Preparer:
         pictures, num_tokens = [], []
         for index, value in enumerate(values, start=1):
             try:
-                picture, (width, height) = self._picture(value, headers_only)
+                picture, (width, height) = self._picture(row, value, headers_only)
                 num_tokens.append(self._processor.image_tokens(width, height))
             except RowError as error:
                 raise RowError(error.code, f"picture {index}: {error.message}", error.stage) from None
             pictures.append(picture)
         return pictures, num_tokens
 
-    def _picture(self, value: Any, headers_only: bool) -> tuple[dict[str, Any], tuple[int, int]]:
+    def _picture(
+        self, row: Mapping[str, Any], value: Any, headers_only: bool
+    ) -> tuple[dict[str, Any], tuple[int, int]]:
         """One picture as a value of PICTURE_TYPE, and its own width and height."""
+        if headers_only and (header := self._pages.header_of(value, row)) is not None:
+            return {"digest": header[0]}, header[1]
         read = self._fetched.bytes_of if self._fetched else partial(picture_bytes, spec=self._spec, source=self._source)
         data = read(value)
-        picture: dict[str, Any] = {"digest": hashlib.blake2b(data, digest_size=16).digest()}
+        is_page = self._pages.holds(data, value)
+        digest = self._pages.digest(data, value) if is_page else hashlib.blake2b(data, digest_size=16).digest()
+        picture: dict[str, Any] = {"digest": digest}
         if headers_only:
-            return picture, picture_size(data, self._spec.limits)
-        image = decode(data, self._spec.limits)
+            limits = self._spec.limits
+            return picture, self._pages.size(data, value, row) if is_page else picture_size(data, limits)
+        image = self._pages.picture(data, value, row) if is_page else decode(data, self._spec.limits)
         pixels_HWC = self._processor.picture(image)
         picture |= {"height": pixels_HWC.shape[0], "width": pixels_HWC.shape[1], "pixels": pixels_HWC.tobytes()}
         return picture, image.size
@@ -244,10 +253,10 @@ class Preparer:
         }
 
 
-def row_values(table: pa.Table, source: Source) -> Sequence[dict[str, Any]]:
+def row_values(table: pa.Table, source: Source, password_column: str | None = None) -> Sequence[dict[str, Any]]:
     """What prompts, pictures and parameters need of each row, as Python values; the other columns stay in Arrow."""
     prompt = source.prompt
-    named = (source.overrides_column, prompt.messages_column, prompt.questions_column)
+    named = (source.overrides_column, prompt.messages_column, prompt.questions_column, password_column)
     fields = template_fields(prompt.template or "")
     names = (ROW_ID, READ_ERROR, QUESTIONS, *source.image_columns, *named, *fields)
     wanted = [name for name in dict.fromkeys(names) if name is not None and name in table.column_names]

@@ -1,0 +1,72 @@
+"""Pages of documents among a row's pictures: which they are, and how they become pictures for the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from ray_job.inputs.documents.drawing import PageDrawer, PixelSize
+from ray_job.inputs.documents.passwords import Passwords
+from ray_job.inputs.documents.references import is_pdf, names_document, page_of, split_reference
+from ray_job.inputs.pictures.fetching import reference_of
+from ray_job.inputs.pictures.references import place_of
+from ray_job.inputs.source import Source
+from ray_job.spec import JobSpec
+from ray_job.storage.places import parse_uri
+
+_WEB = ("http", "https")
+
+
+class RowPages:
+    """Draws the pages that rows name.
+
+    Args:
+        spec: passwords, limits.
+        source: says where relative paths start.
+        pixel_size: what the model can use of a page.
+
+    Raises:
+        SpecError: the password's variable is not in the environment.
+    """
+
+    def __init__(self, spec: JobSpec, source: Source, pixel_size: PixelSize) -> None:
+        self._column = spec.documents.password_column
+        self._passwords = Passwords.of(spec.documents)
+        self._drawer = PageDrawer(spec.documents, spec.limits, pixel_size)
+        self._root = source.image_root
+
+    def holds(self, data: bytes, value: Any) -> bool:
+        """Whether a picture's value, and the bytes it led to, are a page of a document."""
+        return page_of(value) is not None or is_pdf(data)
+
+    def picture(self, data: bytes, value: Any, row: Mapping[str, Any]) -> Image.Image:
+        """The page as RGB. Raises RowError as `PageDrawer.picture`."""
+        return self._drawer.picture(data, page_of(value), self._to_try(row))
+
+    def size(self, data: bytes, value: Any, row: Mapping[str, Any]) -> tuple[int, int]:
+        """Width and height of that picture in pixels; nothing is drawn."""
+        return self._drawer.size(data, page_of(value), self._to_try(row))
+
+    def digest(self, data: bytes, value: Any) -> bytes:
+        """Equal for equal pages of equal documents: 16 bytes."""
+        return self._drawer.digest(data, page_of(value))
+
+    def header_of(self, value: Any, row: Mapping[str, Any]) -> tuple[bytes, tuple[int, int]] | None:
+        """The digest and size of a page, without reading its document whole; None for any other picture.
+
+        Raises:
+            RowError: as `PageDrawer.size_in`.
+        """
+        reference = reference_of(value)
+        if reference is None or not names_document(reference) or (parse_uri(reference) or ("",))[0] in _WEB:
+            return None
+        page = page_of(value)
+        location = place_of(split_reference(reference)[0], self._root)
+        size = self._drawer.size_in(location, page, self._to_try(row))
+        return hashlib.blake2b(f"{location}#{page}".encode(errors="replace"), digest_size=16).digest(), size
+
+    def _to_try(self, row: Mapping[str, Any]) -> list[str | None]:
+        return self._passwords.to_try(None if self._column is None else row.get(self._column))
