@@ -27,9 +27,6 @@ class RowPages:
         spec: passwords, limits.
         source: says where relative paths start.
         pixel_size: what the model can use of a page.
-
-    Raises:
-        SpecError: the password's variable is not in the environment.
     """
 
     def __init__(self, spec: JobSpec, source: Source, pixel_size: PixelSize) -> None:

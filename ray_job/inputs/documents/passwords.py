@@ -18,17 +18,18 @@ class Passwords:
 
     @classmethod
     def of(cls, spec: DocumentsSpec) -> Self:
-        """From the environment of the process that starts the job.
+        """From the environment of the process that starts the job; none where the variable is not set."""
+        return cls(None if spec.password_env is None else os.environ.get(spec.password_env))
+
+    @staticmethod
+    def check(spec: DocumentsSpec) -> None:
+        """That the variable is set, before a job relies on it.
 
         Raises:
-            SpecError: there is no such variable.
+            SpecError: it is not.
         """
-        if spec.password_env is None:
-            return cls()
-        value = os.environ.get(spec.password_env)
-        if value is None:
+        if spec.password_env is not None and spec.password_env not in os.environ:
             raise SpecError([f"documents.password_env: there is no environment variable {spec.password_env!r}; set it"])
-        return cls(value)
 
     def to_try(self, own: Any = None) -> list[str | None]:
         """The row's, then the job's; None alone where there are none.

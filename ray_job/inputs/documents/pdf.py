@@ -8,6 +8,7 @@ from typing import Any
 
 import pypdfium2
 import pypdfium2.raw as pdfium
+from pypdfium2.internal import ErrorToStr, get_bufreader
 
 from ray_job.errors import ErrorCode, RowError
 
@@ -26,12 +27,16 @@ class PdfFile:
     """
 
     def __init__(self, file: Any, password: str | None) -> None:
-        try:
-            self._pdf = pypdfium2.PdfDocument(file, password=password)
-            self._pdf.init_forms()
-        except pypdfium2.PdfiumError as error:
-            raise _unopened(error) from None
+        self._access = get_bufreader(file)  # PDFium reads by it as long as the document is open
+        raw = pdfium.FPDF_LoadCustomDocument(self._access[0], None if password is None else password.encode() + b"\0")
+        if not raw:
+            raise _unopened(pdfium.FPDF_GetLastError())
+        self._pdf = pypdfium2.PdfDocument(raw)
+        self._pdf.init_forms()  # else fields that are filled in would be left out
         self.num_pages = len(self._pdf)
+        if self.num_pages < 1:  # pypdfium2 would name the last error there was, of whichever document
+            self._pdf.close()
+            raise RowError(ErrorCode.DOCUMENT_EMPTY, "the document has no pages")
 
     def close(self) -> None:
         """Lets go of it."""
@@ -93,15 +98,12 @@ class PdfFile:
         return RowError(ErrorCode.PAGE_UNREADABLE, f"page {page} of {self.num_pages} is damaged: {error}")
 
 
-def _unopened(error: pypdfium2.PdfiumError) -> RowError:
-    code = getattr(error, "err_code", None)
+def _unopened(code: int) -> RowError:
     if code == pdfium.FPDF_ERR_PASSWORD:
         return RowError(ErrorCode.DOCUMENT_ENCRYPTED, "the document is encrypted")
     if code == pdfium.FPDF_ERR_SECURITY:
         return RowError(ErrorCode.DOCUMENT_ENCRYPTED, "the document is encrypted in a way that cannot be read")
-    if code == pdfium.FPDF_ERR_SUCCESS:
-        return RowError(ErrorCode.DOCUMENT_EMPTY, "the document has no pages")
-    return RowError(ErrorCode.DOCUMENT_UNREADABLE, f"the PDF is damaged: {error}")
+    return RowError(ErrorCode.DOCUMENT_UNREADABLE, f"the PDF is damaged: {ErrorToStr.get(code, code)}")
 
 
 def _plain(text: str) -> str:

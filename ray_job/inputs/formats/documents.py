@@ -135,7 +135,7 @@ def open_documents(spec: JobSpec, found: InputFiles) -> DocumentsSource:
 
     Raises:
         InputError: no folder holds all inputs.
-        SpecError: the spec does not fit the columns, or its password is not in the environment.
+        SpecError: the spec does not fit the columns.
     """
     root = found.image_root(spec.input)
     if root is None:
