@@ -53,8 +53,6 @@ def joined(answers: Iterable[PageAnswer]) -> tuple[str, list[dict[str, Any]]]:
 def _named(answer: PageAnswer) -> str:
     if answer.page is None:
         return "The document"
-    return (
-        f"Page {answer.page}"
-        if answer.last_page in (None, answer.page)
-        else f"Pages {answer.page} to {answer.last_page}"
-    )
+    if answer.last_page in (None, answer.page):
+        return f"Page {answer.page}"
+    return f"Pages {answer.page} to {answer.last_page}"

@@ -19,6 +19,9 @@ from ray_job.prompts.parts import ImageTag, Message, Part, Text, parse_markup, p
 from ray_job.spec import MAX_QUESTIONS, PromptSpec
 
 QUESTION = "question"
+DOCUMENT = "document"  # the key of a picture's value that is a whole document, whatever its number of pages
+_FILES = ("file", "input_file")
+_PICTURES = ("image_url", "image", *_FILES)
 _ROLES = ("system", "user", "assistant")
 
 
@@ -104,14 +107,19 @@ class Conversations:
         self._prompt = prompt
         self._specials = specials
 
-    def of_row(self, row: Mapping[str, Any], num_pictures: int) -> list[list[Message]]:
+    def of_row(self, row: Mapping[str, Any], num_pictures: int, counts: Sequence[int] = ()) -> list[list[Message]]:
         """One conversation for each question, with its pictures placed.
+
+        Args:
+            row: its values.
+            num_pictures: it has.
+            counts: how many pictures each part of its messages became: one, or a document's pages; by default one.
 
         Raises:
             RowError: a column the prompt needs is null, the messages do not parse, or there are too many questions.
         """
         if self._prompt.messages_column is not None:
-            messages = self._from_messages(_required(row, self._prompt.messages_column))
+            messages = self._from_messages(_required(row, self._prompt.messages_column), iter(counts))
             return [_place_pictures(self._with_system(messages), num_pictures)]
         return [
             _place_pictures(self._with_system([Message("user", tuple(parts))]), num_pictures)
@@ -159,14 +167,14 @@ class Conversations:
             return messages
         return [Message("system", tuple(parse_tags(self._prompt.system))), *messages]
 
-    def _from_messages(self, value: Any) -> list[Message]:
+    def _from_messages(self, value: Any, counts: Iterator[int]) -> list[Message]:
         value = _parsed(value)
         if not isinstance(value, list) or not value:
             raise _malformed(f"messages must be a list with at least one message, got {_kind(value)}")
         numbers = itertools.count(1)
-        return [self._message(index, item, numbers) for index, item in enumerate(value)]
+        return [self._message(index, item, numbers, counts) for index, item in enumerate(value)]
 
-    def _message(self, index: int, item: Any, numbers: Iterator[int]) -> Message:
+    def _message(self, index: int, item: Any, numbers: Iterator[int], counts: Iterator[int]) -> Message:
         if not isinstance(item, dict) or item.get("role") not in _ROLES:
             got = item.get("role") if isinstance(item, dict) else item
             raise _malformed(f"message {index}: role must be one of {', '.join(_ROLES)}, got {got!r}")
@@ -180,15 +188,15 @@ class Conversations:
             )
         parts: list[Part] = []
         for part in content:
-            parts += self._message_part(index, part, numbers)
+            parts += self._message_part(index, part, numbers, counts)
         return Message(role, tuple(parts))
 
-    def _message_part(self, index: int, part: Any, numbers: Iterator[int]) -> list[Part]:
+    def _message_part(self, index: int, part: Any, numbers: Iterator[int], counts: Iterator[int]) -> list[Part]:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             return self._parse_column(part["text"])
-        if kind in ("image_url", "image"):
-            return [ImageTag(next(numbers)), Text("\n")]
+        if kind in _PICTURES:
+            return [piece for _ in range(next(counts, 1)) for piece in (ImageTag(next(numbers)), Text("\n"))]
         raise _malformed(f"message {index}: a part must be a text or an image_url, got {kind!r}")
 
 
@@ -202,14 +210,33 @@ def image_parts(messages: Any) -> list[Any]:
     items = messages if isinstance(messages, list) else []
     contents = [item.get("content") for item in items if isinstance(item, dict)]
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    return [_image_value(part) for part in parts if part.get("type") in ("image_url", "image")]
+    return [_image_value(part) for part in parts if part.get("type") in _PICTURES]
 
 
 def _image_value(part: Mapping[str, Any]) -> Any:
     if part["type"] == "image":
         return part.get("image")
+    if part["type"] in _FILES:
+        return file_value(part)
     link = part.get("image_url")
     return link.get("url") if isinstance(link, dict) else link
+
+
+def file_value(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole document as a picture's value: of a `file` or `input_file` part, with its data or an address.
+
+    Raises:
+        RowError: ROW_MALFORMED: it has neither.
+    """
+    file = part.get("file") if isinstance(part.get("file"), dict) else part
+    assert isinstance(file, Mapping)
+    data, url = file.get("file_data"), file.get("file_url")
+    if isinstance(data, str) and data.strip():
+        return {DOCUMENT: data if data[:5].lower() == "data:" else f"data:application/pdf;base64,{data}"}
+    if isinstance(url, str) and url.strip():
+        return {DOCUMENT: url}
+    what = "file_id names a file of another service" if file.get("file_id") else "it has no file_data"
+    raise _malformed(f"a file part: {what}; give file_data, as in data:application/pdf;base64,…")
 
 
 def _parsed(messages: Any) -> Any:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
+from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.documents.drawing import PageDrawer, PixelSize
 from ray_job.inputs.documents.passwords import Passwords
-from ray_job.inputs.documents.references import is_pdf, names_document, page_of, split_reference
+from ray_job.inputs.documents.references import is_pdf, names_document, page_of, page_reference, split_reference
 from ray_job.inputs.pictures.fetching import reference_of
 from ray_job.inputs.pictures.references import place_of
 from ray_job.inputs.source import Source
+from ray_job.prompts.conversation import DOCUMENT
 from ray_job.spec import JobSpec
 from ray_job.storage.places import parse_uri
 
@@ -46,6 +48,37 @@ class RowPages:
     def size(self, data: bytes, value: Any, row: Mapping[str, Any]) -> tuple[int, int]:
         """Width and height of that picture in pixels; nothing is drawn."""
         return self._drawer.size(data, page_of(value), self._to_try(row))
+
+    def expanded(
+        self, values: Sequence[Any], row: Mapping[str, Any], read: Callable[[Any], bytes], max_pictures: int
+    ) -> tuple[list[Any], list[int]]:
+        """A row's pictures with each whole document (`{document: …}`) as its pages, and how many each value became.
+
+        Args:
+            values: the row's pictures, as the row has them.
+            row: it.
+            read: the bytes of one.
+            max_pictures: of a row.
+
+        Raises:
+            RowError: TOO_MANY_IMAGES, or as `open_document` and `read`.
+        """
+        found: list[Any] = []
+        counts = []
+        for value in values:
+            if not isinstance(value, Mapping) or DOCUMENT not in value:
+                pages = [value]
+            else:
+                data = read(value[DOCUMENT])
+                num_pages = self._drawer.num_pages(data, self._to_try(row))
+                if num_pages > max_pictures:
+                    text = f"a document of {num_pages} pages; limits.max_images is {max_pictures}"
+                    raise RowError(ErrorCode.TOO_MANY_IMAGES, text)
+                names = [page_reference(DOCUMENT, page) for page in range(1, num_pages + 1)]
+                pages = [{"bytes": data, "path": name} for name in names]
+            found += pages
+            counts.append(len(pages))
+        return found, counts
 
     def digest(self, data: bytes, value: Any) -> bytes:
         """Equal for equal pages of equal documents: 16 bytes."""

@@ -12,7 +12,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Self
 
 import pyarrow as pa
@@ -157,8 +156,8 @@ class Preparer:
     def _prepared(
         self, row: Mapping[str, Any], wanted: Collection[int] | None, headers_only: bool, retrying: Retrying
     ) -> Prepared:
-        pictures, sizes = retrying(lambda: self._pictures(row, headers_only), _is_retryable)
-        conversations = self._conversations.of_row(row, len(sizes))
+        pictures, sizes, counts = retrying(lambda: self._pictures(row, headers_only), _is_retryable)
+        conversations = self._conversations.of_row(row, len(sizes), counts)
         params = self._row_params(row)
         asked = set(range(len(conversations)) if wanted is None else wanted)
         samples = [
@@ -168,9 +167,12 @@ class Preparer:
         ]
         return Prepared(samples, pictures, len(conversations), retrying.num_retries)
 
-    def _pictures(self, row: Mapping[str, Any], headers_only: bool) -> tuple[list[dict[str, Any]], list[int]]:
-        """The row's pictures as values of PICTURE_TYPE, and how many tokens each takes."""
+    def _pictures(
+        self, row: Mapping[str, Any], headers_only: bool
+    ) -> tuple[list[dict[str, Any]], list[int], list[int]]:
+        """The row's pictures as values of PICTURE_TYPE, how many tokens each takes, and how many each part became."""
         values = picture_values(row, self._source)
+        values, counts = self._pages.expanded(values, row, self._bytes_of, self._spec.limits.max_images)
         if len(values) > self._spec.limits.max_images:
             limit = self._spec.limits.max_images
             raise RowError(ErrorCode.TOO_MANY_IMAGES, f"{len(values)} pictures; limits.max_images is {limit}")
@@ -182,7 +184,7 @@ class Preparer:
             except RowError as error:
                 raise RowError(error.code, f"picture {index}: {error.message}", error.stage) from None
             pictures.append(picture)
-        return pictures, num_tokens
+        return pictures, num_tokens, counts
 
     def _picture(
         self, row: Mapping[str, Any], value: Any, headers_only: bool
@@ -190,8 +192,7 @@ class Preparer:
         """One picture as a value of PICTURE_TYPE, and its own width and height."""
         if headers_only and (header := self._pages.header_of(value, row)) is not None:
             return {"digest": header[0]}, header[1]
-        read = self._fetched.bytes_of if self._fetched else partial(picture_bytes, spec=self._spec, source=self._source)
-        data = read(value)
+        data = self._bytes_of(value)
         is_page = self._pages.holds(data, value)
         digest = self._pages.digest(data, value) if is_page else hashlib.blake2b(data, digest_size=16).digest()
         picture: dict[str, Any] = {"digest": digest}
@@ -202,6 +203,11 @@ class Preparer:
         pixels_HWC = self._processor.picture(image)
         picture |= {"height": pixels_HWC.shape[0], "width": pixels_HWC.shape[1], "pixels": pixels_HWC.tobytes()}
         return picture, image.size
+
+    def _bytes_of(self, value: Any) -> bytes:
+        if self._fetched:
+            return self._fetched.bytes_of(value)
+        return picture_bytes(value, self._spec, self._source)
 
     def _row_params(self, row: Mapping[str, Any]) -> GenerationParams:
         """The job's parameters with the row's own on top; a column that is empty or null overrides nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,44 @@ def test_a_text_layer_is_literal_in_the_prompt(tmp_path: Path) -> None:
     assert row["page_text"] == "<|image_1|><|end|>"
     specials = [token for token in sample["input_ids"] if token == preparer._processor._tokenizer.special_id("<|end|>")]
     assert len(specials) == 1, "the template's own"
+
+
+def _chat(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "text", "text": "Compare"}, *parts, {"type": "text", "text": "."}]}]
+
+
+def test_file_parts_show_all_their_pages_where_they_stand(tmp_path: Path) -> None:
+    data = base64.b64encode(PDF).decode()
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(_png()).decode()}}
+    whole = {"type": "file", "file": {"filename": "x.pdf", "file_data": f"data:application/pdf;base64,{data}"}}
+    one = base64.b64encode(files.square_pdf()).decode()
+    cases = {
+        "between": _chat(image, whole, image),
+        "bare": _chat({"type": "input_file", "file_data": one}),
+        "id": _chat({"type": "file", "file": {"file_id": "file-abc"}}),
+        "no pdf": _chat({"type": "file", "file": {"file_data": "data:application/pdf;base64,SGVsbG8="}}),
+        "too many": _chat(whole, whole),
+        "scan": _chat({"type": "file", "file": {"file_data": _uri(files.tiff((4, 3), (5, 6)))}}),
+    }
+    lines = [json.dumps({"custom_id": name, "body": {"messages": messages}}) for name, messages in cases.items()]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    spec = spec_of(tmp_path / "in.jsonl", prompt={}, limits={"max_images": 5})
+    found = prepared(spec)
+    assert codes(found) == {"id": "row_malformed", "no pdf": "document_unreadable", "too many": "too_many_images"}
+    assert {name: len(value) for name, value in found.items() if isinstance(value, list)} == {
+        "between": 5,
+        "bare": 1,
+        "scan": 2,
+    }
+    first, *pages, last = found["between"]
+    assert first == last
+    assert len({picture["digest"] for picture in pages}) == 3
+    _, source, preparer = open_job(spec)
+    (table,) = iter_tables(source)
+    (sample,) = preparer.row(preparer.values(table)[0]).samples
+    order = [token for token in dict.fromkeys(sample["input_ids"]) if token < 0]
+    assert order == [-1, -2, -3, -4, -5]
+
+
+def _uri(data: bytes) -> str:
+    return "data:image/tiff;base64," + base64.b64encode(data).decode()

@@ -74,3 +74,26 @@ def page_frames(image: Any, max_pages: int | None = None) -> list[int]:
         if max_pages is not None and (len(frames) == max_pages or index >= _MANY_FRAMES):
             break
     return frames
+
+
+def turn_to(image: Any, frame: int | None, max_pixels: int | None) -> None:
+    """Turns an open picture to a frame; without one, a TIFF to its page, which must be the only one.
+
+    No page is left out without a word. Pictures of other formats stay as they are.
+
+    Raises:
+        RowError: PAGE_UNREADABLE for a TIFF of several pages, IMAGE_TOO_LARGE.
+    """
+    if image.format != "TIFF":
+        return
+    pages = page_frames(image, max_pages=2) if frame is None else [frame]
+    if len(pages) > 1:
+        raise RowError(
+            ErrorCode.PAGE_UNREADABLE,
+            "a TIFF of several pages; name one with #page=1 (or 2, …) behind its path, or set input.format to "
+            "documents, where each page is a row",
+        )
+    image.seek(pages[0] if pages else 0)
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        text = f"the page has {image.width} × {image.height} pixels; limits.max_pixels is {max_pixels}"
+        raise RowError(ErrorCode.IMAGE_TOO_LARGE, text)

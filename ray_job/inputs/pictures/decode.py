@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from ray_job.errors import ErrorCode, RowError
-from ray_job.inputs.documents.tiff import page_frames
+from ray_job.inputs.documents.tiff import turn_to
 from ray_job.spec import LimitsSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # JPEG includes MPO, the format of two-lens cameras
@@ -51,7 +51,7 @@ def decode(data: bytes, limits: LimitsSpec, frame: int | None = None) -> Image.I
     """
 
     def convert(image: ImageFile) -> Image.Image:
-        _turn_to(image, frame)
+        turn_to(image, frame, limits.max_pixels)
         _check_pixels(image.width, image.height, limits.max_pixels)
         image.load()
         # Alpha in a palette makes Pillow warn that it is dropped, which is what is wanted.
@@ -69,7 +69,7 @@ def picture_size(data: bytes, limits: LimitsSpec | None = None) -> tuple[int, in
     """
 
     def size(image: ImageFile) -> tuple[int, int]:
-        _turn_to(image, None)
+        turn_to(image, None, None)
         if limits is not None:
             _check_pixels(image.width, image.height, limits.max_pixels)
         return image.width, image.height
@@ -110,20 +110,6 @@ def _open(data: bytes) -> ImageFile:
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
                 problem = error
     raise problem or UnidentifiedImageError(f"no picture of a known format ({', '.join(FORMATS)})")
-
-
-def _turn_to(image: ImageFile, frame: int | None) -> None:
-    """A TIFF's frame; without one, its page, which must be the only one: no page is left out without a word."""
-    if image.format != "TIFF":
-        return
-    pages = page_frames(image, max_pages=2) if frame is None else [frame]
-    if len(pages) > 1:
-        raise RowError(
-            ErrorCode.PAGE_UNREADABLE,
-            "a TIFF of several pages; name one with #page=1 (or 2, …) behind its path, or set input.format to "
-            "documents, where each page is a row",
-        )
-    image.seek(pages[0] if pages else 0)
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:

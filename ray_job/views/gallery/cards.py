@@ -103,6 +103,8 @@ class CardMaker:
             return (), 0
         try:
             values = picture_values(row, self.source)
+            read = partial(picture_bytes, spec=self._spec, source=self.source)
+            values, _ = self._pages.expanded(values, row, read, self._spec.limits.max_images)
         except BaseException as error:  # of this row, or it goes on from there
             return (RowError.of(error, Stage.PREPARE, row.get(ROW_ID)).message,), 0
         shown = tuple(self._thumbnail(value, row) for value in values[:_MAX_PICTURES])
