@@ -111,7 +111,7 @@ class ErrorCode(StrEnum):
     IMAGE_EMPTY = "image_empty"  # zero bytes
     IMAGE_UNREADABLE = "image_unreadable"  # not a picture Pillow knows, or corrupt
     IMAGE_TRUNCATED = "image_truncated"  # ends before its header promises
-    IMAGE_TOO_LARGE = "image_too_large"  # over limits.max_pixels or limits.max_image_bytes
+    IMAGE_TOO_LARGE = "image_too_large"  # over a limit: max_pixels, max_image_bytes or max_document_bytes
     IMAGE_TOO_NARROW = "image_too_narrow"  # one side rounds to zero when resized
     IMAGE_FORBIDDEN = "image_forbidden"  # a URL, or a path outside its root
     DOCUMENT_UNREADABLE = "document_unreadable"  # no PDF or TIFF, damaged, or too large

@@ -18,6 +18,7 @@ from ray_job.inputs.source import Source
 from ray_job.prompts.conversation import image_parts
 from ray_job.rows import READ_ERROR
 from ray_job.spec import JobSpec
+from ray_job.stages.pages import is_read_in_pieces
 
 
 class RowPictures:
@@ -38,7 +39,7 @@ class RowPictures:
         self._read = partial(picture_bytes, spec=spec, source=source, web=web)
         references = [_references(row, spec, source) for row in rows]
         if headers_only:
-            references = [[each for each in row if not names_document(each)] for row in references]
+            references = [[each for each in row if not is_read_in_pieces(each)] for row in references]
         has_documents = any(names_document(each) for row in references for each in row)
         largest = max(spec.limits.max_image_bytes, spec.documents.max_document_bytes * has_documents)
         self._fetcher = PictureFetcher(references, self._read, spec.limits.max_fetches, max_image_bytes=largest)

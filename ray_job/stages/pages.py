@@ -22,6 +22,11 @@ from ray_job.storage.places import parse_uri
 _WEB = ("http", "https")
 
 
+def is_read_in_pieces(reference: str) -> bool:
+    """Whether a plan looks into a document where it lies, instead of fetching it whole."""
+    return names_document(reference) and (parse_uri(reference) or ("",))[0] not in _WEB
+
+
 class RowPages:
     """Draws the pages that rows name.
 
@@ -91,11 +96,16 @@ class RowPages:
             RowError: as `PageDrawer.size_in`.
         """
         reference = reference_of(value)
-        if reference is None or not names_document(reference) or (parse_uri(reference) or ("",))[0] in _WEB:
+        if reference is None or not is_read_in_pieces(reference):
             return None
         page = page_of(value)
         location = place_of(split_reference(reference)[0], self._root)
-        size = self._drawer.size_in(location, page, self._to_try(row))
+        try:
+            size = self._drawer.size_in(location, page, self._to_try(row))
+        except RowError as error:
+            if page is None and error.code == ErrorCode.DOCUMENT_UNREADABLE:
+                return None  # a picture, whatever it is called, or what decoding will name
+            raise
         return hashlib.blake2b(f"{location}#{page}".encode(errors="replace"), digest_size=16).digest(), size
 
     def _to_try(self, row: Mapping[str, Any]) -> list[str | None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,9 @@ def test_pages_of_a_picture_column(tmp_path: Path) -> None:
     (tmp_path / "scan.tif").write_bytes(files.tiff((40, 30), (30, 40)))
     (tmp_path / "single.tif").write_bytes(files.tiff((40, 30)))
     (tmp_path / "p.png").write_bytes(_png())
+    (tmp_path / "png.pdf").write_bytes(_png())
+    (tmp_path / "empty.pdf").touch()
+    (tmp_path / "html.pdf").write_bytes(files.HTML)
     uri = "data:application/pdf;base64," + base64.b64encode(files.square_pdf()).decode()
     paths = {
         "page 3": "x.pdf#page=3",
@@ -84,10 +89,17 @@ def test_pages_of_a_picture_column(tmp_path: Path) -> None:
         "missing": "y.pdf#page=1",
         "outside": "../x.pdf#page=1",
         "uri": uri,
+        "of zero bytes": "empty.pdf#page=1",
+        "a picture called pdf": "png.pdf",
+        "a page of HTML": "html.pdf",
     }
     rows = [{"id": row_id, "image": {"path": path}} for row_id, path in paths.items()]
     rows.append({"id": "bytes", "image": {"bytes": files.square_pdf(), "path": "any.name"}})
-    found = prepared(spec_of(tmp_path, rows))
+    spec = spec_of(tmp_path, rows)
+    plan = plan_job(spec)
+    found = prepared(spec)
+    assert plan.bad_samples == Counter(codes(found).values())
+    assert "pypdfium2" not in sys.modules, "no process that matters loads it"
     assert codes(found) == {
         "whole": "page_unreadable",
         "beyond": "page_unreadable",
@@ -95,6 +107,8 @@ def test_pages_of_a_picture_column(tmp_path: Path) -> None:
         "a picture's page": "document_unreadable",
         "missing": "image_missing",
         "outside": "image_forbidden",
+        "a page of HTML": "image_unreadable",
+        "of zero bytes": "document_empty",
     }
     assert "#page=1" in found["whole"]["message"]
     assert "#page=1" in found["whole tiff"]["message"]

@@ -52,32 +52,33 @@ def opened_file(location: Location, limits: DocumentsSpec) -> Iterator[Any]:
     """A document's file for random access.
 
     Raises:
-        RowError: DOCUMENT_UNREADABLE, DOCUMENT_EMPTY; STORAGE where trying again may help.
+        RowError: IMAGE_MISSING, IMAGE_TOO_LARGE, DOCUMENT_UNREADABLE, DOCUMENT_EMPTY; STORAGE where trying again may
+            help.
     """
     try:
         if location.is_local:  # opening a pipe or a device would wait for ever
             kind = location.filesystem.get_file_info(location.path).type
             if kind != pa.fs.FileType.File:
-                raise _unreadable(location, "no such file" if kind == pa.fs.FileType.NotFound else "not a regular file")
+                raise _missing(location, "no such file" if kind == pa.fs.FileType.NotFound else "not a regular file")
         with location.filesystem.open_input_file(location.path) as file:
             check_size(file.size(), limits)
             yield file
     except (FileNotFoundError, NotADirectoryError):
-        raise _unreadable(location, "no such file") from None
+        raise _missing(location, "no such file") from None
     except PermissionError as error:
-        raise _unreadable(location, reason(error)) from None
+        raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"{location}: {reason(error)}") from None
     except STORAGE_ERRORS as error:
         raise RowError(ErrorCode.STORAGE, f"{location}: {reason(error)}") from None
 
 
 def check_size(num_bytes: int, limits: DocumentsSpec) -> None:
-    """Raises RowError DOCUMENT_EMPTY or DOCUMENT_UNREADABLE for a document of no size, or too large."""
+    """Raises RowError DOCUMENT_EMPTY or IMAGE_TOO_LARGE for a document of no size, or too large."""
     if num_bytes == 0:
         raise RowError(ErrorCode.DOCUMENT_EMPTY, "the document has zero bytes")
     if num_bytes > limits.max_document_bytes:
         text = f"the document has {num_bytes} bytes; documents.max_document_bytes is {limits.max_document_bytes}"
-        raise RowError(ErrorCode.DOCUMENT_UNREADABLE, text)
+        raise RowError(ErrorCode.IMAGE_TOO_LARGE, text)
 
 
-def _unreadable(location: Location, why: str) -> RowError:
-    return RowError(ErrorCode.DOCUMENT_UNREADABLE, f"{location}: {why}")
+def _missing(location: Location, why: str) -> RowError:
+    return RowError(ErrorCode.IMAGE_MISSING, f"{location}: {why}")

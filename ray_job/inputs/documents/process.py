@@ -91,6 +91,11 @@ class DocumentProcess:
                 if key is None:
                     self._key = None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None before the first document, and after a death."""
+        return None if self._process is None else self._process.pid
+
     def close(self) -> None:
         """Ends the process."""
         if self._process is not None:

@@ -69,7 +69,8 @@ def read_picture(
     else:
         raise RowError(ErrorCode.ROW_MALFORMED, f"a picture is bytes, a path or a URI, not {type(value).__name__}")
     if not data:
-        raise RowError(ErrorCode.IMAGE_EMPTY, f"the picture has zero bytes{_from(value)}")
+        code = ErrorCode.DOCUMENT_EMPTY if names_document(value) else ErrorCode.IMAGE_EMPTY
+        raise RowError(code, f"the picture has zero bytes{_from(value)}")
     _check_size(len(data), limits.max_image_bytes, "the picture")
     return data
 
