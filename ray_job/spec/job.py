@@ -52,8 +52,11 @@ class JobSpec(Section):
                 + ("the GPU would be reserved and not used" if gpus else "the actor would have no GPU to compute on")
                 + "; leave one of them at auto"
             )
-        if self.limits.max_images == 0 and self.input.format == "images":
-            raise ValueError("limits.max_images is 0 but input.format is images")
+        if self.limits.max_images == 0 and self.input.format in ("images", "documents"):
+            raise ValueError(f"limits.max_images is 0 but input.format is {self.input.format}")
+        pages = self.documents.pages_per_row
+        if pages is not None and pages > self.limits.max_images:
+            raise ValueError(f"documents.pages_per_row is {pages} but limits.max_images is {self.limits.max_images}")
         return self
 
     @classmethod

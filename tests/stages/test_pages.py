@@ -22,6 +22,7 @@ from ray_job.plan import plan_job
 from ray_job.rows import PICTURES, POSITION, ROW_ID, SAMPLES
 from ray_job.spec import JobSpec
 from ray_job.stages.open_job import open_job
+from ray_job.views.gallery.cards import CardMaker, Thumbnail
 
 from ..inputs.documents import files
 from .test_fetch import block_of
@@ -210,6 +211,24 @@ def test_a_column_of_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("THE_PASSWORD")
     with pytest.raises(SpecError, match="THE_PASSWORD"):
         open_job(spec)
+
+
+def test_a_folder_beside_the_roots_is_read_by_its_full_path(tmp_path: Path) -> None:
+    (tmp_path / "in" / "a b").mkdir(parents=True)
+    (tmp_path / "in" / "a b" / "50%#1.pdf").write_bytes(files.text_pdf(["x"]))
+    spec = spec_of(tmp_path / "in", input={"image_root": str(tmp_path)})
+    assert codes(prepared(spec)) == {}
+    assert list(prepared(spec)) == ["a b/50%#1.pdf#page=1"]
+
+
+def test_a_page_is_shown_on_its_card(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(files.square_pdf())
+    spec, source, preparer = open_job(spec_of(tmp_path))
+    (table,) = iter_tables(source)
+    maker = CardMaker(spec, source, side=100)
+    (picture,), num_more = maker._pictures(preparer.values(table)[0])
+    assert isinstance(picture, Thumbnail)
+    assert (picture.width, picture.height, num_more) == (50, 100, 0)
 
 
 def test_documents_have_a_limit_of_their_own(tmp_path: Path) -> None:

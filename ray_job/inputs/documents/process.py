@@ -28,6 +28,7 @@ from ray_job.inputs.documents.wire import BLOCK_BYTES
 from ray_job.spec import DocumentsSpec
 
 _CHILD = "ray_job.inputs.documents.child"
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")  # no secret is within a document's reach
 _LOADING_S = 60.0  # a busy machine may take long to start Python
 
 
@@ -185,12 +186,12 @@ class DocumentProcess:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _CHILD, str(theirs.fileno())],
+                [sys.executable, "-P", "-m", _CHILD, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"PYTHONPATH": path},
             )
         self._key = None
         if not self._socket.poll(_LOADING_S):  # a busy machine may take long to start Python: no document's fault

@@ -102,9 +102,14 @@ def locked_pdf() -> bytes:
 
 def bomb_pdf(num_bytes: int = 2**30) -> bytes:
     """A content stream that two rounds of inflating make a gibibyte of."""
-    once = zlib.compressobj(9)
-    inner = b"".join(once.compress(b" " * 2**20) for _ in range(num_bytes // 2**20)) + once.flush()
-    return one_page(zlib.compress(inner, 9), entries=b"/Filter [/FlateDecode /FlateDecode]")
+    return one_page(_twice_deflated(b" ", num_bytes), entries=b"/Filter [/FlateDecode /FlateDecode]")
+
+
+def _twice_deflated(byte: bytes, num_bytes: int) -> bytes:
+    """So many of one byte: a block of a mebibyte, deflated once and repeated, deflated again."""
+    packer = zlib.compressobj(9)
+    block = packer.compress(byte * 2**20) + packer.flush(zlib.Z_FULL_FLUSH)
+    return zlib.compress(block + block[2:] * (num_bytes // 2**20 - 1) + b"\x03\0", 9)
 
 
 def nested_pdf(depth: int = 30) -> bytes:
@@ -171,3 +176,11 @@ def _rc4(key: bytes, data: bytes) -> bytes:
         state[i], state[j] = state[j], state[i]
         out.append(byte ^ state[(state[i] + state[j]) % 256])
     return bytes(out)
+
+
+def index_bomb_pdf(num_bytes: int) -> bytes:
+    """A document whose table of objects is a stream that inflates to so many bytes."""
+    body = b"%PDF-1.7\n1 0 obj\n" + CATALOG + b"\nendobj\n"
+    entries = b"/Type /XRef /Size 3 /W [1 2 1] /Root 1 0 R /Filter [/FlateDecode /FlateDecode] "
+    table = b"2 0 obj\n" + stream(_twice_deflated(b"\0", num_bytes), entries) + b"\nendobj\n"
+    return body + table + b"startxref\n%d\n%%%%EOF\n" % len(body)

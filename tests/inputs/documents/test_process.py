@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from io import BytesIO
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -156,12 +159,37 @@ def test_a_bomb_ends_by_the_limit_on_memory(process: DocumentProcess) -> None:
     assert asked(process, files.text_pdf(["after"]), lambda document: document.text(1)) == "after"
 
 
+def test_a_document_that_kills_where_it_is_opened(process: DocumentProcess) -> None:
+    with pytest.raises(RowError, match="died") as caught:
+        asked(process, files.index_bomb_pdf(640 * 2**20), lambda document: document.num_pages, max_memory_mib=256)
+    assert caught.value.code == ErrorCode.DOCUMENT_UNREADABLE
+
+
+def test_a_page_that_hangs_ends_when_all_others_are_dead() -> None:
+    command = [sys.executable, "-m", "tests.inputs.documents.hanging"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        drawing = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    drawing.wait(timeout=60)
+    assert not drawing.is_running()
+
+
+def test_what_draws_has_no_secret_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very secret")
+    process = DocumentProcess()
+    asked(process, files.square_pdf(), lambda document: document.num_pages)
+    assert process.pid is not None
+    assert "very secret" not in str(psutil.Process(process.pid).environ())
+    process.close()
+
+
 def test_a_process_that_was_killed_is_replaced_and_the_document_goes_on() -> None:
     process = DocumentProcess()
     with open_document(process, pa.BufferReader(files.text_pdf(["one", "two"])), [None], DocumentsSpec()) as document:
         assert document.text(1) == "one"
-        assert process._process is not None
-        os.kill(process._process.pid, signal.SIGABRT)  # as a crash does
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGABRT)  # as a crash does
         assert document.text(2) == "two"
     process.close()
 
