@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pyarrow import fs
 
 from ray_job.errors import SpecError
 from ray_job.inputs.source import iter_tables
@@ -162,6 +163,35 @@ def test_the_plan_says_what_the_run_prepares_and_reads_no_document_whole(tmp_pat
     ids = [sample["input_ids"] for row in rows for sample in row.samples if sample["input_ids"]]
     assert plan.prompt_tokens == [len(each) for each in ids]
     assert "3, " in plan.table().split("documents")[1].splitlines()[0]
+
+
+def test_a_plan_of_a_bucket_reads_pieces_of_documents(
+    tmp_path: Path, s3_store: fs.S3FileSystem, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="werkzeug")
+    filler = files.stream(bytes(6_000_000))
+    tree = b"<< /Type /Pages /Kids [4 0 R 4 0 R] /Count 2 >>"
+    s3_store.create_dir("papers")
+    with s3_store.open_output_stream("papers/in/large.pdf") as stream:
+        stream.write(files.pdf([files.CATALOG, tree, files.FONT, files.page(), filler]))
+    data = spec_of(tmp_path).model_dump(mode="json")
+    spec = JobSpec.from_dict({**data, "input": {"path": "s3://papers/in"}})
+    caplog.clear()
+    plan = plan_job(spec)
+    asked = [record.getMessage() for record in caplog.records if "GET /papers/in/large.pdf" in record.getMessage()]
+    assert 0 < len(asked) <= 6
+    assert all(" 206 " in request for request in asked), "pieces, of a block each"
+    assert (plan.rows, plan.pictures, plan.documents) == (2, 2, 1)
+
+
+def test_a_tiff_of_several_pages_in_a_folder_of_pictures_is_an_error_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(_png())
+    (tmp_path / "many.tif").write_bytes(files.tiff((40, 30), (30, 40)))
+    (tmp_path / "one.tif").write_bytes(files.tiff((40, 30)))
+    found = prepared(spec_of(tmp_path))
+    assert list(found) == ["a.png", "many.tif", "one.tif"]
+    assert codes(found) == {"many.tif": "page_unreadable"}
+    assert "input.format to documents" in found["many.tif"]["message"]
 
 
 def _read_bytes() -> int:

@@ -37,6 +37,8 @@ class PageDrawer:
     pixel_size: PixelSize
     _data: bytes = b""  # the document at hand, and its hash
     _digest: bytes = b""
+    _looked_at: tuple[Location, Sequence[str | None]] | None = None  # by `size_in`, and its first page's size
+    _first_size: tuple[int, int] = (0, 0)
 
     def digest(self, data: bytes, page: int | None) -> bytes:
         """Of a document's page, 16 bytes."""
@@ -64,12 +66,16 @@ class PageDrawer:
 
     def size_in(self, location: Location, page: int | None, passwords: Sequence[str | None]) -> tuple[int, int]:
         """The same, from a few pieces of a file. In a bucket the first page stands for all, since each look costs."""
+        if page is not None and not location.is_local and self._looked_at == (location, passwords):
+            return self._first_size
         with (
             opened_file(location, self.documents) as file,
             self._opened(file, passwords, ("file", str(location), file.size())) as document,
         ):
             page = _chosen(document, page)
-            return self._size(document, page if location.is_local else 1)
+            size = self._size(document, page if location.is_local else 1)
+        self._looked_at, self._first_size = (location, passwords), size
+        return size
 
     def _size(self, document: OpenDocument, page: int) -> tuple[int, int]:
         width, height = document.size(page)

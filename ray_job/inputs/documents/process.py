@@ -81,16 +81,14 @@ class DocumentProcess:
         """
         with self._lock:
             self._opened = _Opened(file, password, limits, deadline_s or limits.deadline_s)
-            if key is None or (key, password) != self._key or self._process is None:
-                self._key = None
-                self._ask({"do": "open"})
-                self._key = (key, password)
             try:
+                if key is None or (key, password) != self._key or self._process is None:
+                    self._key = None
+                    self._ask({"do": "open"})
+                    self._key = None if key is None else (key, password)
                 yield OpenDocument(self)
             finally:
                 self._opened = None
-                if key is None:
-                    self._key = None
 
     @property
     def pid(self) -> int | None:
