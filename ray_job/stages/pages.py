@@ -71,7 +71,7 @@ class RowPages:
         found: list[Any] = []
         counts = []
         for value in values:
-            if not isinstance(value, Mapping) or DOCUMENT not in value:
+            if not isinstance(value, Mapping) or set(value) != {DOCUMENT}:
                 pages = [value]
             else:
                 data = read(value[DOCUMENT])

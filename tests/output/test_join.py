@@ -111,6 +111,16 @@ def test_of_a_page_that_was_tried_again_the_answer_counts(root: Location, tmp_pa
 
 
 @pytest.mark.usefixtures("manifest")
+def test_a_run_that_is_not_finished_is_joined_as_far_as_it_got(root: Location, tmp_path: Path) -> None:
+    write(root, [page(0, "a.pdf", 1)])
+    assert "not finished" not in join(root, locate(str(tmp_path / "to"))).table()
+    (Path(root.path) / "_SUCCESS").unlink()
+    report = join(root, locate(str(tmp_path / "to")))
+    assert (report.documents, report.is_whole) == (1, False)
+    assert "not finished" in report.table()
+
+
+@pytest.mark.usefixtures("manifest")
 def test_names_stay_in_the_folder(root: Location, tmp_path: Path) -> None:
     names = ["../../out.pdf", "/etc/x.pdf", "a/../../b.pdf", "..", "", None, "a\0b.pdf", "..\\c.pdf", "d/./e.pdf"]
     write(root, [page(n, name, 1) for n, name in enumerate(names)])

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pyarrow import fs
 
 from ray_job.errors import SpecError
@@ -126,6 +127,14 @@ def _png() -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "PNG")
     return stream.getvalue()
+
+
+def test_a_picture_that_speaks_of_pdf_is_a_picture(tmp_path: Path) -> None:
+    stream, words = io.BytesIO(), PngInfo()
+    words.add_text("Comment", "made from %PDF-1.7")
+    Image.new("RGB", (8, 8)).save(stream, "PNG", pnginfo=words)
+    assert b"%PDF-" in stream.getvalue()[:1024]
+    assert codes(prepared(spec_of(tmp_path, [{"id": "a", "image": {"bytes": stream.getvalue()}}]))) == {}
 
 
 def test_a_page_is_drawn_at_what_the_models_crops_can_use(tmp_path: Path) -> None:

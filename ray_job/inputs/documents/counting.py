@@ -44,8 +44,7 @@ def count_documents(
         passwords: the job's.
         max_attempts: of what fails for a passing reason.
     """
-    most = min(4, os.cpu_count() or 1) if not files or files[0].location.is_local else _BUCKET_PROCESSES
-    processes = [DocumentProcess() for _ in range(min(most, -(-len(files) // _FILES_A_PROCESS)))]
+    processes = [DocumentProcess() for _ in range(_num_processes(files))]
     idle: SimpleQueue[DocumentProcess] = SimpleQueue()
     for process in processes:
         idle.put(process)
@@ -66,6 +65,11 @@ def count_documents(
     finally:
         for process in processes:
             process.close()
+
+
+def _num_processes(files: Sequence[InputFile]) -> int:
+    most = min(4, os.cpu_count() or 1) if not files or files[0].location.is_local else _BUCKET_PROCESSES
+    return min(most, -(-len(files) // _FILES_A_PROCESS))
 
 
 def _counted(process: DocumentProcess, file: InputFile, spec: DocumentsSpec, passwords: Passwords) -> Document:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 HEAD_BYTES = 1024
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 _SUFFIX = ".pdf"
 _DATA_CHARS = 40
 _MARK = "#page="
@@ -42,8 +43,8 @@ def names_document(value: Any) -> bool:
 
 
 def is_pdf(head: bytes) -> bool:
-    """Whether a file begins as a PDF does: other bytes may stand before its header."""
-    return b"%PDF-" in head[:HEAD_BYTES]
+    """Whether a file begins as a PDF does: other bytes may stand before its header, but not those of a picture."""
+    return b"%PDF-" in head[:HEAD_BYTES] and not head.startswith(_PICTURES)
 
 
 def range_reference(name: str, pages: Iterable[int]) -> str:
