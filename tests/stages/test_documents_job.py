@@ -23,7 +23,7 @@ def test_every_page_of_every_document_is_accounted_for(tmp_path: Path) -> None:
     write_documents(tmp_path / "in", 200)
     data = {
         "input": {"path": str(tmp_path / "in")},
-        "documents": {"deadline_s": 3},
+        "documents": {"deadline_s": 5},
         "prompt": {"template": "Page {page} of {num_pages}"},
         "model": {"path": "builtin:noop"},
         "output": {"path": str(tmp_path / "out")},

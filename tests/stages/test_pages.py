@@ -221,7 +221,7 @@ def test_a_page_that_hangs_is_an_error_and_its_neighbours_are_not(tmp_path: Path
     (tmp_path / "a.pdf").write_bytes(PDF)
     (tmp_path / "b.pdf").write_bytes(files.nested_pdf())
     (tmp_path / "c.pdf").write_bytes(PDF)
-    found = prepared(spec_of(tmp_path, documents={"deadline_s": 0.5, "pages": "1-2"}))
+    found = prepared(spec_of(tmp_path, documents={"deadline_s": 2, "pages": "1-2"}))
     assert codes(found) == {"b.pdf#page=1": "deadline"}
     assert list(found) == ["a.pdf#page=1", "a.pdf#page=2", "b.pdf#page=1", "c.pdf#page=1", "c.pdf#page=2"]
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 from PIL import Image
 
 from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.documents.document import OpenDocument
 from ray_job.inputs.documents.opening import open_document, opened_file
-from ray_job.inputs.documents.process import OpenDocument, shared_process
+from ray_job.inputs.documents.process import shared_process
 from ray_job.inputs.pictures.decode import decode
 from ray_job.spec import DocumentsSpec, LimitsSpec
 from ray_job.storage.places import Location

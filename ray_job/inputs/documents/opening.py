@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from ray_job.errors import ErrorCode, RowError
-from ray_job.inputs.documents.process import DocumentProcess, OpenDocument
+from ray_job.inputs.documents.document import OpenDocument
+from ray_job.inputs.documents.process import DocumentProcess
 from ray_job.spec import DocumentsSpec
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
 

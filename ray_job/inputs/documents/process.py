@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.documents.document import OpenDocument
 from ray_job.inputs.documents.wire import BLOCK_BYTES
 from ray_job.spec import DocumentsSpec
 
@@ -86,7 +87,7 @@ class DocumentProcess:
                     self._key = None
                     self._ask({"do": "open"})
                     self._key = None if key is None else (key, password)
-                yield OpenDocument(self)
+                yield OpenDocument(self._ask, self._found)
             finally:
                 self._opened = None
 
@@ -199,33 +200,6 @@ class DocumentProcess:
             self._socket.recv_bytes()
         except EOFError:
             raise _DiedError("it did not start") from None
-
-
-class OpenDocument:
-    """The document that a process has open; every call raises RowError as `DocumentProcess.document` does."""
-
-    def __init__(self, process: DocumentProcess) -> None:
-        self._process = process
-        self.num_pages = int(process._found["num_pages"])
-        self.is_pdf = process._found["kind"] == "pdf"
-
-    def size(self, page: int) -> tuple[float, float]:
-        """Width and height of a page, from 1, as shown: points of a PDF, pixels of a TIFF."""
-        answer, _ = self._process._ask({"do": "size", "page": page})
-        width, height = answer["size"]
-        return width, height
-
-    def draw(self, page: int, width: int, height: int) -> bytes:
-        """A page of a PDF as RGB, `height` × `width` × 3."""
-        return self._process._ask({"do": "draw", "page": page, "width": width, "height": height})[1]
-
-    def frame(self, page: int) -> int:
-        """Which of Pillow's frames a page of a TIFF is."""
-        return int(self._process._ask({"do": "draw", "page": page})[0]["frame"])
-
-    def text(self, page: int) -> str:
-        """A page's own text; none of a scan."""
-        return self._process._ask({"do": "text", "page": page})[1].decode()
 
 
 @cache

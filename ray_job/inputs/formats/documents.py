@@ -18,9 +18,10 @@ import pyarrow as pa
 from ray_job.errors import InputError, RowError, SpecError, Stage
 from ray_job.inputs.columns import Found, choose_roles
 from ray_job.inputs.documents.counting import Document, count_documents
+from ray_job.inputs.documents.document import OpenDocument
 from ray_job.inputs.documents.opening import open_document, opened_file
 from ray_job.inputs.documents.passwords import Passwords
-from ray_job.inputs.documents.process import OpenDocument, shared_process
+from ray_job.inputs.documents.process import shared_process
 from ray_job.inputs.documents.references import page_reference, range_reference
 from ray_job.inputs.files import InputFiles
 from ray_job.inputs.source import Source, Split, first_rows

@@ -78,6 +78,14 @@ def form_pdf() -> bytes:
     return pdf([catalog, tree, FONT, page(more="/Annots [5 0 R]"), field])
 
 
+def note_pdf() -> bytes:
+    """A blank page with a black square of 100 points in the lower left corner, which is an annotation."""
+    note = b"<< /Type /Annot /Subtype /Square /Rect [0 0 100 100] /F 4 /AP << /N 6 0 R >> >>"
+    shown = stream(b"0 0 100 100 re f", b"/Type /XObject /Subtype /Form /BBox [0 0 100 100] ")
+    tree = b"<< /Type /Pages /Kids [4 0 R] /Count 1 >>"
+    return pdf([CATALOG, tree, FONT, page(box="0 0 200 400", more="/Annots [5 0 R]"), note, shown])
+
+
 def empty_pdf() -> bytes:
     return pdf([CATALOG, b"<< /Type /Pages /Kids [] /Count 0 >>"])
 

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.documents.document import OpenDocument
 from ray_job.inputs.documents.opening import open_document
-from ray_job.inputs.documents.process import DocumentProcess, OpenDocument
+from ray_job.inputs.documents.process import DocumentProcess
 from ray_job.inputs.documents.wire import BLOCK_BYTES, BlockFile
 from ray_job.spec import DocumentsSpec
 
@@ -78,6 +79,10 @@ def test_filled_forms_are_drawn(process: DocumentProcess) -> None:
     inside = dark[142:242, 50:400]  # of the field
     assert inside.sum() > 1000
     assert dark.sum() == inside.sum()
+
+
+def test_annotations_are_drawn(process: DocumentProcess) -> None:
+    assert np.array_equal(drawn(process, files.note_pdf()), drawn(process, files.square_pdf()))
 
 
 def test_a_pages_own_text(process: DocumentProcess) -> None:
