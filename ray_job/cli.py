@@ -126,6 +126,14 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _join(arguments: argparse.Namespace) -> int:
+    from ray_job.output.join import join
+    from ray_job.storage.places import locate
+
+    print(join(locate(arguments.output), locate(arguments.to)).table())
+    return 0
+
+
 def _schema(arguments: argparse.Namespace) -> int:
     print(json.dumps(JobSpec.model_json_schema(), indent=2, ensure_ascii=False))
     return 0
@@ -188,12 +196,15 @@ def _parser() -> argparse.ArgumentParser:
     report = _add(commands, "report", _report, "write one HTML page about a run: charts, errors, pictures and answers")
     report.add_argument("output", metavar="OUT", help="the output's folder or URI; the run may be running or finished")
     report.add_argument("--to", metavar="FILE", help="where to write it (OUT/_report.html)")
+    joining = _add(commands, "join", _join, "put the answers about documents' pages together, a text a document")
+    joining.add_argument("output", metavar="OUT", help="the output's folder or URI")
+    joining.add_argument("--to", required=True, metavar="DIR", help="where to write: a folder or URI")
     demo = _add(commands, "demo", _demo, "make pictures, ask the built-in model about them, compare with the truth")
     demo.add_argument("--out", default="demo-run", metavar="DIR", help="folder for pictures and output (%(default)s)")
     demo.add_argument("--examples", type=int, default=120, metavar="N", help="pictures to make (%(default)s)")
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="which pictures (%(default)s)")
     bench = _add(commands, "bench", _bench, "measure the engine or the pipeline around it")
-    bench.add_argument("which", choices=["engine", "job", "whole", "agreement"])
+    bench.add_argument("which", choices=["engine", "job", "whole", "agreement", "documents"])
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="of the benchmark; --help shows them")
     _add(commands, "schema", _schema, "print the JSON schema of a spec")
     return parser

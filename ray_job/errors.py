@@ -111,9 +111,13 @@ class ErrorCode(StrEnum):
     IMAGE_EMPTY = "image_empty"  # zero bytes
     IMAGE_UNREADABLE = "image_unreadable"  # not a picture Pillow knows, or corrupt
     IMAGE_TRUNCATED = "image_truncated"  # ends before its header promises
-    IMAGE_TOO_LARGE = "image_too_large"  # over limits.max_pixels or limits.max_image_bytes
+    IMAGE_TOO_LARGE = "image_too_large"  # over a limit: max_pixels, max_image_bytes or max_document_bytes
     IMAGE_TOO_NARROW = "image_too_narrow"  # one side rounds to zero when resized
     IMAGE_FORBIDDEN = "image_forbidden"  # a URL, or a path outside its root
+    DOCUMENT_UNREADABLE = "document_unreadable"  # no PDF or TIFF, damaged, or too large
+    DOCUMENT_ENCRYPTED = "document_encrypted"  # locked, and no password opens it
+    DOCUMENT_EMPTY = "document_empty"  # no page, or none of those asked for
+    PAGE_UNREADABLE = "page_unreadable"  # no such page, or it cannot be drawn
     TOO_MANY_IMAGES = "too_many_images"
     PROMPT_MISSING = "prompt_missing"  # a null or absent column the prompt needs
     PROMPT_TAGS = "prompt_tags"  # picture tags and pictures do not match
@@ -123,7 +127,7 @@ class ErrorCode(StrEnum):
     STORAGE = "storage"  # the file system failed; trying again may help
     OUT_OF_MEMORY = "out_of_memory"
     GENERATION_FAILED = "generation_failed"
-    DEADLINE = "deadline"  # it took longer than limits.row_deadline_s
+    DEADLINE = "deadline"  # it took longer than limits.row_deadline_s or documents.deadline_s
     WORKER_KILLED = "worker_killed"  # the process died of it, again and again
     INTERNAL = "internal"  # a fault of this package that the row brought to light
 

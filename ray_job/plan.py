@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ray_job.engine.batching import DEFAULT_MAX_TOKENS, SampleSize, num_batches
+from ray_job.inputs.formats.documents import num_documents
 from ray_job.inputs.skipped import NOTHING, Skipped
 from ray_job.inputs.source import iter_tables
 from ray_job.spec import GenerationParams, JobSpec
@@ -24,6 +25,7 @@ class Plan:
     samples: int = 0
     pictures: int = 0
     distinct_pictures: int = 0
+    documents: int = 0  # those that can be opened
     bad_samples: dict[str, int] = field(default_factory=dict)  # by error code, as far as headers tell
     examples: dict[str, str] = field(default_factory=dict)  # one message for each error code
     image_tokens: int = 0
@@ -45,6 +47,10 @@ class Plan:
             buckets[_bucket(next((edge for edge in _EDGES if length <= edge), None))] += 1
         return buckets
 
+    @property
+    def _page_tokens(self) -> int:
+        return round(self.image_tokens / max(1, self.pictures))
+
     def table(self) -> str:
         """The plan for people."""
         lines = [
@@ -52,6 +58,7 @@ class Plan:
             *([f"skipped          {self.skipped.text()}"] if self.skipped.num_files else []),
             f"samples          {self.samples}",
             f"pictures         {self.pictures} ({self.distinct_pictures} distinct)",
+            *([f"documents        {self.documents}, {self._page_tokens} tokens a page"] if self.documents else []),
             f"prompt tokens    {sum(self.prompt_tokens)} ({self.image_tokens} of them pictures)",
             f"answer tokens    at most {self.max_new_tokens}",
             f"batches          {self.batches}",
@@ -75,12 +82,12 @@ def plan_job(spec: JobSpec) -> Plan:
         SpecError, InputError, ModelError: as `run_job` would before its first row.
     """
     spec, source, preparer = open_job(spec)
-    plan = Plan(rows=source.num_rows, skipped=source.skipped, renamed=source.renamed)
+    plan = Plan(rows=source.num_rows, skipped=source.skipped, renamed=source.renamed, documents=num_documents(source))
     digests: set[bytes] = set()
     sizes: list[SampleSize] = []
     for table in iter_tables(source, spec.batching.block_rows):
         values = preparer.values(table)
-        with preparer.fetching(values) as pictures:
+        with preparer.fetching(values, headers_only=True) as pictures:
             for place, row in enumerate(values):
                 prepared = preparer.row(row, headers_only=True)
                 pictures.done(place)

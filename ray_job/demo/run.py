@@ -1,6 +1,7 @@
 """`python -m ray_job demo`: fresh pictures, a table of questions, the whole job, and how many answers are right.
 
 OUT/pictures/         JPEG, PNG and WebP files, some turned, transparent or of 16 bits, a few broken on purpose
+OUT/scans/            PDF files of one page each
 OUT/questions.parquet one question a row, with the paths of its pictures and the true answer
 OUT/job.yaml          the job, to read and to run again
 OUT/answers/          the job's output
@@ -23,11 +24,14 @@ from ray_job.demo.pictures import COLOURS
 from ray_job.demo.questions import Example, make_split
 from ray_job.demo.stored import stored
 from ray_job.errors import SpecError
+from ray_job.inputs.pictures.decode import decode
 from ray_job.job import run_job
-from ray_job.spec import JobSpec
+from ray_job.spec import JobSpec, LimitsSpec
 
 _ENOUGH = 0.95  # of the answerable rows
 _SHOWN = 10
+_PICTURES_A_SCAN = 16
+_SCAN_DPI = 100
 _MARK = ".demo"  # only a folder with it is deleted
 _BROKEN = ("cut short", "empty", "not a picture", "missing")
 
@@ -76,10 +80,12 @@ def make_inputs(folder: Path, num_examples: int, seed: int) -> tuple[int, int]:
         raise SpecError([f"{folder} is not empty and was not made by a demo; choose another folder with --out"], "demo")
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "pictures").mkdir(parents=True)
+    (folder / "scans").mkdir()
     (folder / _MARK).touch()
     rows: list[dict[str, Any]] = []
     for index, example in enumerate(make_split("demo", num_examples, seed)):
         rows += _write_example(folder, index, example)
+    _scan_some(folder, rows)
     broken = _break_some(folder, rows, random.Random(seed))
     schema = pa.schema(
         [("id", pa.string()), ("images", pa.list_(pa.string()))]
@@ -130,6 +136,18 @@ def _write_example(folder: Path, index: int, example: Example) -> list[dict[str,
         }
         for number, qa in enumerate(example.questions)
     ]
+
+
+def _scan_some(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Makes one of so many pictures a scanned page: a PDF file with the picture alone."""
+    names = sorted({path for row in rows for path in row["images"]})
+    for path in names[_PICTURES_A_SCAN // 2 :: _PICTURES_A_SCAN]:
+        page = decode((folder / path).read_bytes(), LimitsSpec())
+        scan = f"scans/{Path(path).stem}.pdf"
+        page.save(folder / scan, "PDF", resolution=_SCAN_DPI, quality=95)
+        (folder / path).unlink()
+        for row in rows:
+            row["images"] = [scan if each == path else each for each in row["images"]]
 
 
 def _break_some(folder: Path, rows: list[dict[str, Any]], rng: random.Random) -> int:

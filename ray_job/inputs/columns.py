@@ -41,12 +41,13 @@ class Roles:
     prompt: PromptSpec  # with its defaults settled
     fields: tuple[str, ...]  # columns that the template names
     overrides: str | None
+    password: str | None = None  # of the row's documents
 
     @property
     def delivered(self) -> tuple[str, ...]:
         """All columns a row needs beside its id, each once."""
         prompt = (self.prompt.messages_column, self.prompt.questions_column, *self.fields)
-        names = (*self.images, *self.kept, *prompt, self.overrides)
+        names = (*self.images, *self.kept, *prompt, self.overrides, self.password)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def travelling(self, columns: pa.Schema) -> pa.Schema:
@@ -71,6 +72,10 @@ def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
     problems += _missing("input.image_columns", spec.input.image_columns or (), names)
     if spec.generation.overrides_column is not None:
         problems += _missing("generation.overrides_column", [spec.generation.overrides_column], names)
+    password = spec.documents.password_column
+    problems += _missing("documents.password_column", [] if password is None else [password], names)
+    if password is not None and password in (spec.input.keep_columns or ()):
+        problems.append(f"input.keep_columns: {password!r} holds passwords, which no output may hold; leave it out")
     problems += _missing("input.keep_columns", spec.input.keep_columns or (), names)
     prompt = spec.prompt
     try:
@@ -80,7 +85,7 @@ def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
     if spec.input.keep_columns is not None:
         kept = spec.input.keep_columns
     else:
-        others = {id_column, *images, overrides, prompt.messages_column, *found.not_kept}
+        others = {id_column, *images, overrides, password, prompt.messages_column, *found.not_kept}
         plain = [f for f in found.columns if _is_plain(f.type) and f.name not in others]
         kept = (*_storable(plain), *(name for name in found.clashes if name not in others))
     kept = tuple(dict.fromkeys(kept))
@@ -89,7 +94,7 @@ def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
         problems += _id_problems(id_column, found.columns.field(id_column).type)
     if problems:
         raise SpecError(problems, source)
-    roles = Roles(id_column, images, kept, prompt, _fields(spec, prompt, names, id_column), overrides)
+    roles = Roles(id_column, images, kept, prompt, _fields(spec, prompt, names, id_column), overrides, password)
     used = [id_column, *roles.delivered]
     problems = [f"column {name!r}: {text}" for name, text in found.clashes.items() if name in used]
     asked = (*images, overrides, prompt.messages_column, prompt.questions_column)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from ray_job.arrow.values import python_values
 from ray_job.errors import InputError
+from ray_job.inputs.formats.documents import DocumentsSplit
 from ray_job.inputs.formats.images import ImagesSource
 from ray_job.inputs.source import FileSplit, Source
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
@@ -26,7 +27,10 @@ def input_identity(source: Source) -> str:
                 hasher.update("\0".join(map(str, python_values(table.column(0)))).encode(errors="surrogatepass"))
         return hasher.hexdigest()[:16]
     locations = [split.location for split in source.splits if isinstance(split, FileSplit)]
-    for line in (*_entries(locations), *(f"{split.name}\0{split.num_rows}" for split in source.splits)):
+    pieces = [piece for split in source.splits if isinstance(split, DocumentsSplit) for piece in split.pieces]
+    named = [f"{piece.document.name}\0{piece.document.pages}" for piece in pieces]
+    named += [f"{split.name}\0{split.num_rows}" for split in source.splits]
+    for line in (*_entries([*locations, *(piece.document.location for piece in pieces)]), *named):
         hasher.update(line.encode(errors="surrogatepass") + b"\n")
     return hasher.hexdigest()[:16]
 

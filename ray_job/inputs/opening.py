@@ -8,6 +8,7 @@ from dataclasses import replace
 from ray_job.errors import InputError, SpecError
 from ray_job.inputs.files import InputFiles, find_files
 from ray_job.inputs.formats.csv_table import open_csv
+from ray_job.inputs.formats.documents import open_documents
 from ray_job.inputs.formats.images import open_images
 from ray_job.inputs.formats.jsonl import open_json
 from ray_job.inputs.formats.parquet import open_parquet
@@ -23,6 +24,7 @@ _OPENERS: dict[Format, Callable[[JobSpec, InputFiles], Source]] = {
     "json": open_json,
     "csv": open_csv,
     "tsv": open_csv,
+    "documents": open_documents,
 }
 
 __all__ = ["Source", "Split", "iter_tables", "open_source"]

@@ -113,14 +113,19 @@ class Conversations:
         self._prompt = prompt
         self._specials = specials
 
-    def of_row(self, row: Mapping[str, Any], num_pictures: int) -> list[list[Message]]:
+    def of_row(self, row: Mapping[str, Any], num_pictures: int, counts: Sequence[int] = ()) -> list[list[Message]]:
         """One conversation for each question, with its pictures placed.
+
+        Args:
+            row: its values.
+            num_pictures: it has.
+            counts: how many pictures each part of its messages became: one, or a document's pages; by default one.
 
         Raises:
             RowError: a column the prompt needs is null, the messages do not parse, or there are too many questions.
         """
         if self._prompt.messages_column is not None:
-            messages = self._from_messages(_required(row, self._prompt.messages_column))
+            messages = self._from_messages(_required(row, self._prompt.messages_column), iter(counts))
             return [_place_pictures([*self._system(itertools.count(1)), *messages], num_pictures)]
         return [_place_pictures(self._asked(row, question), num_pictures) for question in self._questions(row)]
 
@@ -177,14 +182,15 @@ class Conversations:
             return parse_markup(text, self._specials)
         return [Text(text)]
 
-    def _from_messages(self, value: Any) -> list[Message]:
+    def _from_messages(self, value: Any, counts: Iterator[int]) -> list[Message]:
         messages, numbers = [], itertools.count(1)
         for turn in read_turns(value, self._prompt.image_tag):
             parts: list[Part] = []
             for piece in turn.pieces:
                 if isinstance(piece, str):
                     parts += self._parse_column(piece)
-                else:
+                    continue
+                for _ in range(next(counts, 1)):
                     parts += [ImageTag(next(numbers)), *([Text("\n")] if piece.has_own_line else [])]
             messages.append(Message(turn.role, tuple(part for part in parts if part != Text(""))))
         return messages

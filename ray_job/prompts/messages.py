@@ -30,6 +30,8 @@ _ROLES: Mapping[str, Role] = {
 }
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _PICTURES = ("image_url", "image", "input_image")
+_FILES = ("file", "input_file")
+DOCUMENT = "document"  # the key of a picture's value that is a whole document, whatever its number of pages
 _PICTURE_KEYS = ("image_url", "image", "url", "path", "base64", "source")
 
 
@@ -155,6 +157,8 @@ def _pieces(index: int, parts: Sequence[Any]) -> list[Piece]:
             pieces.append(part[_TEXTS[kind]])
         elif kind in _PICTURES:
             pieces += [Shown(picture) for picture in _pictures(index, part)]
+        elif kind in _FILES:
+            pieces.append(Shown(_document(index, part)))
         else:
             _refuse(f"message {index}: a part must be a text or an image_url, got {kind!r}")
     return pieces
@@ -176,6 +180,18 @@ def _pictures(index: int, part: Mapping[str, Any]) -> list[Any]:
     value = next((part[key] for key in _PICTURE_KEYS if part.get(key) is not None), None)
     found = [_picture(each) for each in value] if isinstance(value, list) else [_picture(value)]
     return found or [None]
+
+
+def _document(index: int, part: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole document as a picture's value: its data, or its address."""
+    file = part["file"] if isinstance(part.get("file"), dict) else part
+    data, url = file.get("file_data"), file.get("file_url")
+    if isinstance(data, str) and data.strip():
+        return {DOCUMENT: data if data[:5].lower() == "data:" else f"data:application/pdf;base64,{data}"}
+    if isinstance(url, str) and url.strip():
+        return {DOCUMENT: url}
+    what = "file_id names a file of another service" if file.get("file_id") else "it has no file_data"
+    _refuse(f"message {index}: a file part: {what}; give file_data, as in data:application/pdf;base64,…")
 
 
 def _picture(value: Any) -> Any:

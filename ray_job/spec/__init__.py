@@ -5,6 +5,7 @@ refused with the nearest known name. Nothing here knows Ray, torch or any file's
 """
 
 from ray_job.spec.batching import BatchingSpec
+from ray_job.spec.documents import DocumentsSpec
 from ray_job.spec.generation import LENGTH_NAMES, GenerationParams, GenerationSpec, with_one_length
 from ray_job.spec.input import InputSpec
 from ray_job.spec.job import JobSpec
@@ -19,6 +20,7 @@ __all__ = [
     "LENGTH_NAMES",
     "MAX_QUESTIONS",
     "BatchingSpec",
+    "DocumentsSpec",
     "GenerationParams",
     "GenerationSpec",
     "InputSpec",

@@ -10,6 +10,7 @@ from pydantic import ValidationError, model_validator
 
 from ray_job.errors import SpecError
 from ray_job.spec.batching import BatchingSpec
+from ray_job.spec.documents import DocumentsSpec
 from ray_job.spec.generation import GenerationSpec
 from ray_job.spec.input import InputSpec
 from ray_job.spec.limits import LimitsSpec
@@ -33,6 +34,7 @@ class JobSpec(Section):
 
     input: InputSpec
     output: OutputSpec
+    documents: DocumentsSpec = DocumentsSpec()
     prompt: PromptSpec = PromptSpec()
     model: ModelSpec = ModelSpec()
     generation: GenerationSpec = GenerationSpec()
@@ -53,8 +55,11 @@ class JobSpec(Section):
                 + ("the GPU would be reserved and not used" if gpus else "the actor would have no GPU to compute on")
                 + "; leave one of them at auto"
             )
-        if self.limits.max_images == 0 and self.input.format == "images":
-            raise ValueError("limits.max_images is 0 but input.format is images")
+        if self.limits.max_images == 0 and self.input.format in ("images", "documents"):
+            raise ValueError(f"limits.max_images is 0 but input.format is {self.input.format}")
+        pages = self.documents.pages_per_row
+        if pages is not None and pages > self.limits.max_images:
+            raise ValueError(f"documents.pages_per_row is {pages} but limits.max_images is {self.limits.max_images}")
         return self
 
     @classmethod
@@ -107,6 +112,7 @@ class JobSpec(Section):
                 **{key: dump["input"][key] for key in _INPUT_ANSWER_FIELDS},
                 "background": list(self.input.background_rgb),
             },
+            "documents": {"pages_per_row": dump["documents"]["pages_per_row"]},
             "prompt": dump["prompt"],
             "model": {key: dump["model"][key] for key in ("dtype", "num_crops")},
             "generation": dump["generation"],

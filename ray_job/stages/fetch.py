@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ray_job.errors import RowError
+from ray_job.inputs.documents.references import names_document
 from ray_job.inputs.pictures.decode import pictures_of
 from ray_job.inputs.pictures.fetching import PictureFetcher, reference_of
 from ray_job.inputs.pictures.references import read_picture
@@ -17,6 +18,7 @@ from ray_job.inputs.source import Source
 from ray_job.prompts.messages import read_turns, shown_pictures
 from ray_job.rows import READ_ERROR
 from ray_job.spec import JobSpec
+from ray_job.stages.pages import is_read_in_pieces
 
 
 class RowPictures:
@@ -26,16 +28,21 @@ class RowPictures:
         rows: values of `prepare.row_values`.
         spec: says from where, and how many at once.
         source: tells which columns hold pictures.
+        headers_only: documents are not fetched whole.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], spec: JobSpec, source: Source) -> None:
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], spec: JobSpec, source: Source, headers_only: bool = False
+    ) -> None:
         self._closing = ExitStack()
         web = self._closing.enter_context(WebSession(spec.input.allow_hosts, spec.limits))
         self._read = partial(picture_bytes, spec=spec, source=source, web=web)
         references = [_references(row, spec, source) for row in rows]
-        self._fetcher = PictureFetcher(
-            references, self._read, spec.limits.max_fetches, max_image_bytes=spec.limits.max_image_bytes
-        )
+        if headers_only:
+            references = [[each for each in row if not is_read_in_pieces(each)] for row in references]
+        has_documents = any(names_document(each) for row in references for each in row)
+        largest = max(spec.limits.max_image_bytes, spec.documents.max_document_bytes * has_documents)
+        self._fetcher = PictureFetcher(references, self._read, spec.limits.max_fetches, max_image_bytes=largest)
         self._closing.enter_context(self._fetcher)
 
     def __enter__(self) -> Self:
@@ -63,7 +70,14 @@ class RowPictures:
 def picture_bytes(value: Any, spec: JobSpec, source: Source, web: WebSession | None = None) -> bytes:
     """The encoded bytes of one of a row's pictures, from where the job may read. Raises RowError as `read_picture`."""
     allow_hosts = spec.input.allow_hosts
-    return read_picture(value, root=source.image_root, limits=spec.limits, allow_hosts=allow_hosts, web=web)
+    return read_picture(
+        value,
+        root=source.image_root,
+        limits=spec.limits,
+        allow_hosts=allow_hosts,
+        web=web,
+        max_document_bytes=spec.documents.max_document_bytes,
+    )
 
 
 def picture_values(row: Mapping[str, Any], source: Source) -> list[Any]:

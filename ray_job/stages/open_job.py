@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ray_job.inputs.documents.passwords import Passwords
 from ray_job.inputs.opening import open_source
 from ray_job.inputs.source import Source
 from ray_job.models.loading import load_config, load_processor, settle_model
@@ -13,9 +14,10 @@ def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
     """Checks a spec against its input's headers and its model's small files, and settles what they decide.
 
     Raises:
-        SpecError, InputError: the input is not there, or has not the columns the spec names.
+        SpecError, InputError: the input is not there, or has not the columns the spec names; a password is not set.
         ModelError: the model's folder has no usable configuration or tokenizer.
     """
+    Passwords.check(spec.documents)
     source = open_source(spec)
     spec = spec.model_copy(update={"prompt": source.prompt, "model": settle_model(spec.model)})
     limit = spec.limits.max_prompt_tokens or load_config(spec.model).max_position_embeddings - 1

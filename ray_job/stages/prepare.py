@@ -12,7 +12,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Self
 
 import pyarrow as pa
@@ -45,6 +44,7 @@ from ray_job.rows import (
 )
 from ray_job.spec import GenerationParams, JobSpec, problems
 from ray_job.stages.fetch import RowPictures, picture_bytes, picture_values
+from ray_job.stages.pages import RowPages
 from ray_job.stages.poison import DurableStore, PoisonSearch
 from ray_job.storage.retrying import Retrying
 
@@ -81,6 +81,7 @@ class Preparer:
         # The same bytes read by other rules are another picture to an engine that stays loaded.
         self._digest_key = hashlib.blake2b(repr(self._picture_rules).encode(), digest_size=16).digest()
         self._conversations = Conversations(spec.prompt, processor.special_tokens)
+        self._pages = RowPages(spec, source, processor.page_size)
         self._poison = PoisonSearch(None, Stage.PREPARE)
         self._busy_since_s: float | None = None  # with one row, by time.monotonic
         self._fetched: RowPictures | None = None  # of the rows at hand
@@ -134,12 +135,12 @@ class Preparer:
 
     def values(self, table: pa.Table) -> Sequence[dict[str, Any]]:
         """What `row` reads of each row."""
-        return row_values(table, self._source)
+        return row_values(table, self._source, self._spec.documents.password_column)
 
     @contextmanager
-    def fetching(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[RowPictures]:
-        """While open, the pictures of these rows are fetched side by side, ahead of `row`."""
-        with RowPictures(rows, self._spec, self._source) as self._fetched:
+    def fetching(self, rows: Sequence[Mapping[str, Any]], headers_only: bool = False) -> Iterator[RowPictures]:
+        """While open, the pictures of these rows are fetched side by side, ahead of `row`; for headers no documents."""
+        with RowPictures(rows, self._spec, self._source, headers_only) as self._fetched:
             try:
                 yield self._fetched
             finally:
@@ -164,8 +165,8 @@ class Preparer:
     def _prepared(
         self, row: Mapping[str, Any], wanted: Collection[int] | None, headers_only: bool, retrying: Retrying
     ) -> Prepared:
-        pictures, sizes = retrying(lambda: self._pictures(row, headers_only), _is_retryable)
-        conversations = self._conversations.of_row(row, len(sizes))
+        pictures, sizes, counts = retrying(lambda: self._pictures(row, headers_only), _is_retryable)
+        conversations = self._conversations.of_row(row, len(sizes), counts)
         params = self._row_params(row)
         asked = set(range(len(conversations)) if wanted is None else wanted)
         samples = [
@@ -175,33 +176,46 @@ class Preparer:
         ]
         return Prepared(samples, pictures, len(conversations), retrying.num_retries)
 
-    def _pictures(self, row: Mapping[str, Any], headers_only: bool) -> tuple[list[dict[str, Any]], list[int]]:
-        """The row's pictures as values of PICTURE_TYPE, and how many tokens each takes."""
+    def _pictures(
+        self, row: Mapping[str, Any], headers_only: bool
+    ) -> tuple[list[dict[str, Any]], list[int], list[int]]:
+        """The row's pictures as values of PICTURE_TYPE, how many tokens each takes, and how many each part became."""
         values = picture_values(row, self._source)
+        values, counts = self._pages.expanded(values, row, self._bytes_of, self._spec.limits.max_images)
         if len(values) > self._spec.limits.max_images:
             limit = self._spec.limits.max_images
             raise RowError(ErrorCode.TOO_MANY_IMAGES, f"{len(values)} pictures; limits.max_images is {limit}")
         pictures, num_tokens = [], []
         for index, value in enumerate(values, start=1):
             try:
-                picture, (width, height) = self._picture(value, headers_only)
+                picture, (width, height) = self._picture(row, value, headers_only)
                 num_tokens.append(self._processor.image_tokens(width, height))
             except RowError as error:
                 raise RowError(error.code, f"picture {index}: {error.message}", error.stage) from None
             pictures.append(picture)
-        return pictures, num_tokens
+        return pictures, num_tokens, counts
 
-    def _picture(self, value: Any, headers_only: bool) -> tuple[dict[str, Any], tuple[int, int]]:
+    def _picture(
+        self, row: Mapping[str, Any], value: Any, headers_only: bool
+    ) -> tuple[dict[str, Any], tuple[int, int]]:
         """One picture as a value of PICTURE_TYPE, and its own width and height."""
-        read = self._fetched.bytes_of if self._fetched else partial(picture_bytes, spec=self._spec, source=self._source)
-        data = read(value)
-        picture: dict[str, Any] = {"digest": hashlib.blake2b(data, digest_size=16, key=self._digest_key).digest()}
+        if headers_only and (header := self._pages.header_of(value, row)) is not None:
+            return {"digest": header[0]}, header[1]
+        data, limits, rules = self._bytes_of(value), self._spec.limits, self._picture_rules
+        is_page = self._pages.holds(data, value)
+        content = self._pages.digest(data, value) if is_page else data
+        picture: dict[str, Any] = {"digest": hashlib.blake2b(content, digest_size=16, key=self._digest_key).digest()}
         if headers_only:
-            return picture, picture_size(data, self._spec.limits, self._picture_rules)
-        image = decode(data, self._spec.limits, self._picture_rules)
+            return picture, self._pages.size(data, value, row) if is_page else picture_size(data, limits, rules)
+        image = self._pages.picture(data, value, row) if is_page else decode(data, limits, rules)
         pixels_HWC = self._processor.picture(image)
         picture |= {"height": pixels_HWC.shape[0], "width": pixels_HWC.shape[1], "pixels": pixels_HWC.tobytes()}
         return picture, image.size
+
+    def _bytes_of(self, value: Any) -> bytes:
+        if self._fetched:
+            return self._fetched.bytes_of(value)
+        return picture_bytes(value, self._spec, self._source)
 
     def _row_params(self, row: Mapping[str, Any]) -> GenerationParams:
         """The job's parameters with the row's own on top; a column that is empty or null overrides nothing."""
@@ -253,10 +267,10 @@ class Preparer:
         }
 
 
-def row_values(table: pa.Table, source: Source) -> Sequence[dict[str, Any]]:
+def row_values(table: pa.Table, source: Source, password_column: str | None = None) -> Sequence[dict[str, Any]]:
     """What prompts, pictures and parameters need of each row, as Python values; the other columns stay in Arrow."""
     prompt = source.prompt
-    named = (source.overrides_column, prompt.messages_column, prompt.questions_column)
+    named = (source.overrides_column, prompt.messages_column, prompt.questions_column, password_column)
     fields = template_fields(prompt.template or "")
     users = [travelling_name(name) for name in (*source.image_columns, *named, *fields) if name is not None]
     wanted = [name for name in dict.fromkeys((ROW_ID, READ_ERROR, QUESTIONS, *users)) if name in table.column_names]

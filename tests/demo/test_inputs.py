@@ -17,7 +17,9 @@ from ray_job.demo.run import make_inputs
 from ray_job.demo.stored import stored
 from ray_job.errors import SpecError
 from ray_job.inputs.pictures.decode import decode
+from ray_job.inputs.source import iter_tables
 from ray_job.spec import LimitsSpec
+from ray_job.stages.open_job import open_job
 
 
 def test_a_demo_that_was_cut_off_can_be_made_again(tmp_path: Path) -> None:
@@ -72,3 +74,15 @@ def test_the_job_means_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytes
     spec = JobSpec.from_yaml(tmp_path / "demo-run" / "job.yaml")
     assert spec.input.path == (str(tmp_path / "demo-run" / "questions.parquet"),)
     assert spec.output.path == str(tmp_path / "demo-run" / "answers")
+
+
+def test_a_few_pictures_are_scanned_pages_and_can_be_read(tmp_path: Path) -> None:
+    make_inputs(tmp_path, 40, seed=0)
+    _, source, preparer = open_job(JobSpec.from_yaml(tmp_path / "job.yaml"))
+    scans = 0
+    for table in iter_tables(source):
+        for row, is_broken in zip(preparer.values(table), table.column("broken").is_valid().to_pylist(), strict=True):
+            if any(path.endswith(".pdf") for path in row["images"]) and not is_broken:
+                scans += 1
+                assert [sample["error"] for sample in preparer.row(row).samples] == [None]
+    assert scans > 3

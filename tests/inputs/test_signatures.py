@@ -84,7 +84,7 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize(("data", "words"), NAMED.items(), ids=lambda value: value if isinstance(value, str) else "data")
+@pytest.mark.parametrize(("data", "words"), NAMED.items(), ids=lambda value: value if isinstance(value, str) else "-")
 def test_what_is_no_picture_is_called_by_its_name(data: bytes, words: str) -> None:
     assert words in _message(data)
 

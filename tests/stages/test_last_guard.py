@@ -50,10 +50,10 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Row `bad` raises in the midst of its preparation."""
     of_row = Conversations.of_row
 
-    def raising(self: Conversations, row: Mapping[str, Any], num_pictures: int) -> Any:
+    def raising(self: Conversations, row: Mapping[str, Any], *pictures: Any) -> Any:
         if row["row_id"] == "bad":
             raise error
-        return of_row(self, row, num_pictures)
+        return of_row(self, row, *pictures)
 
     monkeypatch.setattr(Conversations, "of_row", raising)
 

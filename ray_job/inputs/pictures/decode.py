@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.documents.tiff import turn_to
 from ray_job.inputs.pictures.as_shown import as_shown, size_as_shown
 from ray_job.inputs.pictures.damage import damaged
 from ray_job.inputs.pictures.formats import open_picture
@@ -47,14 +48,14 @@ def pictures_of(row: Mapping[str, Any], image_columns: Sequence[str]) -> list[An
     return values
 
 
-def decode(data: bytes, limits: LimitsSpec, rules: PictureRules = _AS_SHOWN) -> Image.Image:
-    """The picture as RGB.
+def decode(data: bytes, limits: LimitsSpec, rules: PictureRules = _AS_SHOWN, frame: int | None = None) -> Image.Image:
+    """The picture as RGB; of a TIFF the frame asked for, or its only page.
 
     Raises:
         RowError: IMAGE_EMPTY, IMAGE_TOO_LARGE, IMAGE_TRUNCATED, IMAGE_UNREADABLE, or OUT_OF_MEMORY.
     """
 
-    return _opened(data, limits.max_pixels, rules, partial(_in_rgb, rules=rules))
+    return _opened(data, limits.max_pixels, rules, partial(_in_rgb, rules=rules, frame=frame, limits=limits))
 
 
 def picture_size(data: bytes, limits: LimitsSpec | None = None, rules: PictureRules = _AS_SHOWN) -> tuple[int, int]:
@@ -69,13 +70,15 @@ def picture_size(data: bytes, limits: LimitsSpec | None = None, rules: PictureRu
     def size(image: ImageFile, used: bytes) -> tuple[int, int]:
         is_whole = used is data and has_its_end(image, data)  # what was made up is known to be good when it is decoded
         if limits is not None and not is_whole:
-            return _in_rgb(image, used, rules).size
+            return _in_rgb(image, used, rules, None, limits).size
+        turn_to(image, None, None if limits is None else limits.max_pixels)
         return size_as_shown(image, used) if rules.are_as_shown else image.size
 
     return _opened(data, None if limits is None else limits.max_pixels, rules, size)
 
 
-def _in_rgb(image: ImageFile, data: bytes, rules: PictureRules) -> Image.Image:
+def _in_rgb(image: ImageFile, data: bytes, rules: PictureRules, frame: int | None, limits: LimitsSpec) -> Image.Image:
+    turn_to(image, frame, limits.max_pixels)
     if rules.are_as_shown:
         return as_shown(image, data, rules.background)
     image.load()

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ray_job.errors import RowError
+from ray_job.inputs.documents.references import page_reference, split_reference
 from ray_job.inputs.pictures.embedded import is_embedded
 
 MAX_BYTES = 256 * 2**20
@@ -145,4 +146,7 @@ def reference_of(value: Any) -> str | None:
     """Where a picture's bytes must be fetched from; None where the row holds them, or what stands there is no text."""
     if isinstance(value, Mapping) and value.get("bytes") is None:
         value = value.get("path")
-    return value if isinstance(value, str) and value.strip() and not is_embedded(value) else None
+    if not isinstance(value, str) or not value.strip() or is_embedded(value):
+        return None
+    file, page = split_reference(value)
+    return value if page is None else page_reference(file, 1)  # all pages of a file are fetched together

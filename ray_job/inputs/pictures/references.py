@@ -15,6 +15,7 @@ from typing import Any
 from pyarrow import fs
 
 from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.documents.references import names_document, split_reference
 from ray_job.inputs.pictures.embedded import (
     MAX_PATH_CHARS,
     base64_picture,
@@ -41,6 +42,7 @@ def read_picture(
     limits: LimitsSpec,
     allow_hosts: Collection[str] = (),
     web: WebSession | None = None,
+    max_document_bytes: int = 0,
 ) -> bytes:
     """The encoded bytes of one picture.
 
@@ -50,6 +52,8 @@ def read_picture(
         limits: `max_image_bytes` counts before anything larger is read.
         allow_hosts: whose https URLs are fetched (`web.py`).
         web: fetches them, where several pictures share connections.
+        max_document_bytes: counts instead for PDF files, and files of which a page is named (`a.tif#page=3`): these
+            are read whole.
 
     Raises:
         RowError: IMAGE_MISSING, IMAGE_EMPTY, IMAGE_TOO_LARGE, IMAGE_FORBIDDEN, IMAGE_UNREADABLE, ROW_MALFORMED, or
@@ -59,8 +63,10 @@ def read_picture(
         if not {"bytes", "path"} & value.keys():
             raise RowError(ErrorCode.ROW_MALFORMED, f"a picture with fields {sorted(value)}; {{bytes, path}} is known")
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if names_document(value):
+        limits = limits.model_copy(update={"max_image_bytes": max(limits.max_image_bytes, max_document_bytes)})
     if isinstance(value, str):
-        data = _of_text(value, root, limits, allow_hosts, web)
+        data = _of_text(split_reference(value)[0], root, limits, allow_hosts, web)
     elif isinstance(value, bytes | bytearray | memoryview):
         data = _of_bytes(bytes(value), limits.max_image_bytes)
     elif value is None:
@@ -68,7 +74,8 @@ def read_picture(
     else:
         raise RowError(ErrorCode.ROW_MALFORMED, f"a picture is bytes, a path or a URI, not {type(value).__name__}")
     if not data:
-        raise RowError(ErrorCode.IMAGE_EMPTY, f"the picture has zero bytes{_from(value)}")
+        code = ErrorCode.DOCUMENT_EMPTY if names_document(value) else ErrorCode.IMAGE_EMPTY
+        raise RowError(code, f"the picture has zero bytes{_from(value)}")
     check_size(len(data), limits.max_image_bytes, "the picture")
     return data
 

@@ -41,15 +41,15 @@ class HDSize:
         return self.padded_width // self.crop_size
 
 
-def hd_size(width: int, height: int, num_crops: int, crop_size: int = 336) -> HDSize:
+def hd_size(width: float, height: float, num_crops: int, crop_size: int = 336) -> HDSize:
     """The HD size of a `width` × `height` picture cut into at most `num_crops` crops.
 
     In float64 like the official code: exact integers give other sizes for some pictures. A picture wider
     than tall is scaled to the most crops across that fit; a taller one is turned first and back afterwards.
-    Raises RowError IMAGE_TOO_NARROW where the shorter side rounds to 0, ValueError for sizes below 1.
+    Raises RowError IMAGE_TOO_NARROW where the shorter side rounds to 0, ValueError for sizes of 0 or below.
     """
-    if min(width, height, num_crops, crop_size) < 1:
-        raise ValueError(f"sizes must be at least 1, got {width}×{height}, {num_crops=}, {crop_size=}")
+    if min(width, height) <= 0 or min(num_crops, crop_size) < 1:
+        raise ValueError(f"sizes must be above 0, got {width}×{height}, {num_crops=}, {crop_size=}")
     is_transposed = width < height
     ratio = height / width if is_transposed else width / height
     crops_across = 1
@@ -60,7 +60,7 @@ def hd_size(width: int, height: int, num_crops: int, crop_size: int = 336) -> HD
     if short_side == 0:
         raise RowError(
             ErrorCode.IMAGE_TOO_NARROW,
-            f"the picture is {width}×{height} pixels: its short side would be resized to 0 at "
+            f"the picture is {width:g} × {height:g} large: its short side would be resized to 0 at "
             f"num_crops={num_crops}; crop the picture or raise num_crops",
         )
     padded = math.ceil(short_side / crop_size) * crop_size

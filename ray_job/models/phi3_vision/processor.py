@@ -181,6 +181,14 @@ class Phi3VisionProcessor:
         size = hd_size(width, height, self.num_crops, self.crop_size)
         return num_image_tokens(size.rows, size.cols, self.tokens_per_crop_side)
 
+    def page_size(self, width: float, height: float) -> tuple[int, int]:
+        """Pixels, width and height, to draw a page at that has sides of this ratio: more would be thrown away.
+
+        Raises RowError IMAGE_TOO_NARROW.
+        """
+        size = hd_size(width, height, self.num_crops, self.crop_size)
+        return size.resized_width, size.resized_height
+
     def process(self, text: str, images: Sequence[Image.Image] | None = None) -> Encoded:
         """One trusted prompt in the official format with its pictures.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -21,6 +22,7 @@ from ray_job.prompts.parts import ImageTag, Message, Special, Text
 from ray_job.rows import QUESTION_INDEX, READ_ERROR, ROW_ID, Status
 from ray_job.spec import JobSpec
 from ray_job.stages.fetch import picture_bytes, picture_values
+from ray_job.stages.pages import RowPages
 
 _QUALITY = 80
 _MAX_PICTURES = 8
@@ -80,7 +82,9 @@ class CardMaker:
         self.source = source
         self._side = side
         self._picture_rules = PictureRules.of(spec.input)
+        self.password_column = spec.documents.password_column
         self._conversations = Conversations(source.prompt, ())
+        self._pages = RowPages(spec, source, partial(_within, side))
 
     def card(self, record: Mapping[str, Any], row: Mapping[str, Any]) -> Card:
         """An output row, and the values of its input row (`prepare.row_values`)."""
@@ -101,17 +105,21 @@ class CardMaker:
             return (), 0
         try:
             values = picture_values(row, self.source)
+            read = partial(picture_bytes, spec=self._spec, source=self.source)
+            values, _ = self._pages.expanded(values, row, read, self._spec.limits.max_images)
         except BaseException as error:  # of this row, or it goes on from there
             return (RowError.of(error, Stage.PREPARE, row.get(ROW_ID)).message,), 0
-        shown = tuple(self._thumbnail(value, row.get(ROW_ID)) for value in values[:_MAX_PICTURES])
+        shown = tuple(self._thumbnail(value, row) for value in values[:_MAX_PICTURES])
         return shown, len(values) - len(shown)
 
-    def _thumbnail(self, value: Any, row_id: Any) -> Thumbnail | str:
+    def _thumbnail(self, value: Any, row: Mapping[str, Any]) -> Thumbnail | str:
         try:
             data = picture_bytes(value, self._spec, self.source)
+            if self._pages.holds(data, value):
+                return Thumbnail.of(self._pages.picture(data, value, row), self._side)
             return Thumbnail.of(decode(data, self._spec.limits, self._picture_rules), self._side)
         except BaseException as error:
-            return RowError.of(error, Stage.PREPARE, row_id).message
+            return RowError.of(error, Stage.PREPARE, row.get(ROW_ID)).message
 
 
 def make_card(
@@ -136,6 +144,12 @@ def make_card(
         latency_ms=record["latency_ms"],
         attempts=record["attempts"],
     )
+
+
+def _within(side: int, width: float, height: float) -> tuple[int, int]:
+    """The size of a page's thumbnail."""
+    scale = side / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _text(messages: list[Message]) -> str:

@@ -131,7 +131,9 @@ class OutputGallery:
             self.problems.append(str(error))
             return {}
         as_written = with_types(table.select([ROW_ID]), pa.schema([stored_field(self._source.id_field)]))
-        found = zip(numbers, python_values(as_written.column(ROW_ID)), row_values(table, self._source), strict=False)
+        passwords = None if self._spec is None else self._spec.documents.password_column
+        values = row_values(table, self._source, passwords)
+        found = zip(numbers, python_values(as_written.column(ROW_ID)), values, strict=False)
         same = {number + first: row for number, row_id, row in found if row_id == ids[number + first]}
         if len(same) < len({record.position for record in records}):
             self.problems.append(

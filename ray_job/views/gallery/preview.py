@@ -83,5 +83,5 @@ def preview(spec: JobSpec, n: int = 8, *, seed: int | None = None) -> Preview:
 
 def _cards(output: pa.Table, positions: Sequence[int], rows: pa.Table, maker: CardMaker) -> tuple[Card, ...]:
     """Cards of the output rows, which come in the order of the input's, one for each question."""
-    values, records = row_values(rows, maker.source), python_rows(output)
+    values, records = row_values(rows, maker.source, maker.password_column), python_rows(output)
     return tuple(maker.card(record, values[place]) for record, place in zip(records, positions, strict=True))

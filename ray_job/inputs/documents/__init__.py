@@ -1,0 +1,1 @@
+"""Pages of documents: PDF files, and TIFF files of several pages, opened and drawn in a process of their own."""

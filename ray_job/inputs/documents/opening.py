@@ -1,0 +1,85 @@
+"""Documents opened in another process, with whichever password fits, and with every failure named as the row's."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.documents.document import OpenDocument
+from ray_job.inputs.documents.process import DocumentProcess
+from ray_job.spec import DocumentsSpec
+from ray_job.storage.places import STORAGE_ERRORS, Location, reason
+
+_LOCKED = "; set documents.password_env, or documents.password_column"
+_WRONG = ", and no password that was given opens it"
+
+
+@contextmanager
+def open_document(
+    process: DocumentProcess,
+    file: Any,
+    passwords: Sequence[str | None],
+    limits: DocumentsSpec,
+    key: Hashable = None,
+    deadline_s: float | None = None,
+) -> Iterator[OpenDocument]:
+    """A document; see `DocumentProcess.document`.
+
+    Raises:
+        RowError: DOCUMENT_UNREADABLE, DOCUMENT_ENCRYPTED, DOCUMENT_EMPTY, PAGE_UNREADABLE, DEADLINE; STORAGE or
+            OUT_OF_MEMORY where trying again may help.
+    """
+    with ExitStack() as stack:
+        for index, password in enumerate(passwords, start=1):
+            try:
+                document = stack.enter_context(process.document(file, password, limits, key, deadline_s))
+                break
+            except RowError as error:
+                if error.code != ErrorCode.DOCUMENT_ENCRYPTED or index < len(passwords):
+                    if error.code == ErrorCode.DOCUMENT_ENCRYPTED:
+                        continue
+                    raise
+                hint = _LOCKED if password is None else _WRONG
+                raise RowError(error.code, f"{error.message}{hint}", error.stage) from None
+        yield document
+
+
+@contextmanager
+def opened_file(location: Location, limits: DocumentsSpec) -> Iterator[Any]:
+    """A document's file for random access.
+
+    Raises:
+        RowError: IMAGE_MISSING, IMAGE_TOO_LARGE, DOCUMENT_UNREADABLE, DOCUMENT_EMPTY; STORAGE where trying again may
+            help.
+    """
+    try:
+        if location.is_local:  # opening a pipe or a device would wait for ever
+            kind = location.filesystem.get_file_info(location.path).type
+            if kind != pa.fs.FileType.File:
+                raise _missing(location, "no such file" if kind == pa.fs.FileType.NotFound else "not a regular file")
+        with location.filesystem.open_input_file(location.path) as file:
+            check_size(file.size(), limits)
+            yield file
+    except (FileNotFoundError, NotADirectoryError):
+        raise _missing(location, "no such file") from None
+    except PermissionError as error:
+        raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"{location}: {reason(error)}") from None
+    except STORAGE_ERRORS as error:
+        raise RowError(ErrorCode.STORAGE, f"{location}: {reason(error)}") from None
+
+
+def check_size(num_bytes: int, limits: DocumentsSpec) -> None:
+    """Raises RowError DOCUMENT_EMPTY or IMAGE_TOO_LARGE for a document of no size, or too large."""
+    if num_bytes == 0:
+        raise RowError(ErrorCode.DOCUMENT_EMPTY, "the document has zero bytes")
+    if num_bytes > limits.max_document_bytes:
+        text = f"the document has {num_bytes} bytes; documents.max_document_bytes is {limits.max_document_bytes}"
+        raise RowError(ErrorCode.IMAGE_TOO_LARGE, text)
+
+
+def _missing(location: Location, why: str) -> RowError:
+    return RowError(ErrorCode.IMAGE_MISSING, f"{location}: {why}")
