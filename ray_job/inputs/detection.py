@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
 import pyarrow as pa
@@ -46,9 +45,10 @@ _OTHERS = (
     ".lock", ".sha256", ".md5",
 )
 # fmt: on
-_MARKERS = (
-    *("_success", "_committed_*", "_started_*", "_metadata", "_common_metadata", "*.crc", "*.tmp", "*.part"),
-    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+_MARKERS = re.compile(
+    r"_success|_committed_.*|_started_.*|_metadata|_common_metadata|.*\.(?:crc|tmp|part)|(?:eh)?thumbs\.db"
+    r"|desktop\.ini|icon\r",
+    re.DOTALL,
 )
 _PICTURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|II\+\0|MM\0\+"
@@ -76,9 +76,9 @@ def by_name(name: str) -> Kind | None:
     """What a file's name, relative to the input, says about it; None where only the content tells."""
     parts = name.split("/")
     base = parts[-1].lower()
-    if any(part.startswith(".") for part in parts) or "__MACOSX" in parts:
+    if name.startswith(".") or "/." in name or "__MACOSX" in parts:
         return "hidden"
-    if any(fnmatchcase(base, pattern) for pattern in _MARKERS):
+    if _MARKERS.fullmatch(base):
         return "marker"
     bare = next((base.removesuffix(suffix) for suffix in _COMPRESSED_SUFFIXES if base.endswith(suffix)), base)
     for format_, suffixes in SUFFIXES.items():
