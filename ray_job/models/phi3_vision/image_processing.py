@@ -46,10 +46,10 @@ def hd_size(width: float, height: float, num_crops: int, crop_size: int = 336) -
 
     In float64 like the official code: exact integers give other sizes for some pictures. A picture wider
     than tall is scaled to the most crops across that fit; a taller one is turned first and back afterwards.
-    Raises RowError IMAGE_TOO_NARROW where the shorter side rounds to 0, ValueError for sizes of 0 or below.
+    Raises RowError IMAGE_TOO_NARROW where the shorter side rounds to 0, ValueError for sizes below 1.
     """
-    if min(width, height) <= 0 or min(num_crops, crop_size) < 1:
-        raise ValueError(f"sizes must be above 0, got {width}×{height}, {num_crops=}, {crop_size=}")
+    if min(width, height, num_crops, crop_size) < 1:
+        raise ValueError(f"sizes must be at least 1, got {width}×{height}, {num_crops=}, {crop_size=}")
     is_transposed = width < height
     ratio = height / width if is_transposed else width / height
     crops_across = 1

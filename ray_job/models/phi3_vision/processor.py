@@ -186,7 +186,8 @@ class Phi3VisionProcessor:
 
         Raises RowError IMAGE_TOO_NARROW.
         """
-        size = hd_size(width, height, self.num_crops, self.crop_size)
+        scale = max(1.0, 1.0 / min(width, height))  # only the ratio counts
+        size = hd_size(width * scale, height * scale, self.num_crops, self.crop_size)
         return size.resized_width, size.resized_height
 
     def process(self, text: str, images: Sequence[Image.Image] | None = None) -> Encoded:
