@@ -61,7 +61,7 @@ def test_no_question_about_colours_is_asked_of_grey(tmp_path: Path) -> None:
     for row in pq.read_table(tmp_path / "demo" / "questions.parquet").to_pylist():
         if row["broken"] is not None:
             continue
-        files = [(tmp_path / "demo" / path).read_bytes() for path in row["images"]]
+        files = [(tmp_path / "demo" / path).read_bytes() for path in row["images"] if not path.endswith(".pdf")]
         if any(Image.open(BytesIO(file)).mode == "I;16" for file in files):
             grey += 1
             assert not {*COLOURS, "colour"} & set(f"{row['question']} {row['truth']}".strip("?.").split())
