@@ -15,8 +15,10 @@ import pyarrow as pa
 
 from ray_job.arrow.column_types import carried_field
 from ray_job.errors import ErrorCode, RowError, Stage
-from ray_job.rows import ERROR_TYPE, READ_ERROR, error_record
-from ray_job.spec import PromptSpec
+from ray_job.inputs.columns import Roles
+from ray_job.inputs.files import InputFiles
+from ray_job.rows import ERROR_TYPE, READ_ERROR, ROW_ID, error_record
+from ray_job.spec import JobSpec, PromptSpec
 from ray_job.storage.places import Location
 
 
@@ -51,6 +53,33 @@ class Source(ABC):
     overrides_column: str | None
     splits: tuple[Split, ...]
     num_ignored: int  # files of other kinds that lie among the input's
+
+    @classmethod
+    def planned(
+        cls, spec: JobSpec, found: InputFiles, columns: pa.Schema, roles: Roles, splits: Iterable[Split], **own: Any
+    ) -> Self:
+        """The source of the files found.
+
+        Args:
+            spec: may limit the rows.
+            found: the files.
+            columns: all that the data has.
+            roles: what each is used for.
+            splits: of all rows.
+            own: the format's own fields.
+        """
+        return cls(
+            id_field=pa.field(ROW_ID, pa.string() if roles.id is None else columns.field(roles.id).type),
+            columns=roles.travelling(columns),
+            kept=tuple(columns.field(name) for name in roles.kept),
+            image_columns=roles.images,
+            image_root=found.image_root(spec.input),
+            prompt=roles.prompt,
+            overrides_column=roles.overrides,
+            splits=first_rows(splits, spec.input.limit),
+            num_ignored=found.num_ignored,
+            **own,
+        )
 
     @abstractmethod
     def read(self, split: Split, max_rows: int) -> Iterator[pa.Table]:

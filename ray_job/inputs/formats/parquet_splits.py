@@ -8,19 +8,16 @@ from dataclasses import dataclass, replace
 import pyarrow.parquet as pq
 
 from ray_job.inputs.files import InputFile
-from ray_job.inputs.source import Split
-from ray_job.storage.places import Location
+from ray_job.inputs.formats.tables import TableSplit
 
 SPLIT_BYTES = 32 * 2**20
 SPLIT_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetSplit(Split):
+class ParquetSplit(TableSplit):
     """Neighbouring row groups of one file."""
 
-    location: Location
-    first_row: int  # position in the file of the first row
     row_groups: tuple[int, ...]
     group_rows: tuple[int, ...]
 
