@@ -11,17 +11,20 @@ import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ray_job.errors import InputError
+from ray_job.inputs.table_folders import find_table
 from ray_job.redaction.text import public_uri
 from ray_job.spec import InputSpec
 from ray_job.storage.places import Location, expand, locate
 
-Format = Literal["parquet", "images", "jsonl"]
-_SUFFIXES: dict[Format, tuple[str, ...]] = {
+Format = Literal["parquet", "images", "jsonl", "arrow", "webdataset", "hf", "delta", "iceberg", "lance"]
+_SUFFIXES: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
     "jsonl": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
+    "arrow": (".arrow", ".feather", ".ipc"),
+    "webdataset": (".tar", ".tar.gz", ".tgz"),
     "images": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
 }
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -74,6 +77,9 @@ def find_files(spec: InputSpec) -> InputFiles:
     for _, infos in expanded:
         for info in infos:
             found.setdefault(info.path, InputFile(root.at(info.path), info.path[prefix:].lstrip("/"), info.size))
+    table = find_table(spec, {file.name: file for file in found.values()}, root)
+    if table is not None:
+        return InputFiles(table, tuple(found.values()), root, 0)
     where = ", ".join(map(public_uri, spec.path[:3])) + (", …" if len(spec.path) > 3 else "")
     format_ = _format(spec, list(found.values()), where)
     named = {location.path for location in located}  # a file named by itself is meant, whatever its suffix
@@ -96,7 +102,7 @@ def is_of(format_: Format, name: str) -> bool:
     """
     hidden = (".",) if format_ == "images" else (".", "_")
     parts = name.split("/")
-    return parts[-1].lower().endswith(_SUFFIXES[format_]) and not any(part.startswith(hidden) for part in parts)
+    return parts[-1].lower().endswith(_SUFFIXES.get(format_, ())) and not any(part.startswith(hidden) for part in parts)
 
 
 def _common_folder(roots: Sequence[Location]) -> Location:
@@ -120,7 +126,7 @@ def _format(spec: InputSpec, files: Sequence[InputFile], where: str) -> Format:
         raise InputError(f"{where}: the folder holds no files")
     counts: Counter[Format] = Counter()
     for file in files:
-        counts.update(format_ for format_ in _SUFFIXES if is_of(format_, file.name))
+        counts.update(format_ for format_ in get_args(Format) if is_of(format_, file.name))
     if counts["images"]:
         metadata = [file.name for file in files if file.is_metadata]
         counts["parquet"] -= sum(is_of("parquet", name) for name in metadata)

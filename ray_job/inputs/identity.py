@@ -9,7 +9,7 @@ from ray_job.arrow.values import python_values
 from ray_job.errors import InputError
 from ray_job.inputs.formats.images import ImagesSource
 from ray_job.inputs.formats.jsonl_splits import JsonlSplit
-from ray_job.inputs.formats.parquet_splits import ParquetSplit
+from ray_job.inputs.formats.tables import TableSplit
 from ray_job.inputs.source import Source
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
 
@@ -27,7 +27,7 @@ def input_identity(source: Source) -> str:
             for table in source.read(split, split.num_rows):
                 hasher.update("\0".join(map(str, python_values(table.column(0)))).encode(errors="surrogatepass"))
         return hasher.hexdigest()[:16]
-    locations = [split.location for split in source.splits if isinstance(split, ParquetSplit | JsonlSplit)]
+    locations = [split.location for split in source.splits if isinstance(split, TableSplit | JsonlSplit)]
     for line in (*_entries(locations), *(f"{split.name}\0{split.num_rows}" for split in source.splits)):
         hasher.update(line.encode(errors="surrogatepass") + b"\n")
     return hasher.hexdigest()[:16]

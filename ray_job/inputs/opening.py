@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ray_job.errors import InputError
-from ray_job.inputs.files import find_files
+from ray_job.inputs.files import Format, InputFiles, find_files
+from ray_job.inputs.formats.arrow import open_arrow
+from ray_job.inputs.formats.hf import open_hf
 from ray_job.inputs.formats.images import open_images
 from ray_job.inputs.formats.jsonl import open_jsonl
 from ray_job.inputs.formats.parquet import open_parquet
 from ray_job.inputs.source import Source, Split, iter_tables
 from ray_job.redaction.text import public_uri
 from ray_job.spec import JobSpec
+
+_OPENERS: dict[Format, Callable[[JobSpec, InputFiles], Source]] = {
+    "parquet": open_parquet,
+    "images": open_images,
+    "jsonl": open_jsonl,
+    "arrow": open_arrow,
+    "hf": open_hf,
+}
 
 __all__ = ["Source", "Split", "iter_tables", "open_source"]
 
@@ -22,8 +34,7 @@ def open_source(spec: JobSpec) -> Source:
         SpecError: named columns are missing or cannot be used; every problem at once.
     """
     found = find_files(spec.input)
-    openers = {"parquet": open_parquet, "images": open_images, "jsonl": open_jsonl}
-    source = openers[found.format](spec, found)
+    source = _OPENERS[found.format](spec, found)
     if source.num_rows == 0:
         where = ", ".join(map(public_uri, spec.input.path))
         raise InputError(f"{where}: no rows in {len(found.files)} {found.format} files; check input.path")

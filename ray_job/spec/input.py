@@ -16,8 +16,16 @@ class InputSpec(Section):
         min_length=1,
         description="File, folder, glob or URI (s3://…, gs://…), or a list of them.",
     )
-    format: Literal["auto", "parquet", "images", "jsonl"] = Field(
-        "auto", description="`auto` decides by the files' suffixes."
+    format: Literal["auto", "parquet", "images", "jsonl", "arrow", "webdataset", "hf", "delta", "iceberg", "lance"] = (
+        Field("auto", description="`auto` decides by the files' suffixes.")
+    )
+    split: str | None = Field(
+        None, description="Which split of a Hugging Face `DatasetDict` that was saved to disk, such as `train`."
+    )
+    version: int | str | None = Field(
+        None,
+        description="Which version of a Delta, Iceberg or Lance table: a number, a snapshot's id, or a tag's or "
+        "branch's name. Default: the newest when the run starts.",
     )
     id_column: str | None = Field(
         None,

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_job.errors import InputError
-from ray_job.inputs.columns import Found, Roles, choose_roles
+from ray_job.inputs.columns import Roles, choose_roles
 from ray_job.inputs.files import InputFile, InputFiles
 from ray_job.inputs.formats.parquet_splits import ParquetSplit, plan_splits
 from ray_job.inputs.formats.row_groups import iter_pieces
-from ray_job.inputs.formats.schemas import hive_fields, hive_values, is_text, unify
-from ray_job.inputs.formats.tables import TableSource, TableSplit, null_id
+from ray_job.inputs.formats.schemas import hive_values, is_text
+from ray_job.inputs.formats.tables import TableSource, TableSplit, find_columns, null_id
 from ray_job.spec import JobSpec
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
@@ -58,14 +58,11 @@ def open_parquet(spec: JobSpec, found: InputFiles) -> ParquetSource:
     """
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = list(pool.map(_footer, found.files))
-    columns, clashes = unify((file.name, footer.schema.to_arrow_schema()) for file, footer in footers)
-    partitions = hive_fields([hive_values(file.name) for file in found.files])
-    known = {*columns.names, *clashes}
-    columns = pa.schema([*columns, *(field for field in partitions if field.name not in known)])
-    roles = choose_roles(spec, Found(columns, clashes=clashes), "input")
+    columns = find_columns((file.name, footer.schema.to_arrow_schema()) for file, footer in footers)
+    roles = choose_roles(spec, columns, "input")
     splits = [split for file, footer in footers for split in plan_splits(file, footer, {*roles.delivered, roles.id})]
-    _check_ids(footers, roles, columns)
-    return ParquetSource.planned(spec, found, columns, roles, splits, id_column=roles.id)
+    _check_ids(footers, roles, columns.columns)
+    return ParquetSource.planned(spec, found, columns.columns, roles, splits, id_column=roles.id)
 
 
 def _footer(file: InputFile) -> tuple[InputFile, pq.FileMetaData]:

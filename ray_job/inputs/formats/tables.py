@@ -7,7 +7,7 @@ row's id is `name#position`, where the position counts its file's rows from 0, o
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -16,7 +16,16 @@ import pyarrow.compute as pc
 
 from ray_job.arrow.column_types import carried_field
 from ray_job.errors import InputError, RowError
-from ray_job.inputs.formats.schemas import cast_checked, hive_values, is_text, text_checked
+from ray_job.inputs.columns import Found
+from ray_job.inputs.formats.schemas import (
+    cast_checked,
+    hive_fields,
+    hive_values,
+    image_features,
+    is_text,
+    text_checked,
+    unify,
+)
 from ray_job.inputs.source import Source, Split, malformed
 from ray_job.rows import ERROR_TYPE, INTERNAL_PREFIX, READ_ERROR
 from ray_job.storage.places import Location, reason
@@ -106,6 +115,16 @@ class TableSource(Source):
         problem = f"column {self.id_column!r}, the input.id_column, is null or not UTF-8"
         _note(errors, ids.is_null().to_pylist(), f"{problem}; the row is called by its position")
         return pc.coalesce(ids, made.cast(ids.type))
+
+
+def find_columns(files: Iterable[tuple[str, pa.Schema]]) -> Found:
+    """The columns of all files, given by name with their schemas, and of the `key=value` folders they lie in."""
+    listed = list(files)
+    columns, clashes = unify(listed)
+    known = {*columns.names, *clashes}
+    partitions = hive_fields([hive_values(name) for name, _ in listed])
+    columns = pa.schema([*columns, *(field for field in partitions if field.name not in known)])
+    return Found(columns, clashes=clashes, image_columns=image_features([schema for _, schema in listed]))
 
 
 def null_id(location: Location, column: str, where: str) -> InputError:
