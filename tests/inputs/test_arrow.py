@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import sys
 from collections.abc import Callable
@@ -88,9 +87,7 @@ def test_every_type_that_only_arrow_has_is_delivered_as_its_values(tmp_path: Pat
             "view": pa.array(["x", None, "z"], pa.string_view()),
             "bytes_view": pa.array([b"x", None, b"z"], pa.binary_view()),
             "lists": pa.array([[1], [], None], pa.list_view(pa.int32())),
-            "inner": pa.array(
-                [{"a": "u"}, None, {"a": "v"}], pa.struct([("a", pa.dictionary(pa.int8(), pa.string()))])
-            ),
+            "inner": pa.array([{"a": "u"}, None, {"a": "v"}], coded),
             "null": pa.nulls(3),
         }
     )
@@ -130,16 +127,20 @@ def test_a_file_that_is_cut_anywhere_is_named_and_never_half_read(tmp_path: Path
     content = path.read_bytes()
     for size in range(0, len(content), 16):
         path.write_bytes(content[:size])
-        if not stream or len(content) - size > 16:
-            with contextlib.suppress(_Whole), pytest.raises(InputError, match=r"a\.arrow|no rows"):
-                found = ids_of(opened(path, template="x"))
-                assert stream, "a file has a footer"
-                assert len(found) in (4, 8, 10), "whole batches: a stream may end behind any of them"
-                raise _Whole
+        found = outcome(path)
+        if isinstance(found, str):
+            assert "a.arrow" in found or "no rows" in found
+        else:
+            assert stream, "a file has a footer"
+            assert found in (4, 8, 10), "whole batches: a stream may end behind any of them"
 
 
-class _Whole(Exception):
-    """What is left of the file is a whole one."""
+def outcome(path: Path) -> int | str:
+    """How many rows come, or why none do."""
+    try:
+        return len(ids_of(opened(path, template="x")))
+    except InputError as error:
+        return str(error)
 
 
 def test_damaged_offsets_end_in_a_message(tmp_path: Path) -> None:
