@@ -11,6 +11,7 @@ from ray_job.inputs.formats.hf import open_hf
 from ray_job.inputs.formats.images import open_images
 from ray_job.inputs.formats.jsonl import open_jsonl
 from ray_job.inputs.formats.parquet import open_parquet
+from ray_job.inputs.formats.webdataset import open_webdataset
 from ray_job.inputs.source import Source, Split, iter_tables
 from ray_job.redaction.text import public_uri
 from ray_job.spec import JobSpec
@@ -21,6 +22,7 @@ _OPENERS: dict[Format, Callable[[JobSpec, InputFiles], Source]] = {
     "jsonl": open_jsonl,
     "arrow": open_arrow,
     "hf": open_hf,
+    "webdataset": open_webdataset,
 }
 
 __all__ = ["Source", "Split", "iter_tables", "open_source"]
