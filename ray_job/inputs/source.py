@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import pyarrow as pa
@@ -53,6 +53,7 @@ class Source(ABC):
     overrides_column: str | None
     splits: tuple[Split, ...]
     num_ignored: int  # files of other kinds that lie among the input's
+    version: int | None = field(default=None, kw_only=True)  # of a table that has versions: the one that is read
 
     @classmethod
     def planned(

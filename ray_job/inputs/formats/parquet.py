@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_job.errors import InputError
-from ray_job.inputs.columns import Roles, choose_roles
+from ray_job.inputs.columns import choose_roles
 from ray_job.inputs.files import InputFile, InputFiles
 from ray_job.inputs.formats.parquet_splits import ParquetSplit, plan_splits
 from ray_job.inputs.formats.row_groups import iter_pieces
@@ -25,7 +25,7 @@ from ray_job.spec import JobSpec
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
 _BUFFER_BYTES = 2**20
-_FOOTER_THREADS = 16
+FOOTER_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,23 @@ def open_parquet(spec: JobSpec, found: InputFiles) -> ParquetSource:
         InputError: a footer is broken, or there are no rows.
         SpecError: the spec does not fit the columns.
     """
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = list(pool.map(_footer, found.files))
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        footers = list(pool.map(read_footer, found.files))
     columns = find_columns((file.name, footer.schema.to_arrow_schema()) for file, footer in footers)
     roles = choose_roles(spec, columns, "input")
     splits = [split for file, footer in footers for split in plan_splits(file, footer, {*roles.delivered, roles.id})]
-    _check_ids(footers, roles, columns.columns)
+    for file, footer in footers:
+        if roles.id is not None and roles.id not in hive_values(file.name):
+            check_ids(file, footer, roles.id, roles.id, columns.columns)
     return ParquetSource.planned(spec, found, columns.columns, roles, splits, id_column=roles.id)
 
 
-def _footer(file: InputFile) -> tuple[InputFile, pq.FileMetaData]:
+def read_footer(file: InputFile) -> tuple[InputFile, pq.FileMetaData]:
+    """A file with its footer.
+
+    Raises:
+        InputError: it is not there, or broken.
+    """
     with open_input(file.location) as handle:
         return file, _open_parquet(file.location, handle).metadata
 
@@ -101,15 +108,25 @@ def _pieces(
         ) from None
 
 
-def _check_ids(footers: Sequence[tuple[InputFile, pq.FileMetaData]], roles: Roles, columns: pa.Schema) -> None:
-    """Finds null ids early, where the footers count them and they could not be replaced by a made id."""
-    if roles.id is None or is_text(columns.field(roles.id).type):
+def check_ids(file: InputFile, footer: pq.FileMetaData, column: str, name: str | None, columns: pa.Schema) -> None:
+    """Finds null ids early, where the footer counts them and they could not be replaced by a made id.
+
+    Args:
+        file: the file.
+        footer: its own.
+        column: the id column.
+        name: what the file calls it; None where it does not have it.
+        columns: of all files.
+
+    Raises:
+        InputError: there are null ids.
+    """
+    if is_text(columns.field(column).type):
         return
-    for file, footer in footers:
-        paths = [footer.schema.column(index).path for index in range(footer.num_columns)]
-        if roles.id not in paths and roles.id not in hive_values(file.name):
-            raise null_id(file.location, roles.id, ": the file has no such column")
-        for group in range(footer.num_row_groups) if roles.id in paths else ():
-            statistics = footer.row_group(group).column(paths.index(roles.id)).statistics
-            if statistics is not None and statistics.has_null_count and statistics.null_count:
-                raise null_id(file.location, roles.id, f" in row group {group}")
+    paths = [footer.schema.column(index).path for index in range(footer.num_columns)]
+    if name not in paths:
+        raise null_id(file.location, column, ": the file has no such column")
+    for group in range(footer.num_row_groups):
+        statistics = footer.row_group(group).column(paths.index(name)).statistics
+        if statistics is not None and statistics.has_null_count and statistics.null_count:
+            raise null_id(file.location, column, f" in row group {group}")

@@ -1,0 +1,133 @@
+"""Rows of a table whose data files are Parquet and whose log says what they mean: Delta and Iceberg.
+
+The log tells which files there are, what their columns are called there, which columns have one value in a whole file,
+and which rows are deleted. A deleted row is not delivered and not counted. A row's id is `data file#position` in that
+file, deleted rows counted too, so that it stays what it is until its file is written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_job.errors import InputError
+from ray_job.inputs.columns import Found, choose_roles
+from ray_job.inputs.files import InputFile, InputFiles
+from ray_job.inputs.formats.parquet import FOOTER_THREADS, ParquetSource, check_ids, read_footer
+from ray_job.inputs.formats.parquet_splits import ParquetSplit, plan_splits
+from ray_job.inputs.formats.schemas import unify
+from ray_job.inputs.formats.tables import MADE_ID, TableSplit
+from ray_job.spec import JobSpec
+
+Positions = npt.NDArray[np.int64]
+NO_POSITIONS: Positions = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file as the table's log tells of it."""
+
+    file: InputFile
+    values: Mapping[str, str | None] = field(default_factory=dict)  # columns with one value in the file, as text
+    deleted: Positions = field(default_factory=lambda: NO_POSITIONS)  # rows, sorted
+
+
+@dataclass(frozen=True, slots=True)
+class DataFileSplit(ParquetSplit):
+    """Neighbouring row groups of one data file; `num_rows` are those that are not deleted."""
+
+    values: Mapping[str, str | None]
+    physical: Mapping[str, str]  # columns of the file: name in the table → name in the file
+    deleted: bytes  # of the split's rows, positions in the file as int64
+
+    @property
+    def constants(self) -> Mapping[str, str | None]:
+        """Columns that have one value in all the file, as text."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class DataFileSource(ParquetSource):
+    """Rows of a Delta or Iceberg table."""
+
+    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+        """See `TableSource.batches`."""
+        assert isinstance(split, DataFileSplit)
+        deleted = np.frombuffer(split.deleted, np.int64)
+        wanted = {split.physical[name]: name for name in names if name in split.physical}
+        position = split.first_row
+        for batch in super().batches(split, list(wanted), max_rows):
+            positions = np.arange(position, position + batch.num_rows)
+            position += batch.num_rows
+            is_live = ~np.isin(positions, deleted)
+            ids = [f"{split.name}#{place}" for place in positions[is_live]]
+            batch = batch if is_live.all() else batch.filter(pa.array(is_live))
+            columns = {wanted[name]: column for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+            yield pa.RecordBatch.from_pydict({**columns, MADE_ID: pa.array(ids, pa.string())})
+
+
+def open_data_files(
+    spec: JobSpec,
+    found: InputFiles,
+    columns: pa.Schema,
+    files: Sequence[DataFile],
+    physical: Callable[[InputFile, pa.Schema], Mapping[str, str]],
+    version: int,
+    unusable: Mapping[str, str] = MappingProxyType({}),
+) -> DataFileSource:
+    """Reads the footers and plans the splits.
+
+    Args:
+        spec: the job's.
+        found: the table's folder.
+        columns: of the table.
+        files: of the version that is read, in order.
+        physical: which columns of the table a file has, by its schema, and under which names.
+        version: that is read, for the record.
+        unusable: columns that cannot be read from the files, and why; only using one is a problem.
+
+    Raises:
+        InputError: a file is missing or broken, or ids are null.
+        SpecError: the spec does not fit the columns.
+    """
+    columns, clashes = unify([(str(found.root), pa.schema([f for f in columns if f.name not in unusable]))])
+    roles = choose_roles(spec, Found(columns, clashes={**clashes, **unusable}), "input")
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        footers = list(pool.map(read_footer, [file.file for file in files]))
+    splits: list[DataFileSplit] = []
+    for file, (_, footer) in zip(files, footers, strict=True):
+        names = physical(file.file, footer.schema.to_arrow_schema())
+        if roles.id is not None and roles.id not in file.values:
+            check_ids(file.file, footer, roles.id, names.get(roles.id), columns)
+        wanted = {names.get(name) for name in (*roles.delivered, roles.id) if name is not None}
+        splits += _live(file, footer, wanted, names)
+    return DataFileSource.planned(spec, found, columns, roles, splits, id_column=roles.id, version=version)
+
+
+def _live(
+    file: DataFile, footer: pq.FileMetaData, wanted: set[str | None], names: Mapping[str, str]
+) -> Iterator[DataFileSplit]:
+    if len(file.deleted) and not 0 <= file.deleted[0] <= file.deleted[-1] < footer.num_rows:
+        raise InputError(f"{file.file.location}: rows are said to be deleted that it does not have")
+    for split in plan_splits(file.file, footer, wanted):
+        first, last = np.searchsorted(file.deleted, (split.first_row, split.first_row + split.num_rows))
+        deleted = file.deleted[first:last]
+        yield DataFileSplit(
+            split.name,
+            split.num_rows - len(deleted),
+            split.num_bytes,
+            split.location,
+            split.first_row,
+            split.row_groups,
+            split.group_rows,
+            file.values,
+            names,
+            deleted.tobytes(),
+        )
