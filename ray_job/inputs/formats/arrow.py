@@ -18,7 +18,7 @@ from ray_job.inputs.columns import choose_roles
 from ray_job.inputs.files import InputFile, InputFiles
 from ray_job.inputs.formats.arrow_messages import ArrowLayout, arrow_layout
 from ray_job.inputs.formats.row_groups import iter_bounded
-from ray_job.inputs.formats.tables import TableSource, TableSplit, find_columns
+from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit, find_columns
 from ray_job.spec import JobSpec
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
@@ -40,7 +40,7 @@ class ArrowSplit(TableSplit):
 class ArrowSource(TableSource):
     """Rows of Arrow files and streams."""
 
-    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[Rows]:
         """See `TableSource.batches`."""
         assert isinstance(split, ArrowSplit)
         try:
@@ -48,7 +48,7 @@ class ArrowSource(TableSource):
                 for batch in _whole_batches(handle, split, names):
                     for column in batch.columns:
                         _check(column)
-                    yield from iter_bounded(batch, max_rows)
+                    yield from map(Rows, iter_bounded(batch, max_rows))
         except (*STORAGE_ERRORS, ValueError) as error:
             raise InputError(
                 f"{split.location}: a batch cannot be read: {reason(error)}. If the file is damaged, write it again or "

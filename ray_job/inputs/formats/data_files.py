@@ -23,7 +23,7 @@ from ray_job.inputs.files import InputFile, InputFiles
 from ray_job.inputs.formats.parquet import FOOTER_THREADS, ParquetSource, check_ids, read_footer
 from ray_job.inputs.formats.parquet_splits import ParquetSplit, plan_splits
 from ray_job.inputs.formats.schemas import unify
-from ray_job.inputs.formats.tables import MADE_ID, TableSplit
+from ray_job.inputs.formats.tables import Rows, TableSplit
 from ray_job.spec import JobSpec
 
 Positions = npt.NDArray[np.int64]
@@ -57,20 +57,21 @@ class DataFileSplit(ParquetSplit):
 class DataFileSource(ParquetSource):
     """Rows of a Delta or Iceberg table."""
 
-    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[Rows]:
         """See `TableSource.batches`."""
         assert isinstance(split, DataFileSplit)
         deleted = np.frombuffer(split.deleted, np.int64)
         wanted = {split.physical[name]: name for name in names if name in split.physical}
         position = split.first_row
-        for batch in super().batches(split, list(wanted), max_rows):
+        for rows in super().batches(split, list(wanted), max_rows):
+            batch = rows.batch
             positions = np.arange(position, position + batch.num_rows)
             position += batch.num_rows
             is_live = ~np.isin(positions, deleted)
             ids = [f"{split.name}#{place}" for place in positions[is_live]]
             batch = batch if is_live.all() else batch.filter(pa.array(is_live))
-            columns = {wanted[name]: column for name, column in zip(batch.schema.names, batch.columns, strict=True)}
-            yield pa.RecordBatch.from_pydict({**columns, MADE_ID: pa.array(ids, pa.string())})
+            names_here = [wanted[name] for name in batch.schema.names]
+            yield Rows(batch.rename_columns(names_here), pa.array(ids, pa.string()))
 
 
 def open_data_files(

@@ -18,7 +18,7 @@ from ray_job.inputs.columns import Found, choose_roles
 from ray_job.inputs.files import InputFiles
 from ray_job.inputs.formats.row_groups import iter_bounded
 from ray_job.inputs.formats.schemas import unify
-from ray_job.inputs.formats.tables import MADE_ID, TableSource, TableSplit
+from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit
 from ray_job.redaction.text import without_parts_of
 from ray_job.spec import JobSpec
 from ray_job.storage.object_store import storage_options
@@ -45,7 +45,7 @@ class LanceSource(TableSource):
 
     options: Mapping[str, str]  # of its storage
 
-    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[Rows]:
         """See `TableSource.batches`."""
         assert isinstance(split, LanceSplit)
         try:
@@ -61,7 +61,8 @@ class LanceSource(TableSource):
                 blob_handling="all_binary",
             )
             for batch in scanner.to_batches():
-                yield from iter_bounded(_with_ids(batch), max_rows)
+                for piece in iter_bounded(batch, max_rows):
+                    yield Rows(piece.drop_columns(_ADDRESS), _made_ids(piece))
         except InputError:
             raise
         except Exception as error:  # lance raises what its storage and its decoders do
@@ -117,11 +118,7 @@ def _plan_splits(root: Location, fragment: Any) -> Iterator[LanceSplit]:
         yield LanceSplit(name, size, size * row_bytes, root, start, fragment.fragment_id, row_bytes)
 
 
-def _with_ids(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _made_ids(batch: pa.RecordBatch) -> pa.Array:
     addresses = batch.column(_ADDRESS).to_numpy()
-    offsets = (addresses & np.uint64(0xFFFFFFFF)).tolist()
-    fragments = (addresses >> np.uint64(32)).tolist()
-    ids = pa.array([f"{fragment}#{offset}" for fragment, offset in zip(fragments, offsets, strict=True)], pa.string())
-    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    del columns[_ADDRESS]
-    return pa.RecordBatch.from_pydict({**columns, MADE_ID: ids})
+    pairs = zip(addresses >> np.uint64(32), addresses & np.uint64(0xFFFFFFFF), strict=True)
+    return pa.array([f"{fragment}#{offset}" for fragment, offset in pairs], pa.string())

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 
 from ray_job.errors import InputError
 from ray_job.inputs.columns import choose_roles
+from ray_job.inputs.earlier_output import check_finished
 from ray_job.inputs.files import InputFile, InputFiles
 from ray_job.inputs.formats.parquet_splits import ParquetSplit, plan_splits
 from ray_job.inputs.formats.row_groups import iter_pieces
 from ray_job.inputs.formats.schemas import hive_values, is_text
-from ray_job.inputs.formats.tables import TableSource, TableSplit, find_columns, null_id
+from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit, find_columns, null_id
 from ray_job.spec import JobSpec
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
@@ -32,7 +33,7 @@ FOOTER_THREADS = 16
 class ParquetSource(TableSource):
     """Rows of Parquet files."""
 
-    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[Rows]:
         """See `TableSource.batches`."""
         assert isinstance(split, ParquetSplit)
         with open_input(split.location) as handle:
@@ -42,7 +43,7 @@ class ParquetSource(TableSource):
                 found = 0
                 for batch in _pieces(file, split, group, present, max_rows):
                     found += batch.num_rows
-                    yield batch
+                    yield Rows(batch)
                 if found != num_rows:
                     raise InputError(
                         f"{split.location}: row group {group} has {found} rows, its footer said {num_rows}"
@@ -53,9 +54,10 @@ def open_parquet(spec: JobSpec, found: InputFiles) -> ParquetSource:
     """Reads the footers and plans the splits.
 
     Raises:
-        InputError: a footer is broken, or there are no rows.
+        InputError: a footer is broken, or the files are an output that is not finished.
         SpecError: the spec does not fit the columns.
     """
+    check_finished(found.root, [file.name for file in found.files])
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         footers = list(pool.map(read_footer, found.files))
     columns = find_columns((file.name, footer.schema.to_arrow_schema()) for file, footer in footers)

@@ -1,7 +1,7 @@
 """What all inputs have in common that come as Arrow batches: ids, types, text, constant columns, exact counts.
 
 A format plans splits with exact numbers of rows and reads the batches of one; all else is here. Without an id column a
-row's id is `name#position`, where the position counts its file's rows from 0, or what the format says in MADE_ID.
+row's id is `name#position`, where the position counts its file's rows from 0, or what the format calls it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,8 @@ from ray_job.inputs.formats.schemas import (
     unify,
 )
 from ray_job.inputs.source import Source, Split, malformed
-from ray_job.rows import ERROR_TYPE, INTERNAL_PREFIX, READ_ERROR
+from ray_job.rows import ERROR_TYPE, READ_ERROR
 from ray_job.storage.places import Location, reason
-
-MADE_ID = f"{INTERNAL_PREFIX}made_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +44,22 @@ class TableSplit(Split):
         return hive_values(self.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Neighbouring rows as a format reads them."""
+
+    batch: pa.RecordBatch  # the columns asked for that there are
+    made_ids: pa.Array | None = None  # text; None: `name#position`
+    errors: pa.Array | None = None  # of ERROR_TYPE, null for a good row
+
+    def first(self, num_rows: int) -> Rows:
+        """The first of them."""
+        if num_rows >= self.batch.num_rows:
+            return self
+        parts = (self.batch, self.made_ids, self.errors)
+        return Rows(*(None if part is None else part.slice(0, num_rows) for part in parts))
+
+
 @dataclass(frozen=True)
 class TableSource(Source):
     """Rows of Arrow batches."""
@@ -53,13 +67,12 @@ class TableSource(Source):
     id_column: str | None
 
     @abstractmethod
-    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[Rows]:
         """The rows of a split in order, in batches of at most `max_rows` rows; more after its last are not asked for.
 
         Args:
             split: as planned, or one that ends earlier.
-            names: the columns to read; those that the file does not have are left out. Two more may come with them:
-                MADE_ID (text) and READ_ERROR (ERROR_TYPE, null for a good row).
+            names: the columns to read; those that the file does not have are left out.
             max_rows: of a batch.
 
         Raises:
@@ -73,20 +86,23 @@ class TableSource(Source):
         names = dict.fromkeys([*([self.id_column] if self.id_column is not None else []), *self.columns.names])
         with closing(self.batches(split, list(names), max_rows)) as batches:  # type: ignore[type-var]
             while left:
-                batch = next(batches, None)
-                if batch is None:
+                rows = next(batches, None)
+                if rows is None:
                     raise InputError(
                         f"{split.location}: {left} of {split.num_rows} rows are no longer there; it has changed since "
                         "the job began. Run it again"
                     )
-                batch = batch.slice(0, left)
-                if batch.num_rows:
-                    yield self._table(batch, split, position)
-                left -= batch.num_rows
-                position += batch.num_rows
+                rows = rows.first(left)
+                if rows.batch.num_rows:
+                    yield self._table(rows, split, position)
+                left -= rows.batch.num_rows
+                position += rows.batch.num_rows
 
-    def _table(self, batch: pa.RecordBatch, split: TableSplit, position: int) -> pa.Table:
-        made = _made_ids(batch, split, position)
+    def _table(self, rows: Rows, split: TableSplit, position: int) -> pa.Table:
+        batch = rows.batch
+        made = rows.made_ids
+        if made is None:
+            made = pa.array([f"{split.name}#{position + row}" for row in range(batch.num_rows)], pa.string())
         errors: list[RowError | None] = [None] * batch.num_rows
         columns = []
         for field in map(carried_field, self.columns):
@@ -97,11 +113,10 @@ class TableSource(Source):
             _note(errors, problems, f"column {field.name!r} is {field.type} in other files, and this value cannot be")
         ids = made if self.id_column is None else self._ids(batch, split, made, errors)
         table = self.table([ids, *columns], errors)
-        if READ_ERROR not in batch.schema.names:
+        if rows.errors is None:
             return table
-        place = table.schema.get_field_index(READ_ERROR)
-        found = pc.coalesce(batch.column(READ_ERROR), table.column(place).combine_chunks())
-        return table.set_column(place, pa.field(READ_ERROR, ERROR_TYPE), found)
+        found = pc.coalesce(rows.errors, table.column(-1).combine_chunks())
+        return table.set_column(table.num_columns - 1, pa.field(READ_ERROR, ERROR_TYPE), found)
 
     def _ids(self, batch: pa.RecordBatch, split: TableSplit, made: pa.Array, errors: list[RowError | None]) -> pa.Array:
         """The id column's values; a text that is null is replaced by the made id, and is that row's error."""
@@ -132,12 +147,6 @@ def null_id(location: Location, column: str, where: str) -> InputError:
     return InputError(
         f"{location}: column {column!r}, the input.id_column, is null{where}. Fill it in, or name another column"
     )
-
-
-def _made_ids(batch: pa.RecordBatch, split: TableSplit, position: int) -> pa.Array:
-    if MADE_ID in batch.schema.names:
-        return batch.column(MADE_ID)
-    return pa.array([f"{split.name}#{position + row}" for row in range(batch.num_rows)], pa.string())
 
 
 def _column(batch: pa.RecordBatch, field: pa.Field, split: TableSplit) -> tuple[pa.Array, list[str | None]]:

@@ -14,14 +14,14 @@ import pyarrow as pa
 from ray_job.inputs.columns import Found, choose_roles
 from ray_job.inputs.files import InputFiles
 from ray_job.inputs.formats.row_groups import PIECE_BYTES
-from ray_job.inputs.formats.sample_columns import JSON, URL, Keys, SampleColumns, sample_columns
+from ray_job.inputs.formats.sample_columns import JSON, KEY, URL, Keys, SampleColumns, sample_columns
 from ray_job.inputs.formats.samples import Sample, iter_samples
 from ray_job.inputs.formats.shards import Shard, ShardSplit, walk
-from ray_job.inputs.formats.tables import MADE_ID, TableSource, TableSplit
+from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit
 from ray_job.inputs.formats.tar_members import iter_members, open_tar
 from ray_job.inputs.source import malformed
 from ray_job.redaction.logs import logger_of
-from ray_job.rows import ERROR_TYPE, READ_ERROR, error_record
+from ray_job.rows import ERROR_TYPE, error_record
 from ray_job.spec import JobSpec
 
 _LOG = logger_of(__name__)
@@ -35,7 +35,7 @@ class WebDatasetSource(TableSource):
     samples: SampleColumns
     max_member_bytes: int
 
-    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[Rows]:
         """See `TableSource.batches`."""
         assert isinstance(split, ShardSplit)
         wanted = self.samples.wanted(names)
@@ -47,22 +47,21 @@ class WebDatasetSource(TableSource):
                 held.append(sample)
                 num_bytes += sum(len(content or b"") for content in sample.fields.values())
                 if len(held) == max_rows or num_bytes >= PIECE_BYTES:
-                    yield self._batch(held, split, names)
+                    yield self._rows(held, split, names)
                     held, num_bytes = [], 0
         if held:
-            yield self._batch(held, split, names)
+            yield self._rows(held, split, names)
 
-    def _batch(self, samples: Sequence[Sample], split: ShardSplit, names: Sequence[str]) -> pa.RecordBatch:
+    def _rows(self, samples: Sequence[Sample], split: ShardSplit, names: Sequence[str]) -> Rows:
         ids = []
         for sample in samples:
             times, problem = split.repeated.get(sample.offset, (0, None))
             ids.append(f"{split.name}{sample.name}" + (f"#{times}" if times else ""))
             if problem is not None:
                 sample.fail(malformed(problem))
-        arrays = self.samples.arrays(samples, str(split.location), names)
+        arrays = self.samples.arrays(samples, str(split.location), [KEY, *names])  # one column tells how many rows
         errors = [None if sample.error is None else error_record(sample.error) for sample in samples]
-        arrays |= {MADE_ID: pa.array(ids, pa.string()), READ_ERROR: pa.array(errors, ERROR_TYPE)}
-        return pa.RecordBatch.from_pydict(arrays)
+        return Rows(pa.RecordBatch.from_pydict(arrays), pa.array(ids, pa.string()), pa.array(errors, ERROR_TYPE))
 
 
 def open_webdataset(spec: JobSpec, found: InputFiles) -> WebDatasetSource:
