@@ -20,6 +20,7 @@ from ray_job.errors import InputError, SpecError
 from ray_job.inputs.identity import input_identity
 from ray_job.spec import JobSpec
 from ray_job.stages.open_job import open_job
+from tests.jobs_here import run_here
 
 from .conftest import ids_of, opened, rows_of
 
@@ -85,6 +86,30 @@ class TestDelta:
         assert (again.num_rows, newest.num_rows) == (5, 10)
         assert input_identity(again) == input_identity(source) != input_identity(newest)
         assert [row["n"] for row in rows_of(source)] == list(range(5)), "a plan made before is read as it was made"
+
+    @pytest.mark.cluster
+    def test_new_rows_are_appended_and_a_finished_run_is_not_resumed_with_them(
+        self, tmp_path: Path, local_ray: None
+    ) -> None:
+        path = self.written(tmp_path / "table", numbered(5))
+        data: dict[str, Any] = {"input": {"path": str(path)}, "prompt": {"template": "{n}"}}
+        data |= {"model": {"path": "builtin:noop"}, "output": {"path": str(tmp_path / "out")}}
+        run_here(JobSpec.from_dict(data))
+        manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
+        assert manifest["spec"]["input"]["version"] == 0
+        self.written(path, numbered(3, 5), mode="append")
+        data["output"]["mode"] = "resume"
+        with pytest.raises(SpecError, match="is finished, and 3 rows of the input are new; use --mode append"):
+            run_here(JobSpec.from_dict(data))
+        data["input"]["version"] = 0
+        run_here(JobSpec.from_dict(data))
+        data["output"]["mode"] = "append"
+        del data["input"]["version"]
+        run_here(JobSpec.from_dict(data))
+        rows = [row for part in (tmp_path / "out").glob("*/part-*") for row in pq.read_table(part).to_pylist()]
+        assert sorted(row["n"] for row in rows) == list(range(8))
+        assert len({row["row_id"] for row in rows}) == 8
+        assert json.loads((tmp_path / "out" / "_manifest.json").read_text())["spec"]["input"]["version"] == 1
 
     @pytest.mark.parametrize("kind", ["inline", "file"])
     def test_rows_of_deletion_vectors_are_not_delivered(self, tmp_path: Path, kind: str) -> None:

@@ -1,7 +1,8 @@
 """Rows of Lance data sets, read by `lance` itself, which leaves out deleted rows.
 
 A row's id is `fragment#offset`, deleted rows counted too: as Lance has it, an address that stays until the fragment is
-rewritten. Lance decides how much it reads at once; a batch is asked for with few rows, and pictures come one by one.
+rewritten. Lance reads ahead within a scan, so a scan is asked for as many rows as make up a piece, by their size on
+average.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pyarrow as pa
 from ray_job.errors import InputError
 from ray_job.inputs.columns import Found, choose_roles
 from ray_job.inputs.files import InputFiles
-from ray_job.inputs.formats.row_groups import iter_bounded
+from ray_job.inputs.formats.row_groups import PIECE_BYTES, iter_bounded
 from ray_job.inputs.formats.schemas import unify
 from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit
 from ray_job.redaction.text import without_parts_of
@@ -26,8 +27,6 @@ from ray_job.storage.places import Location, reason
 
 SPLIT_BYTES = 32 * 2**20
 SPLIT_ROWS = 4096
-_FEW_ROWS = 4
-_LARGE_ROW_BYTES = 32 * 2**10
 _ADDRESS = "_rowaddr"
 
 
@@ -50,18 +49,12 @@ class LanceSource(TableSource):
         assert isinstance(split, LanceSplit)
         try:
             data = _open_version(split.location.reference, self.version, self.options)
-            few = max_rows if split.row_bytes < _LARGE_ROW_BYTES else min(max_rows, _FEW_ROWS)
-            scanner = data.get_fragment(split.fragment).scanner(
-                columns=[name for name in names if name in data.schema.names],
-                with_row_address=True,
-                offset=split.first_row,
-                limit=split.num_rows,
-                batch_size=few,
-                batch_readahead=1,
-                blob_handling="all_binary",
-            )
-            for batch in scanner.to_batches():
-                for piece in iter_bounded(batch, max_rows):
+            fragment = data.get_fragment(split.fragment)
+            columns = [name for name in names if name in data.schema.names]
+            step = max(1, PIECE_BYTES // max(1, split.row_bytes))  # a scan reads ahead, whatever its batches
+            for start in range(split.first_row, split.first_row + split.num_rows, step):
+                limit = min(step, split.first_row + split.num_rows - start)
+                for piece in _scanned(fragment, columns, start, limit, max_rows):
                     yield Rows(piece.drop_columns(_ADDRESS), _made_ids(piece))
         except InputError:
             raise
@@ -116,6 +109,22 @@ def _plan_splits(root: Location, fragment: Any) -> Iterator[LanceSplit]:
         size = min(step, num_rows - start)
         name = str(fragment.fragment_id)
         yield LanceSplit(name, size, size * row_bytes, root, start, fragment.fragment_id, row_bytes)
+
+
+def _scanned(fragment: Any, columns: list[str], start: int, limit: int, max_rows: int) -> Iterator[pa.RecordBatch]:
+    """Rows of a fragment that are not deleted, with their addresses."""
+    scanner = fragment.scanner(
+        columns=columns,
+        with_row_address=True,
+        offset=start,
+        limit=limit,
+        batch_size=min(limit, max_rows),
+        batch_readahead=1,
+        io_buffer_size=PIECE_BYTES,
+        blob_handling="all_binary",
+    )
+    for batch in scanner.to_batches():
+        yield from iter_bounded(batch, max_rows)
 
 
 def _made_ids(batch: pa.RecordBatch) -> pa.Array:

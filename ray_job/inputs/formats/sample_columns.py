@@ -20,6 +20,7 @@ from ray_job.inputs.formats.json_columns import converter, infer_columns, parse_
 from ray_job.inputs.formats.samples import Sample
 
 KEY, URL, IMAGE = "__key__", "__url__", "image"
+MAX_KEYS = 4096
 _INT64 = range(-(2**63), 2**63)
 _PICTURES = frozenset(
     [
@@ -110,14 +111,19 @@ class Keys:
             kind = type(value).__name__
             if kind == "int" and value not in _INT64:
                 kind = "large"
-            if (key, kind) not in self._examples:
+            if (key, kind) not in self._examples and not self.is_full:
                 small = {"str": "", "list": [], "dict": {}}
                 self._examples[key, kind] = small.get(kind, value)
 
     def merge(self, other: Keys) -> None:
         """Takes those of another."""
-        for key, value in other._examples.items():
-            self._examples.setdefault(key, value)
+        for (key, _), value in other._examples.items():
+            self.see({key: value})
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are more keys than become columns."""
+        return len(self._examples) >= MAX_KEYS
 
     def types(self) -> dict[str, pa.DataType]:
         """The type of each key's column."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ray_job.inputs.columns import Found, choose_roles
 from ray_job.inputs.files import InputFiles
 from ray_job.inputs.formats.row_groups import PIECE_BYTES
-from ray_job.inputs.formats.sample_columns import JSON, KEY, URL, Keys, SampleColumns, sample_columns
+from ray_job.inputs.formats.sample_columns import JSON, KEY, MAX_KEYS, URL, Keys, SampleColumns, sample_columns
 from ray_job.inputs.formats.samples import Sample, iter_samples
 from ray_job.inputs.formats.shards import Shard, ShardSplit, walk
 from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit
@@ -77,6 +77,8 @@ def open_webdataset(spec: JobSpec, found: InputFiles) -> WebDatasetSource:
     keys = Keys()
     for shard in shards:
         keys.merge(shard.keys)
+    if keys.is_full:
+        _LOG.warning("the samples' JSON has more than %d keys: the others are in the column 'json' only", MAX_KEYS)
     columns = sample_columns((layout for shard in shards for layout in shard.layouts), keys)
     columns = columns.with_text_id(spec.input.id_column)
     not_kept = (URL, *(JSON if columns.keys else ()))
