@@ -39,7 +39,8 @@ def test_every_problem_is_reported_at_once_with_value_allowed_and_nearest_name()
         }
     )
     assert found == [
-        "input.format: got 'parket'; allowed: auto, parquet, images, jsonl; did you mean 'parquet'?",
+        "input.format: got 'parket'; allowed: auto, parquet, images, jsonl, arrow, "
+        "webdataset, hf, delta, iceberg, lance; did you mean 'parquet'?",
         "output.part_row: got 5; unknown key; did you mean 'part_rows'? allowed: path, mode, retry_failed, part_rows",
         "generation.max_new_tokens: got 0; allowed: greater than or equal to 1",
         "modle: got {}; unknown key; did you mean 'model'? allowed: " + ", ".join(JobSpec.model_fields),

@@ -62,7 +62,7 @@ def test_a_killed_driver_loses_and_doubles_no_row_of(tmp_path: Path, machines: M
     assert call("verify", str(job.out))[0] == 0
     num_again = job.num_computed() - sum(status == "ok" for status, _, _ in expected.values())
     print(f"{committed} rows were committed at the kill, {num_again} computed again")
-    assert 0 <= num_again < NUM_ROWS - committed, "only what was in flight"
+    assert 0 <= num_again < 1_000, "only what was in flight"
 
 
 def kill_driver(job: Job) -> int:
