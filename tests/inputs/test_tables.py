@@ -260,6 +260,28 @@ class TestIceberg:
         with pytest.raises(InputError, match="this folder is a table of format iceberg"):
             opened(self.folder(table), input={"format": "parquet"})
 
+    def test_on_s3(self, s3: Any, moto_env: dict[str, str]) -> None:
+        sql = pytest.importorskip("pyiceberg.catalog.sql")
+        properties = {
+            "s3.endpoint": moto_env["AWS_ENDPOINT_URL"],
+            "s3.region": "us-east-1",
+            "s3.access-key-id": "testing",
+            "s3.secret-access-key": "testing",
+        }
+        catalog = sql.SqlCatalog("c", uri="sqlite:///:memory:", warehouse="s3://pictures/warehouse", **properties)
+        catalog.create_namespace("ns")
+        table = catalog.create_table("ns.t", schema=numbered(0).schema)
+        table.append(numbered(4))
+        table.delete("n = 1")
+        rows = rows_of(opened(table.location(), template="{n}"))
+        assert [row["n"] for row in rows] == [0, 2, 3]
+        host = moto_env["AWS_ENDPOINT_URL"].removeprefix("http://").replace(":", "%3A")
+        rows = rows_of(
+            opened(f"{table.location()}?scheme=http&endpoint_override={host}&region=us-east-1", template="{n}")
+        )
+        assert [row["n"] for row in rows] == [0, 2, 3]
+        catalog.close()
+
     def test_two_newest_metadata_files_are_asked_about(self, catalog: Any) -> None:
         table = catalog.create_table("ns.t", schema=numbered(0).schema)
         table.append(numbered(3))

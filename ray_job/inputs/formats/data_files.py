@@ -25,6 +25,7 @@ from ray_job.inputs.formats.parquet_splits import ParquetSplit, plan_splits
 from ray_job.inputs.formats.schemas import unify
 from ray_job.inputs.formats.tables import Rows, TableSplit
 from ray_job.spec import JobSpec
+from ray_job.storage.places import Location, account_of, locate, parse_uri
 
 Positions = npt.NDArray[np.int64]
 NO_POSITIONS: Positions = np.zeros(0, np.int64)
@@ -37,6 +38,13 @@ class DataFile:
     file: InputFile
     values: Mapping[str, str | None] = field(default_factory=dict)  # columns with one value in the file, as text
     deleted: Positions = field(default_factory=lambda: NO_POSITIONS)  # rows, sorted
+
+
+def located(path: str, root: Location) -> Location:
+    """Where a file lies that a log names by a path or URI; reached as the table is, where that is on the same storage."""
+    scheme, place = parse_uri(path) or ("file", path)
+    is_same = (scheme, account_of(path)) == (root.scheme, root.account)
+    return root.at(place) if is_same else locate(path)
 
 
 @dataclass(frozen=True, slots=True)

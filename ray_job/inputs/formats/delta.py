@@ -12,11 +12,18 @@ import pyarrow as pa
 
 from ray_job.errors import InputError
 from ray_job.inputs.files import InputFile, InputFiles
-from ray_job.inputs.formats.data_files import NO_POSITIONS, DataFile, DataFileSource, Positions, open_data_files
+from ray_job.inputs.formats.data_files import (
+    NO_POSITIONS,
+    DataFile,
+    DataFileSource,
+    Positions,
+    located,
+    open_data_files,
+)
 from ray_job.redaction.text import without_parts_of
 from ray_job.spec import JobSpec
 from ray_job.storage.object_store import storage_options
-from ray_job.storage.places import Location, locate, parse_uri, reason
+from ray_job.storage.places import Location, parse_uri, reason
 
 _PHYSICAL = "delta.columnMapping.physicalName"
 
@@ -88,7 +95,7 @@ def _positions(is_kept: list[bool]) -> Positions:
 def _data_file(root: Location, path: str, num_bytes: int) -> InputFile:
     """A file of the log, whose paths are encoded as in URIs; one elsewhere is named whole."""
     if parse_uri(path) is not None:
-        return InputFile(locate(path), unquote(path), num_bytes)
+        return InputFile(located(path, root), unquote(path), num_bytes)
     name = unquote(path)
     return InputFile(root.at(posixpath.join(root.path, name)), name, num_bytes)
 

@@ -18,11 +18,18 @@ import pyarrow.parquet as pq
 
 from ray_job.errors import InputError
 from ray_job.inputs.files import InputFile, InputFiles
-from ray_job.inputs.formats.data_files import NO_POSITIONS, DataFile, DataFileSource, Positions, open_data_files
+from ray_job.inputs.formats.data_files import (
+    NO_POSITIONS,
+    DataFile,
+    DataFileSource,
+    Positions,
+    located,
+    open_data_files,
+)
 from ray_job.redaction.text import without_parts_of
 from ray_job.spec import JobSpec
 from ray_job.storage.object_store import storage_options
-from ray_job.storage.places import Location, locate, open_input, reason
+from ray_job.storage.places import Location, open_input, reason
 
 _METADATA = re.compile(r"(?:.*/)?(?:v?(\d+)[^/]*)?\.metadata\.json|(?:.*/)?[^/]*\.metadata\.json")
 _HINT = "version-hint.text"
@@ -52,7 +59,7 @@ def open_iceberg(spec: JobSpec, found: InputFiles) -> DataFileSource:
         tasks = sorted(scan.plan_files(), key=lambda task: str(task.file.file_path))
         columns = schema.as_arrow()
         ids = _names_by_id(table)
-        files = [_data_file(task, table, schema) for task in tasks]
+        files = [_data_file(task, table, schema, found.root) for task in tasks]
     except InputError:
         raise
     except Exception as error:  # pyiceberg raises what its storage and its parsers do
@@ -120,20 +127,20 @@ def _snapshot(table: Any, version: int | str | None, root: Location) -> int:
     return int(snapshot.snapshot_id)
 
 
-def _data_file(task: Any, table: Any, schema: Any) -> DataFile:
+def _data_file(task: Any, table: Any, schema: Any, root: Location) -> DataFile:
     from pyiceberg.manifest import FileFormat
 
     path = str(task.file.file_path)
-    location = locate(path)
+    location = located(path, root)
     if task.file.file_format != FileFormat.PARQUET:
         raise InputError(f"{location}: data files in {task.file.file_format.value} are not read; only Parquet is")
     folder = str(table.location()).rstrip("/") + "/"
     name = path.removeprefix(folder) if path.startswith(folder) else path
     file = InputFile(location, name, task.file.file_size_in_bytes)
-    return DataFile(file, _values(task.file, table, schema), _deleted(task))
+    return DataFile(file, _values(task.file, table, schema), _deleted(task, root))
 
 
-def _deleted(task: Any) -> Positions:
+def _deleted(task: Any, root: Location) -> Positions:
     """The rows that are deleted by position."""
     from pyiceberg.manifest import FileFormat
     from pyiceberg.table.deletion_vector import deletion_vectors_from_puffin_file
@@ -142,7 +149,7 @@ def _deleted(task: Any) -> Positions:
     path = str(task.file.file_path)
     found = [NO_POSITIONS]
     for delete in sorted(task.delete_files, key=lambda delete: str(delete.file_path)):
-        with open_input(locate(str(delete.file_path))) as handle:
+        with open_input(located(str(delete.file_path), root)) as handle:
             if delete.file_format == FileFormat.PARQUET:
                 rows = pq.read_table(handle, columns=["file_path", "pos"], filters=[("file_path", "=", path)])
                 found.append(rows.column("pos").to_numpy())
