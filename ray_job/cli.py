@@ -75,6 +75,9 @@ def _validate(arguments: argparse.Namespace) -> int:
     spec, source, _ = open_job(spec)
     digests = possible_digests(fingerprint_fields(spec, source))
     fingerprint = " or ".join(f"{value} on {device}s" if device else value for device, value in digests.items())
+    print(f"{arguments.spec}: reads {source.taken}")
+    if source.skipped.num_files:
+        print(f"{arguments.spec}: skips {source.skipped.text()}")
     print(f"{arguments.spec}: valid; {source.num_rows} rows, fingerprint {fingerprint}")
     return 0
 

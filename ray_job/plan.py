@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ray_job.engine.batching import DEFAULT_MAX_TOKENS, SampleSize, num_batches
+from ray_job.inputs.skipped import NOTHING, Skipped
 from ray_job.inputs.source import iter_tables
 from ray_job.spec import GenerationParams, JobSpec
 from ray_job.stages.open_job import open_job
@@ -19,6 +20,7 @@ class Plan:
     """A job before it runs. Tokens are of prompts, pictures included; bad rows have none."""
 
     rows: int = 0
+    skipped: Skipped = NOTHING  # files of the input that hold no rows
     samples: int = 0
     pictures: int = 0
     distinct_pictures: int = 0
@@ -32,7 +34,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON of the plan, the tokens as a histogram."""
-        return {**asdict(self), "prompt_tokens": sum(self.prompt_tokens), "histogram": self.histogram()}
+        own = {"prompt_tokens": sum(self.prompt_tokens), "skipped": self.skipped.to_dict()}
+        return {**asdict(self), **own, "histogram": self.histogram()}
 
     def histogram(self) -> dict[str, int]:
         """How many samples have how many prompt tokens."""
@@ -45,6 +48,7 @@ class Plan:
         """The plan for people."""
         lines = [
             f"rows             {self.rows}",
+            *([f"skipped          {self.skipped.text()}"] if self.skipped.num_files else []),
             f"samples          {self.samples}",
             f"pictures         {self.pictures} ({self.distinct_pictures} distinct)",
             f"prompt tokens    {sum(self.prompt_tokens)} ({self.image_tokens} of them pictures)",
@@ -69,7 +73,7 @@ def plan_job(spec: JobSpec) -> Plan:
         SpecError, InputError, ModelError: as `run_job` would before its first row.
     """
     spec, source, preparer = open_job(spec)
-    plan = Plan(rows=source.num_rows)
+    plan = Plan(rows=source.num_rows, skipped=source.skipped)
     digests: set[bytes] = set()
     sizes: list[SampleSize] = []
     for table in iter_tables(source, spec.batching.block_rows):

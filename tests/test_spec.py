@@ -39,9 +39,10 @@ def test_every_problem_is_reported_at_once_with_value_allowed_and_nearest_name()
         }
     )
     assert found == [
-        "input.format: got 'parket'; allowed: auto, parquet, images, jsonl, arrow, "
-        "webdataset, hf, delta, iceberg, lance; did you mean 'parquet'?",
-        "output.part_row: got 5; unknown key; did you mean 'part_rows'? allowed: path, mode, retry_failed, part_rows",
+        "input.format: got 'parket'; allowed: auto, parquet, images, jsonl, json, csv, tsv, arrow, hf, webdataset, "
+        "delta, iceberg, lance, documents; did you mean 'parquet'?",
+        "output.part_row: got 5; unknown key; did you mean 'part_rows'? allowed: path, mode, retry_failed, part_rows, "
+        "storage_options",
         "generation.max_new_tokens: got 0; allowed: greater than or equal to 1",
         "modle: got {}; unknown key; did you mean 'model'? allowed: " + ", ".join(JobSpec.model_fields),
     ]
@@ -259,5 +260,5 @@ def test_a_problem_shows_no_credentials() -> None:
     found = problems({"input": {"path": "in"}, "output": {"pth": "s3://key:topsecret@bucket/out", "path": "out"}})
     assert found == [
         "output.pth: got 's3://bucket/out'; unknown key; did you mean 'path'? "
-        "allowed: path, mode, retry_failed, part_rows"
+        "allowed: path, mode, retry_failed, part_rows, storage_options"
     ]

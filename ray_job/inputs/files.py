@@ -8,26 +8,20 @@ name depends only on the input's own layout: not on the machine, the order of th
 from __future__ import annotations
 
 import posixpath
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from ray_job.errors import InputError
-from ray_job.inputs.table_folders import find_table
+from ray_job.inputs.choosing import CAPTION_SUFFIXES, TABLE_FOLDERS, FileKinds, family, is_metadata
+from ray_job.inputs.detection import HEAD_BYTES, Kind, by_content, by_name, table_folder
+from ray_job.inputs.skipped import NOTHING, Skipped
 from ray_job.redaction.text import public_uri
 from ray_job.spec import InputSpec
-from ray_job.storage.places import Location, expand, locate
+from ray_job.spec.input import Format
+from ray_job.storage.places import STORAGE_ERRORS, Location, expand, expand_braces, locate, parse_uri, reason
 
-Format = Literal["parquet", "images", "jsonl", "arrow", "webdataset", "hf", "delta", "iceberg", "lance"]
-_SUFFIXES: dict[str, tuple[str, ...]] = {
-    "parquet": (".parquet", ".pq"),
-    "jsonl": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
-    "arrow": (".arrow", ".feather", ".ipc"),
-    "webdataset": (".tar", ".tar.gz", ".tgz"),
-    "images": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-}
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +30,13 @@ class InputFile:
 
     location: Location
     name: str  # relative to the input
-    num_bytes: int | None
+    num_bytes: int | None  # None: not a regular file, or its storage does not say
+    kind: Kind = "other"
 
     @property
     def is_metadata(self) -> bool:
         """Whether it describes the pictures of its folder."""
-        return posixpath.basename(self.name) in METADATA_NAMES
+        return is_metadata(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +44,9 @@ class InputFiles:
     """The input's files of one format, in the order their rows come."""
 
     format: Format
-    files: tuple[InputFile, ...]  # pictures come with the metadata files beside them
+    files: tuple[InputFile, ...]  # pictures come with the metadata files and captions beside them; tables with all
     root: Location  # the folder names are relative to
-    num_ignored: int
+    skipped: Skipped = NOTHING
 
     def image_root(self, spec: InputSpec) -> Location | None:
         """Where relative picture paths start: `input.image_root`, else the input's folder.
@@ -59,7 +54,8 @@ class InputFiles:
         None where only the top of the storage holds all inputs: every file would lie within that.
         """
         if spec.image_root is not None:
-            return locate(spec.image_root)
+            is_bucket = parse_uri(spec.image_root) is not None
+            return locate(spec.image_root, spec.storage_options if is_bucket else None)
         return self.root if self.root.path.strip("/") else None
 
 
@@ -67,42 +63,109 @@ def find_files(spec: InputSpec) -> InputFiles:
     """Lists the input, decides its format and names its files. A file that several paths match is read once.
 
     Raises:
-        InputError: nothing there, formats mixed or unknown, or inputs on different storages.
+        InputError: nothing there, formats mixed or unknown, inputs on different storages, or a file that must be
+            looked into cannot be read.
     """
-    located = [locate(path) for path in spec.path]
+    located = [location for path in spec.path for location in expand_braces(path, spec.storage_options)]
     expanded = [expand(location) for location in located]
     root = _common_folder([folder for folder, _ in expanded])
     prefix = len(root.path.rstrip("/")) + 1 if root.path else 0
     found: dict[str, InputFile] = {}
     for _, infos in expanded:
         for info in infos:
-            found.setdefault(info.path, InputFile(root.at(info.path), info.path[prefix:].lstrip("/"), info.size))
-    table = find_table(spec, {file.name: file for file in found.values()}, root)
-    if table is not None:
-        return InputFiles(table, tuple(found.values()), root, 0)
+            name = info.path[prefix:].lstrip("/")
+            found.setdefault(name, InputFile(root.at(info.path), name, info.size))
     where = ", ".join(map(public_uri, spec.path[:3])) + (", …" if len(spec.path) > 3 else "")
-    format_ = _format(spec, list(found.values()), where)
-    named = {location.path for location in located}  # a file named by itself is meant, whatever its suffix
-    chosen = tuple(
-        file
-        for path, file in found.items()
-        if path in named or is_of(format_, file.name) or (format_ == "images" and file.is_metadata)
-    )
+    _check_tables(spec, found, root)
+    table = table_folder(found)
+    if spec.format in TABLE_FOLDERS or (spec.format == "auto" and table is not None):
+        format_: Format = table[0] if table is not None and spec.format == "auto" else spec.format  # type: ignore[assignment]
+        return InputFiles(format_, tuple(found.values()), root)
+    named = {location.path[prefix:].lstrip("/") for location in located}
+    kinds = _kinds(spec, found.values(), named)
+    return _chosen(spec, root, found, kinds, named, where)
+
+
+def _chosen(
+    spec: InputSpec,
+    root: Location,
+    found: Mapping[str, InputFile],
+    kinds: Mapping[str, Kind],
+    named: set[str],
+    where: str,
+) -> InputFiles:
+    """The files of the format; those named by themselves are meant, whatever they are called."""
+    together = FileKinds(kinds)
+    format_ = together.format(where) if spec.format == "auto" else spec.format
+    reasons = {name: None if name in named else together.reason_skipped(name, format_) for name in found}
+    skipped = Skipped.of((name, why) for name, why in reasons.items() if why is not None)
+    chosen = [
+        InputFile(file.location, name, file.num_bytes, kinds[name])
+        for name, file in found.items()
+        if reasons[name] is None
+    ]
+    if all(file.kind in ("text", "object") or file.is_metadata for file in chosen) and format_ == "images":
+        chosen = []
     if not chosen:
-        suffixes = ", ".join(_SUFFIXES[format_])
-        raise InputError(f"{where}: no {format_} files ({suffixes}) among {len(found)} files")
-    return InputFiles(format_, chosen, root, len(found) - len(chosen))
+        raise InputError(f"{where}: no {format_} files; there are {skipped.text()}. Check input.format")
+    return InputFiles(format_, tuple(chosen), root, skipped)
 
 
-def is_of(format_: Format, name: str) -> bool:
-    """Whether a file found in a folder is one of the format's: by its suffix, and not hidden.
+def _check_tables(spec: InputSpec, found: Mapping[str, InputFile], root: Location) -> None:
+    """A table's files are never read as loose ones: some of them are deleted rows, or older versions."""
+    table = table_folder(found)
+    if table is None or spec.format in TABLE_FOLDERS or (spec.format == "auto" and not table[1]):
+        return
+    format_, folder = table
+    if format_ == "hf" and spec.format != "auto":
+        return
+    place = root.at(posixpath.join(root.path, folder)) if folder else root
+    raise InputError(
+        f"{place}: this folder is a table of format {format_}, and not all of its files hold rows of it. Set "
+        f"input.path to it and input.format to {format_}"
+    )
 
-    Names beginning with a dot are hidden; among tables those beginning with an underscore too, as Spark and Arrow
-    have it (cameras write pictures called _MG_1234.jpg).
+
+def _kinds(spec: InputSpec, files: Iterable[InputFile], named: set[str]) -> dict[str, Kind]:
+    """What each file holds: by its name; by its first bytes where the name does not tell, or may not decide."""
+    by_names = {file.name: by_name(file.name) for file in files}
+    stems = {posixpath.splitext(name)[0] for name, kind in by_names.items() if kind == "images"}
+    kinds: dict[str, Kind] = {}
+    unclear: list[InputFile] = []
+    for file in files:
+        kind, (stem, suffix) = by_names[file.name], posixpath.splitext(file.name)
+        if kind is None and stem in stems and suffix in CAPTION_SUFFIXES:
+            kind = "object"
+        elif kind is None and file.num_bytes == 0:
+            kind = "empty"
+        elif kind is None and file.num_bytes is None and file.location.is_local:
+            kind = "other"  # a pipe would wait for ever
+        elif kind is None or (spec.format != "auto" and kind in ("text", "other") and file.num_bytes):
+            unclear.append(file)
+        kinds[file.name] = kind or "other"
+    with ThreadPoolExecutor(_THREADS) as pool:
+        heads = pool.map(_kind_of_content, unclear)
+        for file, found in zip(unclear, heads, strict=True):
+            is_wanted = kinds[file.name] == "other" or found in family(spec.format)  # type: ignore[arg-type]
+            kinds[file.name] = found if is_wanted else kinds[file.name]
+    return kinds
+
+
+def _kind_of_content(file: InputFile) -> Kind:
+    return by_content(read_head(file.location))
+
+
+def read_head(location: Location, num_bytes: int = HEAD_BYTES) -> bytes:
+    """The first bytes of a file, as they are stored.
+
+    Raises:
+        InputError: it cannot be read.
     """
-    hidden = (".",) if format_ == "images" else (".", "_")
-    parts = name.split("/")
-    return parts[-1].lower().endswith(_SUFFIXES.get(format_, ())) and not any(part.startswith(hidden) for part in parts)
+    try:
+        with location.filesystem.open_input_stream(location.path, compression=None) as stream:
+            return bytes(stream.read(num_bytes))
+    except STORAGE_ERRORS as error:
+        raise InputError(f"{location}: cannot be read: {reason(error)}") from None
 
 
 def _common_folder(roots: Sequence[Location]) -> Location:
@@ -116,29 +179,3 @@ def _common_folder(roots: Sequence[Location]) -> Location:
     while all(depth < len(path) and path[depth] == parts[0][depth] for path in parts):
         depth += 1
     return roots[0].at("/".join(parts[0][:depth]))
-
-
-def _format(spec: InputSpec, files: Sequence[InputFile], where: str) -> Format:
-    """The format asked for, or the only one there is; pictures and their metadata files are one."""
-    if spec.format != "auto":
-        return spec.format
-    if not files:
-        raise InputError(f"{where}: the folder holds no files")
-    counts: Counter[Format] = Counter()
-    for file in files:
-        counts.update(format_ for format_ in get_args(Format) if is_of(format_, file.name))
-    if counts["images"]:
-        metadata = [file.name for file in files if file.is_metadata]
-        counts["parquet"] -= sum(is_of("parquet", name) for name in metadata)
-        counts["jsonl"] -= sum(is_of("jsonl", name) for name in metadata)
-    present = [format_ for format_, count in counts.items() if count]
-    if len(present) == 1:
-        return present[0]
-    if not present:
-        known = ", ".join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
-        raise InputError(
-            f"{where}: no file has a known suffix ({known}); the first is {files[0].name!r}. "
-            "Set input.format if you know it"
-        )
-    held = ", ".join(f"{counts[format_]} {format_}" for format_ in present)
-    raise InputError(f"{where}: files of several formats ({held}); set input.format to say which holds the rows")

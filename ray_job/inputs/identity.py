@@ -8,9 +8,7 @@ from collections.abc import Iterable
 from ray_job.arrow.values import python_values
 from ray_job.errors import InputError
 from ray_job.inputs.formats.images import ImagesSource
-from ray_job.inputs.formats.jsonl_splits import JsonlSplit
-from ray_job.inputs.formats.tables import TableSplit
-from ray_job.inputs.source import Source
+from ray_job.inputs.source import FileSplit, Source
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
 
 
@@ -30,7 +28,7 @@ def input_identity(source: Source) -> str:
         return hasher.hexdigest()[:16]
     if source.version is not None:
         hasher.update(f"version {source.version}\n".encode())
-    locations = [split.location for split in source.splits if isinstance(split, TableSplit | JsonlSplit)]
+    locations = [split.location for split in source.splits if isinstance(split, FileSplit)]
     for line in (*_entries(locations), *(f"{split.name}\0{split.num_rows}" for split in source.splits)):
         hasher.update(line.encode(errors="surrogatepass") + b"\n")
     return hasher.hexdigest()[:16]

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ray_job.errors import InputError, SpecError
-from ray_job.inputs.files import Format, InputFiles, find_files
+from ray_job.inputs.files import InputFiles, find_files
 from ray_job.inputs.formats.arrow import open_arrow
+from ray_job.inputs.formats.csv_table import open_csv
 from ray_job.inputs.formats.delta import open_delta
 from ray_job.inputs.formats.hf import open_hf
 from ray_job.inputs.formats.iceberg import open_iceberg
 from ray_job.inputs.formats.images import open_images
-from ray_job.inputs.formats.jsonl import open_jsonl
+from ray_job.inputs.formats.jsonl import open_json
 from ray_job.inputs.formats.lance import open_lance
 from ray_job.inputs.formats.parquet import open_parquet
 from ray_job.inputs.formats.webdataset import open_webdataset
 from ray_job.inputs.source import Source, Split, iter_tables
 from ray_job.redaction.text import public_uri
-from ray_job.spec import JobSpec
+from ray_job.spec import InputSpec, JobSpec
+from ray_job.spec.input import Format
 
 _OPENERS: dict[Format, Callable[[JobSpec, InputFiles], Source]] = {
     "parquet": open_parquet,
     "images": open_images,
-    "jsonl": open_jsonl,
+    "jsonl": open_json,
+    "json": open_json,
+    "csv": open_csv,
+    "tsv": open_csv,
     "arrow": open_arrow,
     "hf": open_hf,
     "webdataset": open_webdataset,
@@ -42,20 +48,37 @@ def open_source(spec: JobSpec) -> Source:
         SpecError: named columns are missing or cannot be used; every problem at once.
     """
     found = find_files(spec.input)
-    _check_asked(spec, found.format)
-    source = _OPENERS[found.format](spec, found)
+    _check_options(spec.input, found.format)
+    opener = _OPENERS.get(found.format)
+    if opener is None:
+        raise InputError(f"input.format: {found.format} cannot be read yet")
+    source = opener(spec, found)
     if source.num_rows == 0:
         where = ", ".join(map(public_uri, spec.input.path))
         raise InputError(f"{where}: no rows in {len(found.files)} {found.format} files; check input.path")
-    return source
+    files = "1 file" if len(found.files) == 1 else f"{len(found.files)} files"
+    return replace(source, taken=f"{files} of format {found.format}")
 
 
-def _check_asked(spec: JobSpec, format_: Format) -> None:
-    """Whether a version or a split is asked of what has them."""
-    problems = []
-    if spec.input.version is not None and format_ not in ("delta", "iceberg", "lance"):
-        problems.append(f"input.version: {format_} has no versions; leave it out")
-    if spec.input.split is not None and format_ != "hf":
-        problems.append(f"input.split: {format_} has no splits; leave it out")
+def _check_options(spec: InputSpec, format_: Format) -> None:
+    """What is set for another format than the input's would have no effect.
+
+    Raises:
+        SpecError: naming it.
+    """
+    tables: tuple[Format, ...] = ("csv", "tsv", "images")
+    used: dict[str, tuple[Format, ...]] = {
+        "encoding": (*tables, "jsonl", "json"),
+        "delimiter": tables,
+        "column_names": ("csv", "tsv"),
+        "column_types": tables,
+        "split": ("hf",),
+        "version": ("delta", "iceberg", "lance"),
+    }
+    problems = [
+        f"input.{name}: has no effect on {format_}; leave it out"
+        for name, formats in used.items()
+        if getattr(spec, name) is not None and format_ not in formats
+    ]
     if problems:
         raise SpecError(problems, "input")

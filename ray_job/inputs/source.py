@@ -17,6 +17,7 @@ from ray_job.arrow.column_types import carried_field
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.inputs.columns import Roles
 from ray_job.inputs.files import InputFiles
+from ray_job.inputs.skipped import Skipped
 from ray_job.rows import ERROR_TYPE, READ_ERROR, ROW_ID, error_record
 from ray_job.spec import JobSpec, PromptSpec
 from ray_job.storage.places import Location
@@ -33,6 +34,13 @@ class Split:
     def first(self, num_rows: int) -> Self:
         """The same split ending after its first rows."""
         return replace(self, num_rows=num_rows, num_bytes=self.num_bytes * num_rows // max(1, self.num_rows))
+
+
+@dataclass(frozen=True, slots=True)
+class FileSplit(Split):
+    """Rows of one file whose size and time tell whether it is still the same one (`identity.py`)."""
+
+    location: Location
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,8 @@ class Source(ABC):
     prompt: PromptSpec
     overrides_column: str | None
     splits: tuple[Split, ...]
-    num_ignored: int  # files of other kinds that lie among the input's
+    skipped: Skipped  # files that lie among the input's and hold none of its rows
+    taken: str = field(default="", kw_only=True)  # what holds the rows: `3 files of format csv`
     version: int | None = field(default=None, kw_only=True)  # of a table that has versions: the one that is read
 
     @classmethod
@@ -78,7 +87,7 @@ class Source(ABC):
             prompt=roles.prompt,
             overrides_column=roles.overrides,
             splits=first_rows(splits, spec.input.limit),
-            num_ignored=found.num_ignored,
+            skipped=found.skipped,
             **own,
         )
 

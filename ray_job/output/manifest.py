@@ -14,6 +14,7 @@ from ray_job.output.fingerprint import digest
 from ray_job.output.totals import Totals
 from ray_job.redaction.text import public_uri, without_secrets
 from ray_job.spec import JobSpec
+from ray_job.storage.options import public_options
 from ray_job.storage.places import Location
 from ray_job.storage.whole_files import read_text, write_json
 
@@ -70,6 +71,7 @@ class Manifest:
     totals: Totals = field(default_factory=Totals)  # of all runs
     already_done: int = 0  # rows that this run found done
     duplicates: Duplicates = field(default_factory=Duplicates)
+    skipped: dict[str, Any] = field(default_factory=dict)  # files of the input that held no rows: `Skipped.to_dict`
     error: str | None = None
     spec: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str | None] = field(default_factory=dict)
@@ -133,9 +135,11 @@ class Manifest:
 
 
 def public_spec(spec: JobSpec) -> dict[str, Any]:
-    """The spec as a manifest may show it: without credentials in its URIs."""
+    """The spec as a manifest may show it: without credentials in its URIs and options."""
     dump: dict[str, Any] = spec.model_dump(mode="json")
     dump["input"]["path"] = [public_uri(path) for path in dump["input"]["path"]]
+    for section, options in (("input", spec.input.storage_options), ("output", spec.output.storage_options)):
+        dump[section]["storage_options"] = public_options(options)
     for section, key in (("output", "path"), ("input", "image_root"), ("model", "path")):
         if dump[section][key] is not None:
             dump[section][key] = public_uri(dump[section][key])

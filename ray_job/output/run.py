@@ -85,7 +85,7 @@ class Run:
             SpecError: `output.mode` does not allow for what the folder holds, or another run is writing there.
             FingerprintMismatch: the answers there were made by another job.
         """
-        root = locate(spec.output.path)
+        root = locate(spec.output.path, spec.output.storage_options)
         lock = Lock.take(root)
         try:
             return cls(spec, source, root, lock)
@@ -208,6 +208,7 @@ class Run:
             input_rows=record.rows,
             totals=self.totals,
             already_done=record.rows - remaining.num_rows,
+            skipped=self._source.skipped.to_dict(),
             spec=public_spec(self._spec),
             versions=versions(),
             placement=dict(placement or (existing.previous.placement if existing.previous is not None else {})),

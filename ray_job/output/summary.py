@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from ray_job.inputs.skipped import Skipped
 from ray_job.output.activity import Activity
 from ray_job.output.manifest import Duplicates, Manifest, placement_text
 from ray_job.output.totals import Totals
@@ -22,6 +23,7 @@ class Report:
     fingerprint: str
     already_done: int = 0  # rows of the input that were done before this run
     duplicates: Duplicates = field(default_factory=Duplicates)
+    skipped: dict[str, Any] = field(default_factory=dict)  # files of the input that held no rows, as in the manifest
     activity: Activity = field(default_factory=Activity)  # of this run's workers
     placement: dict[str, Any] = field(default_factory=dict)  # what they computed with, as in the manifest
 
@@ -38,6 +40,7 @@ class Report:
             fingerprint=manifest.fingerprint,
             already_done=manifest.already_done,
             duplicates=manifest.duplicates,
+            skipped=manifest.skipped,
             activity=activity or Activity(),
             placement=manifest.placement,
         )
@@ -65,6 +68,7 @@ class Report:
             ("answered", f"{totals.answered}"),
             ("failed", f"{totals.failed}"),
             *((f"  {code}", f"{count}") for code, count in totals.error_codes.items()),
+            *([("skipped", Skipped.of_dict(self.skipped).text())] if self.skipped else []),
             *([("repeated ids", _repeated(duplicates))] if duplicates.ids else []),
             ("prompt tokens", f"{totals.prompt_tokens}"),
             ("answer tokens", f"{totals.completion_tokens}"),

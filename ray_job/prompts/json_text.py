@@ -62,7 +62,7 @@ def _parsed(text: str) -> Any:
     # Counting brackets is quick, and few texts have so many that their depth must be looked at.
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _check_depth(text)
-    return json.loads(text, parse_constant=_refuse_constant, parse_int=_whole_number, parse_float=_number)
+    return _DECODER.decode(text)
 
 
 def _check_depth(text: str) -> None:
@@ -102,3 +102,6 @@ def _number(text: str) -> float:
     if math.isinf(number):
         raise ValueError(f"{text[:_SHOWN_CHARS]} is beyond the largest 64-bit number")
     return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_whole_number, parse_float=_number)

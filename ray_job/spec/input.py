@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import codecs
+from typing import Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from ray_job.spec.section import Section, Strings
+from ray_job.spec.section import Section, StorageOptions, Strings
+
+Format: TypeAlias = Literal[
+    "parquet",
+    "images",
+    "jsonl",
+    "json",
+    "csv",
+    "tsv",
+    "arrow",
+    "hf",
+    "webdataset",
+    "delta",
+    "iceberg",
+    "lance",
+    "documents",
+]
+"""What an input may be made of."""
 
 
 class InputSpec(Section):
@@ -16,8 +34,8 @@ class InputSpec(Section):
         min_length=1,
         description="File, folder, glob or URI (s3://…, gs://…), or a list of them.",
     )
-    format: Literal["auto", "parquet", "images", "jsonl", "arrow", "webdataset", "hf", "delta", "iceberg", "lance"] = (
-        Field("auto", description="`auto` decides by the files' suffixes.")
+    format: Literal["auto", Format] = Field(
+        "auto", description="`auto` decides by the files' names, and by their content where a name does not tell."
     )
     split: str | None = Field(
         None, description="Which split of a Hugging Face `DatasetDict` that was saved to disk, such as `train`."
@@ -50,4 +68,45 @@ class InputSpec(Section):
         description="Columns passed through to the output, of any type that Parquet holds; dictionaries as values. "
         "Default: all columns of plain types except the id.",
     )
+    encoding: str | None = Field(
+        None,
+        description="Of CSV, TSV and JSON files without a byte order mark, as Python calls it: latin-1, cp1252, "
+        "shift-jis, … Default: UTF-8.",
+    )
+    delimiter: str | None = Field(
+        None, description="Between the fields of CSV. Default: whichever of `,`, `;`, tab and `|` the header has most."
+    )
+    column_names: Strings | None = Field(
+        None, min_length=1, description="Of CSV files whose first line is a row already, not the columns' names."
+    )
+    column_types: dict[str, str] | None = Field(
+        None,
+        description="Types of CSV columns by name: int, float, bool, date, time, timestamp, or one of Arrow's such as "
+        "int32. Default: text, as it stands.",
+    )
+    storage_options: StorageOptions | None = Field(
+        None,
+        repr=False,
+        description="Of s3:// paths: access_key, secret_key, session_token, region, endpoint_override, anonymous, …; "
+        "names of the environment as AWS_REGION do as well. Secrets show nowhere. Default: the environment's.",
+    )
     limit: int | None = Field(None, ge=1, description="Only the first N rows.")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        """By its one name."""
+        if value is None:
+            return None
+        try:
+            "".encode(value)
+            return codecs.lookup(value).name.removesuffix("-sig")
+        except (LookupError, ValueError):
+            raise ValueError(f"no encoding {value!r}; e.g. utf-8, utf-16, latin-1, cp1252") from None
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) != 1 or not value.isascii() or value in '"\r\n\0'):
+            raise ValueError(f"got {value!r}; one ASCII character that is neither a quote nor a newline")
+        return value

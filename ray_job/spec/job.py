@@ -24,6 +24,9 @@ from ray_job.spec.workers import WorkersSpec
 # Parts of a large job are large enough to leave few files; a small one has at least so many, where blocks allow.
 _MOST_PART_ROWS, _FEWEST_PARTS = 256, 20
 
+# How an input is read decides its ids and the texts in its columns.
+_INPUT_ANSWER_FIELDS = ("id_column", "encoding", "delimiter", "column_names", "column_types")
+
 
 class JobSpec(Section):
     """One batch inference job."""
@@ -100,7 +103,7 @@ class JobSpec(Section):
         """
         dump = self.model_dump(mode="json")
         return {
-            "input": {"id_column": dump["input"]["id_column"]},
+            "input": {key: dump["input"][key] for key in _INPUT_ANSWER_FIELDS},
             "prompt": dump["prompt"],
             "model": {key: dump["model"][key] for key in ("dtype", "num_crops")},
             "generation": dump["generation"],

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ray_job.spec.section import Section
+from ray_job.spec.section import Section, StorageOptions
 
 
 class OutputSpec(Section):
@@ -28,4 +28,10 @@ class OutputSpec(Section):
         ge=1,
         description="Rows of one Parquet part; rows that are in no part when a job dies are answered again. Default: "
         "256, or of a small input a twentieth, both in whole blocks.",
+    )
+    storage_options: StorageOptions | None = Field(
+        None,
+        repr=False,
+        description="Of s3:// paths: access_key, secret_key, session_token, region, endpoint_override, anonymous, …; "
+        "names of the environment as AWS_REGION do as well. Secrets show nowhere. Default: the environment's.",
     )

@@ -1,4 +1,5 @@
-"""Globs as regular expressions: `*`, `?`, sets such as `[!a-c]`, and `**` for any number of folders.
+"""Globs as regular expressions: `*`, `?`, sets such as `[!a-c]`, and `**` for any number of folders. Braces as the
+paths they stand for: `{a,b}`, and `{000..012}` for numbers.
 
 Whatever is no such part stands for itself, as in shells: no pattern is malformed.
 """
@@ -7,6 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+
+_BRACES = re.compile(r"\{(?:(?P<first>-?\d{1,9})\.\.(?P<last>-?\d{1,9})|(?P<words>[^{},]*(?:,[^{},]*)+))\}")
+
+
+def braces_expanded(text: str) -> list[str]:
+    """The texts that braces in one stand for, each once, as in shells: the last braces count fastest.
+
+    Numbers have as many digits as the longer of their bounds where one of these begins with a zero.
+    """
+    found = _BRACES.search(text)
+    if found is None:
+        return [text]
+    before, after = text[: found.start()], text[found.end() :]
+    return list(dict.fromkeys(each for choice in _choices(found) for each in braces_expanded(before + choice + after)))
 
 
 def glob_pattern(glob: str) -> re.Pattern[str]:
@@ -38,3 +53,12 @@ def _ranges(body: str) -> Iterator[tuple[str, str]]:
         is_range = body[place + 1 : place + 2] == "-" and place + 2 < len(body)
         yield body[place], body[place + 2] if is_range else body[place]
         place += 3 if is_range else 1
+
+
+def _choices(braces: re.Match[str]) -> list[str]:
+    if braces["words"] is not None:
+        return braces["words"].split(",")
+    first, last = braces["first"], braces["last"]
+    width = max(len(first), len(last)) if any(re.match(r"-?0\d", bound) for bound in (first, last)) else 0
+    step = 1 if int(first) <= int(last) else -1
+    return [f"{number:0{width}d}" for number in range(int(first), int(last) + step, step)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, unquote
@@ -23,7 +23,8 @@ from ray_job.errors import InputError
 from ray_job.redaction.text import public_uri, without_parts_of, without_secrets
 from ray_job.storage.azure import SCHEMES as AZURE
 from ray_job.storage.azure import azure_uri, parse_azure
-from ray_job.storage.globs import glob_pattern
+from ray_job.storage.globs import braces_expanded, glob_pattern
+from ray_job.storage.options import s3_filesystem
 
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://(.*)$", re.DOTALL)
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # Spark's names for the same places
@@ -69,19 +70,27 @@ class Location:
         return path if self.is_local else f"{self.scheme}://{path}"
 
 
-def locate(uri_or_path: str) -> Location:
+def locate(uri_or_path: str, options: Mapping[str, str] | None = None) -> Location:
     """Where a path or URI points; nothing is read, except that some stores look up their region.
 
+    Args:
+        uri_or_path: of a file, folder or glob.
+        options: of its bucket (`options.py`), instead of the URI's own.
+
     Raises:
-        InputError: the URI does not parse, or its kind of storage is not available.
+        InputError: the URI does not parse, its kind of storage is not available, or has not these options.
     """
     parsed = parse_uri(uri_or_path)
+    if options:
+        _check_options(uri_or_path, parsed)
     if parsed is None:
         return Location(fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri_or_path)))
     scheme, path = parsed
     if scheme == "file":
         return Location(fs.LocalFileSystem(), os.path.abspath(path))
     try:
+        if options:
+            return Location(s3_filesystem(options, path.partition("/")[0]), path.rstrip("/"), scheme)
         filesystem, path = fs.FileSystem.from_uri(_quoted(uri_or_path, scheme))
     except (*STORAGE_ERRORS, ValueError) as error:
         raise InputError(
@@ -89,6 +98,15 @@ def locate(uri_or_path: str) -> Location:
             "s3://bucket/folder, and options behind it as in ?region=…&endpoint_override=…"
         ) from None
     return Location(filesystem, path.rstrip("/"), scheme, account_of(uri_or_path))
+
+
+def _check_options(uri_or_path: str, parsed: tuple[str, str] | None) -> None:
+    """Options that would have no effect are refused."""
+    shown = public_uri(uri_or_path)
+    if parsed is None or parsed[0] != "s3":
+        raise InputError(f"{shown}: storage_options are for s3:// only; leave them out, or set the environment")
+    if shown != uri_or_path:
+        raise InputError(f"{shown}: has options of its own; leave them out, or storage_options")
 
 
 def parse_uri(text: str) -> tuple[str, str] | None:
@@ -179,6 +197,26 @@ def expand(location: Location) -> tuple[Location, list[fs.FileInfo]]:
     if not files:
         raise InputError(f"{location}: nothing matches. Folders below {base} are searched where the pattern names them")
     return base, files
+
+
+def expand_braces(uri_or_path: str, options: Mapping[str, str] | None = None) -> list[Location]:
+    """The places that a path with braces stands for, as in `shard-{000..012}.tar`; a name that exists is only itself.
+
+    Args:
+        uri_or_path: as for `locate`.
+        options: the same.
+
+    Raises:
+        InputError: as `locate`, or the storage fails.
+    """
+    located = locate(uri_or_path, options)
+    if "{" not in located.path:
+        return [located]
+    try:
+        exists = located.filesystem.get_file_info(located.path).type != fs.FileType.NotFound
+    except STORAGE_ERRORS as error:
+        raise InputError(f"{located}: {reason(error)}") from None
+    return [located] if exists else [located.at(path) for path in braces_expanded(located.path)]
 
 
 def open_input(location: Location) -> Any:

@@ -151,7 +151,7 @@ def test_the_format_follows_from_suffixes(tmp_path: Path, names: list[str], expe
 )
 def test_every_suffix_is_found_in_a_folder(tmp_path: Path, suffix: str) -> None:
     found = find_files(InputSpec(path=(str(_touch(tmp_path, f"a.{suffix}", "notes.txt")),)))
-    assert ([file.name for file in found.files], found.num_ignored) == ([f"a.{suffix}"], 1)
+    assert ([file.name for file in found.files], found.skipped.num_files) == ([f"a.{suffix}"], 1)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_an_unclear_format_asks(tmp_path: Path, names: list[str], message: str) 
 def test_a_given_format_picks_its_files_and_takes_a_named_one(tmp_path: Path) -> None:
     _touch(tmp_path, "t.parquet", "p.png", "lines.txt")
     found = find_files(InputSpec(path=(str(tmp_path),), format="images"))
-    assert ([file.name for file in found.files], found.num_ignored) == (["p.png"], 2)
+    assert ([file.name for file in found.files], found.skipped.num_files) == (["p.png"], 2)
     named = find_files(InputSpec(path=(str(tmp_path / "lines.txt"),), format="jsonl"))
     assert [file.name for file in named.files] == ["lines.txt"]
     with pytest.raises(InputError, match="no jsonl files"):
@@ -194,5 +194,5 @@ def test_only_the_top_of_the_storage_in_common_is_no_root_for_pictures(tmp_path:
 
 def test_empty_inputs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n\n")
-    with pytest.raises(InputError, match="none of its first lines"):
+    with pytest.raises(InputError, match="holds no JSON object"):
         ids_of(opened(tmp_path / "a.jsonl"))

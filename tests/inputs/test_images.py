@@ -34,7 +34,7 @@ NAMES = ["a.JPG", "b.png", "sub/_MG_1.tif", "sub/d.gif", "sub/deep/c.webp"]
 def test_each_picture_is_a_row_called_by_its_path(folder: Path) -> None:
     source = opened(folder)
     assert ids_of(source, 2) == NAMES
-    assert source.num_ignored == 3
+    assert source.skipped.num_files == 3
     assert source.image_columns == ("image",)
     assert [row["image"] for row in rows_of(source)] == [{"bytes": None, "path": name} for name in NAMES]
     assert ids_of(opened(f"{folder}/**/*.[gw]*")) == ["sub/d.gif", "sub/deep/c.webp"]
@@ -79,7 +79,8 @@ def test_metadata_joins_by_file_name(folder: Path, write: Callable[[Path, list[d
             {"file_name": None, "caption": "nameless", "n": 5},
         ],
     )
-    source = opened(folder, template="{caption}")
+    types = {"n": "int"} if write is _csv else None
+    source = opened(folder, template="{caption}", input={"column_types": types})
     rows = rows_of(source)
     metadata = next(folder.glob("metadata.*")).name
     assert [(row["row_id"], row["caption"], row["n"]) for row in rows] == [
@@ -93,15 +94,15 @@ def test_metadata_joins_by_file_name(folder: Path, write: Callable[[Path, list[d
         (f"{metadata}#4", "nameless", 5),
     ]
     assert source.columns.field("n").type == pa.int64()
-    assert [field.name for field in source.kept] == ["caption", "n"]
-    assert rows[-1]["image"] == {"bytes": None, "path": None}
+    assert [field.name for field in source.kept] == ["caption", "n", "label"]
+    assert rows[-1]["image"] is None
 
 
 def test_each_folder_has_its_own_metadata_and_columns_add_up(folder: Path) -> None:
     _csv(folder, [{"file_name": "b.png", "x": 1}])
     _jsonl(folder / "sub", [{"file_name": "deep/c.webp", "y": "why"}, {"file_name": "../a.JPG", "y": "up"}])
     rows = {row["row_id"]: (row["x"], row["y"]) for row in rows_of(opened(folder))}
-    assert rows["b.png"] == (1, None)
+    assert rows["b.png"] == ("1", None)
     assert rows["sub/deep/c.webp"] == (None, "why")
     assert rows["a.JPG"] == (None, "up")
     _parquet(folder, [{"file_name": "b.png"}])
@@ -127,21 +128,20 @@ def test_ids_from_metadata(folder: Path) -> None:
     assert [row["row_id"] for row in rows] == ["a.JPG", "k0", "k1", "k2", "k3"]
     assert [row["_rj_read_error"] is None for row in rows] == [False, True, True, True, True]
     _csv(folder, [{"file_name": name, "key": i} for i, name in enumerate(NAMES)])
-    source = opened(folder, input={"id_column": "key"})
+    numbers = {"id_column": "key", "column_types": {"key": "int"}}
+    source = opened(folder, input=numbers)
     assert source.id_field.type == pa.int64()
     assert ids_of(source) == [0, 1, 2, 3, 4]
     _csv(folder, [{"file_name": name, "key": i} for i, name in enumerate(NAMES[1:])])
     with pytest.raises(InputError, match=r"absent for picture 'a\.JPG'"):
-        opened(folder, input={"id_column": "key"})
+        opened(folder, input=numbers)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("metadata.csv", "file_name,x\nb.png,1\nb.png,1,2\n", "broken metadata: .*Row #3"),
         ("metadata.csv", "filename,x\nb.png,1\n", "no column 'file_name'.*did you mean 'filename'"),
-        ("metadata.csv", "", "broken metadata: .*[Ee]mpty CSV"),
-        ("metadata.jsonl", '{"file_name": "b.png"}\n\n{"file', r"metadata\.jsonl, line 3: not JSON"),
+        ("metadata.csv", "", "is empty; a CSV file begins with the names"),
         ("metadata.jsonl", "[1]\n", "line 1: must be a JSON object"),
         ("metadata.parquet", "text", "broken metadata: "),
         ("metadata.csv", "file_name,image\nb.png,1\n", "'image' of the metadata: rename it"),
@@ -151,6 +151,24 @@ def test_broken_metadata_says_where(folder: Path, name: str, content: str, messa
     (folder / name).write_text(content)
     with pytest.raises(InputError, match=message):
         opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metadata.csv", "file_name,x\nb.png,1\nnew.png,1,2\n", "metadata.csv, line 3: has 3 fields"),
+        ("metadata.csv", 'file_name,x\n"b.png,1\nnew.png,1\n', "metadata.csv, line 2: a quote is opened"),
+        ("metadata.jsonl", '{"file_name": "new.png"}\n\n{"file', "metadata.jsonl, line 3: not JSON"),
+        ("metadata.jsonl", '{"file_name": "new.png"}\n{"file_name": "b.png", "x": "\\ud800"}', "'x' holds half of a"),
+    ],
+)
+def test_a_broken_line_of_metadata_is_a_row_with_its_error(folder: Path, name: str, content: str, message: str) -> None:
+    (folder / name).write_text(content)
+    rows = rows_of(opened(folder))
+    wrong = [row["_rj_read_error"]["message"] for row in rows if row["_rj_read_error"] is not None]
+    assert len(wrong) == 1
+    assert message in wrong[0]
+    assert {*NAMES, "new.png"} <= {row["row_id"] for row in rows}
 
 
 def test_another_image_root_gets_full_paths(folder: Path, png: bytes) -> None:

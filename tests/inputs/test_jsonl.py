@@ -153,13 +153,34 @@ def test_plain_rows_have_typed_columns(tmp_path: Path) -> None:
     assert rows[1]["late"] == 1.5
 
 
-def test_a_value_unlike_the_sampled_ones_is_its_rows_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_job.inputs.formats.jsonl_splits.SAMPLE_LINES", 2)
-    lines = [{"n": 1, "b": True, "f": 0.5}] * 2
-    late = [{"n": True}, {"n": 2**63}, {"n": 1.0}, {"b": 1}, {"f": "x"}, {"f": 10**400}, {"n": 2, "f": 3, "new": 1}]
-    rows = rows_of(opened(write_lines(tmp_path / "a.jsonl", lines + late)))
-    assert _errors(rows) == [None, None, *["row_malformed"] * 6, None]
-    assert "'n' must be a whole number like in the lines before, got true" in rows[2]["_rj_read_error"]["message"]
+def test_a_column_has_a_type_that_every_value_has_however_late_it_comes(tmp_path: Path) -> None:
+    lines = [{"n": 1, "b": True, "f": 1, "x": 1}] * 5000
+    late = [{"n": 2**53 + 1}, {"b": 1}, {"f": 0.5}, {"x": {"k": 1}}, {"image": "p.png", "new": 7}]
+    rows = rows_of(opened(write_lines(tmp_path / "a.jsonl", lines + late)), 1000)
+    names = ("n", "b", "f", "x", "image", "new")
+    assert [rows[0][name] for name in names] == [1, "true", 1.0, "1", None, None]
+    assert [row[name] for row, name in zip(rows[-5:-1], names, strict=False)] == [2**53 + 1, "1", 0.5, '{"k": 1}']
+    assert (rows[-1]["image"], rows[-1]["new"]) == (["p.png"], 7)
+    assert _errors(rows) == [None] * 5005
+
+
+def test_keys_that_are_data_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_job.inputs.formats.json_columns.MAX_KEYS", 3)
+    lines: list[Any] = [{"image": "p.png", f"k{i}": i} for i in range(9)]
+    source = opened(write_lines(tmp_path / "a.jsonl", lines))
+    assert source.columns.names == ["image", "k0", "k1"]
+    assert source.num_rows == 9
+
+
+@pytest.mark.parametrize(("first", "settled"), [("prompt", (None, "{prompt}")), ("messages", ("messages", None))])
+def test_the_first_object_that_asks_decides_how_all_are_asked(
+    tmp_path: Path, first: str, settled: tuple[str | None, str | None]
+) -> None:
+    asks: dict[str, Any] = {"prompt": {"prompt": "what?"}, "messages": {"messages": MESSAGES}}
+    other = next(name for name in asks if name != first)
+    source = opened(write_lines(tmp_path / "a.jsonl", [{"x": 1}, asks[first], asks[other]]), template=None)
+    assert (source.prompt.messages_column, source.prompt.template) == settled
+    assert source.num_rows == 3
 
 
 def test_pictures_and_questions_in_plain_rows(tmp_path: Path, png: bytes) -> None:
@@ -216,7 +237,7 @@ def test_a_line_without_end_is_an_error_and_not_held(tmp_path: Path) -> None:
 
 
 def test_no_object_at_all_is_fatal_and_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none of its first lines is a JSON object"):
+    with pytest.raises(InputError, match="holds no JSON object"):
         opened(write_lines(tmp_path / "a.jsonl", ["hello", "[1]"]))
     with pytest.raises(SpecError, match=r"no column 'custom'; did you mean 'custom_id'\?"):
         opened(write_lines(tmp_path / "a.jsonl", [_request()]), template=None, input={"id_column": "custom"})
@@ -276,8 +297,8 @@ def test_ids_and_rows_do_not_depend_on_splits(
         path = Path(folder) / "a.jsonl"
         path.write_bytes(newline.join(lines).encode())
         whole = rows_of(opened(path, input={"limit": limit}), 1000)
-        patch.setattr("ray_job.inputs.formats.jsonl_splits.SPLIT_ROWS", split_rows)
-        patch.setattr("ray_job.inputs.formats.jsonl_splits.SPLIT_BYTES", split_bytes)
+        patch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", split_rows)
+        patch.setattr("ray_job.inputs.formats.record_splits.SPLIT_BYTES", split_bytes)
         source = opened(path, input={"limit": limit})
         assert rows_of(source, 2) == whole
     assert [row["row_id"] for row in whole] == [
@@ -286,7 +307,7 @@ def test_ids_and_rows_do_not_depend_on_splits(
 
 
 def test_jsonl_on_s3(s3: Callable[[str, bytes], str], png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_job.inputs.formats.jsonl_splits.SPLIT_ROWS", 2)
+    monkeypatch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", 2)
     s3("lines/p.png", png)
     content = "".join(json.dumps({"image": "p.png", "n": n}) + "\n" for n in range(5)).encode()
     uri = s3("lines/a.jsonl", content)
@@ -298,5 +319,5 @@ def test_jsonl_on_s3(s3: Callable[[str, bytes], str], png: bytes, monkeypatch: p
     assert read_picture(row["image"][0], root=source.image_root, limits=LimitsSpec()) == png
     both = opened("s3://pictures/lines", input={"format": "jsonl"})
     assert ids_of(both)[4:6] == ["a.jsonl#5", "sub/b.jsonl.gz#1"]
-    assert both.num_ignored == 1
+    assert both.skipped.num_files == 1
     assert sum(table.num_rows for table in iter_tables(both)) == 10

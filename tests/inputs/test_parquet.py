@@ -257,8 +257,21 @@ def test_parquet_on_s3(s3: Callable[[str, bytes], str], tmp_path: Path) -> None:
     assert ids_of(source)[6:8] == ["day=1/a.parquet#6", "day=2/b.parquet#0"]
     assert ids_of(opened("s3://pictures/table/*/*.parquet", input={"limit": 1})) == ["day=1/a.parquet#0"]
     assert opened(uri).num_rows == 7
-    assert source.num_ignored == 1
+    assert source.skipped.num_files == 1
     assert str(source.image_root) == "s3://pictures/table"
     with pytest.raises(InputError, match="s3://pictures/none: no such file or folder"):
         opened("s3://key:topsecret@pictures/none")
     assert sum(table.num_rows for table in iter_tables(source)) == 14
+
+
+def test_a_clash_names_the_file_whose_type_it_is(tmp_path: Path) -> None:
+    for name, column in (
+        ("a", pa.nulls(1)),
+        ("b", pa.array([1], pa.int32())),
+        ("c", pa.array([1], pa.int64())),
+        ("d", pa.array(["x"])),
+    ):
+        pq.write_table(pa.table({"n": column, "t": ["x"]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(SpecError, match=r"column 'n': it is int32 in b\.parquet and string in d\.parquet"):
+        opened(tmp_path)
+    assert opened(tmp_path, input={"keep_columns": ["t"]}).num_rows == 4

@@ -367,11 +367,39 @@ def test_a_missing_library_is_named_with_its_extra(
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("format_", ["delta", "lance"])
+def test_a_bucket_is_reached_by_the_specs_own_options(
+    tmp_path: Path, s3: Any, moto_env: dict[str, str], monkeypatch: pytest.MonkeyPatch, format_: str
+) -> None:
+    path = written_as(format_, tmp_path)
+    for file in path.rglob("*"):
+        if file.is_file():
+            s3(f"own-{format_}/{file.relative_to(path)}", file.read_bytes())
+    for name in moto_env:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    options = {"endpoint_url": moto_env["AWS_ENDPOINT_URL"], "region": "us-east-1"}
+    options |= {"key": "testing", "secret": "testing"}
+    given = {"storage_options": options, "format": format_}
+    rows = rows_of(opened(f"s3://pictures/own-{format_}", template="{n}", input=given))
+    assert [row["n"] for row in rows] == [0, 1, 2]
+
+
+def written_as(format_: str, folder: Path) -> Path:
+    """A table of three rows."""
+    path = folder / "table"
+    if format_ == "delta":
+        pytest.importorskip("deltalake").write_deltalake(str(path), numbered(3))
+    else:
+        pytest.importorskip("lance").write_dataset(numbered(3), str(path))
+    return path
+
+
 def test_a_version_of_what_has_none_is_refused(tmp_path: Path) -> None:
     pq.write_table(numbered(1), tmp_path / "a.parquet")
-    with pytest.raises(SpecError, match=r"input\.version: parquet has no versions"):
+    with pytest.raises(SpecError, match=r"input\.version: has no effect on parquet"):
         opened(tmp_path, input={"version": 1})
-    with pytest.raises(SpecError, match=r"input\.split: parquet has no splits"):
+    with pytest.raises(SpecError, match=r"input\.split: has no effect on parquet"):
         opened(tmp_path, input={"split": "train"})
 
 

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from ray_job.cli import main
 from ray_job.output.activity import Activity
-from ray_job.output.manifest import Duplicates
+from ray_job.output.manifest import Duplicates, Manifest
 from ray_job.output.parts import Receipt
 from ray_job.output.status import job_status
 from ray_job.output.summary import Report
 from ray_job.output.totals import Totals
 from ray_job.output.verify import Verification
+from ray_job.views.html.facts import collect
+from ray_job.views.html.page import render
 
 from .conftest import FAILED, record
 from .quiet_job import QuietJob
@@ -114,3 +117,25 @@ def test_verify_shows_the_first_problems_and_counts_the_rest() -> None:
     assert (found.is_good, found.to_dict()["ok"]) == (False, False)
     good = Verification("/out", "completed", 3, 2, 1, 1, ())
     assert (good.is_good, len(good.table().splitlines())) == (True, 1)
+
+
+def test_what_is_skipped_of_the_input_is_told_wherever_a_run_is(
+    job: QuietJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    sections = {"input": {"path": [str(tmp_path / "rows.parquet"), str(tmp_path / "notes.*")], "format": "parquet"}}
+    text = "1 file: 1 text (notes.txt)"
+    spec = str(job.spec_file("error", **sections))
+    assert main(["validate", spec]) == 0
+    shown = capsys.readouterr().out
+    assert "reads 1 file of format parquet\n" in shown
+    assert f"skips {text}\n" in shown
+    assert main(["plan", spec]) == 0
+    assert f"skipped          {text}\n" in capsys.readouterr().out
+    report = job.run(**sections)
+    assert f"skipped        {text}" in report.table().splitlines()
+    assert report.to_dict()["skipped"] == {"text": {"files": 1, "examples": ["notes.txt"]}}
+    manifest = Manifest.read(job.root)
+    assert manifest is not None
+    assert manifest.skipped == report.skipped
+    assert f"Of the input these hold no rows: {text}." in render(collect(str(job.out)))

@@ -72,7 +72,9 @@ def _open_table(spec: JobSpec, root: Location) -> Any:
     (uri, *_) = spec.input.path
     version = spec.input.version
     try:
-        table = DeltaTable(root.reference, storage_options=storage_options(uri, root) or None)
+        table = DeltaTable(
+            root.reference, storage_options=storage_options(uri, root, spec.input.storage_options) or None
+        )
         if version is not None:
             table.load_as_version(int(version) if str(version).isdecimal() else version)
     except Exception as error:  # as above

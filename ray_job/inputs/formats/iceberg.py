@@ -39,6 +39,8 @@ _PROPERTIES = {  # pyiceberg's names of what `object_store` calls
     "aws_region": "s3.region",
     "aws_access_key_id": "s3.access-key-id",
     "aws_secret_access_key": "s3.secret-access-key",
+    "aws_session_token": "s3.session-token",
+    "aws_skip_signature": "s3.anonymous",
 }
 
 
@@ -85,7 +87,7 @@ def _open_table(spec: JobSpec, found: InputFiles) -> Any:
         ) from None
     (uri, *_) = spec.input.path
     metadata = _newest_metadata(found)
-    options = storage_options(uri, found.root)
+    options = storage_options(uri, found.root, spec.input.storage_options)
     try:
         properties = {_PROPERTIES[key]: value for key, value in options.items() if key in _PROPERTIES}
         return StaticTable.from_metadata(metadata.reference, properties)

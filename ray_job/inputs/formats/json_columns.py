@@ -1,14 +1,13 @@
 """JSON values as columns: the type of each key, and each value in that type, or an error for its row.
 
-A text stays as it is. A key whose sampled values are all whole numbers, all numbers or all booleans becomes int64,
-float64 or bool; everything else becomes text, in which a value that is not one is written as JSON. A later value that
-does not fit its key's type is its row's error.
+A text stays as it is. A key whose values are all whole numbers, all numbers or all booleans becomes int64, float64 or
+bool; everything else becomes text, in which a value that is not one is written as JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +17,7 @@ from ray_job.inputs.source import malformed
 from ray_job.prompts.json_text import has_half_pair, parse_json
 
 _INT64 = range(-(2**63), 2**63)
+MAX_KEYS = 10_000  # so that keys which are data themselves do not fill the memory
 _NUMBERS = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
@@ -34,17 +34,39 @@ def parse_object(content: bytes) -> dict[str, Any]:
     return value
 
 
-def infer_columns(objects: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
-    """The type of every key, in order of first sight; a key that cannot be a column's name is none."""
-    kinds: dict[str, set[str]] = {}
-    for item in objects:
+class KeyTypes:
+    """What the values of every key are, learned object by object: as much as there are keys, however many objects."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, dict[str, int]] = {}  # by key, in order of first sight, and name of the values' type
+
+    def add(self, item: Mapping[str, Any]) -> None:
+        """Learns an object; a key that cannot be a column's name is none."""
+        counts = self._counts
         for key, value in item.items():
-            if has_half_pair(key):
-                continue
-            seen = kinds.setdefault(key, set())
+            kinds = counts.get(key)
+            if kinds is None:
+                if has_half_pair(key) or len(counts) >= MAX_KEYS:
+                    continue
+                kinds = counts[key] = {}
             if value is not None:
-                seen.add(_kind(value))
-    return {key: _type_of(seen) for key, seen in kinds.items()}
+                kind = type(value).__name__
+                if kind == "int" and value not in _INT64:
+                    kind = "other"
+                kinds[kind] = kinds.get(kind, 0) + 1
+
+    def columns(self) -> dict[str, pa.DataType]:
+        """The type of every key, in order of first sight."""
+        return {key: _type_of(set(kinds)) for key, kinds in self._counts.items()}
+
+    def num_values(self, key: str) -> int:
+        """How many objects had a value for a key."""
+        return sum(self._counts.get(key, {}).values())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are more keys than are learned."""
+        return len(self._counts) >= MAX_KEYS
 
 
 def converter(type_: pa.DataType) -> Callable[[Any], Any]:
@@ -87,11 +109,6 @@ def _reference(item: Any) -> str:
     return item
 
 
-def _kind(value: Any) -> str:
-    kind = type(value).__name__
-    return "other" if kind == "int" and value not in _INT64 else kind
-
-
 def _type_of(kinds: set[str]) -> pa.DataType:
     if kinds == {"int", "float"}:
         return pa.float64()
@@ -101,16 +118,16 @@ def _type_of(kinds: set[str]) -> pa.DataType:
 def _as_int(value: Any) -> int | None:
     if value is None or (type(value) is int and value in _INT64):
         return value
-    raise malformed(f"must be a whole number like in the lines before, got {json.dumps(value)[:60]}")
+    raise malformed(f"must be a whole number like in the other rows, got {json.dumps(value)[:60]}")
 
 
 def _as_float(value: Any) -> float | None:
     if value is None or (type(value) in (int, float) and abs(value) < 2**1023):
         return value  # type: ignore[no-any-return]
-    raise malformed(f"must be a number like in the lines before, got {json.dumps(value)[:60]}")
+    raise malformed(f"must be a number like in the other rows, got {json.dumps(value)[:60]}")
 
 
 def _as_bool(value: Any) -> bool | None:
     if value is None or type(value) is bool:
         return value
-    raise malformed(f"must be true or false like in the lines before, got {json.dumps(value)[:60]}")
+    raise malformed(f"must be true or false like in the other rows, got {json.dumps(value)[:60]}")

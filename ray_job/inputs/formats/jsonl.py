@@ -1,20 +1,21 @@
-"""Rows of JSON lines: the OpenAI batch form, or plain objects.
+"""Rows of JSON: lines, an array's items, or objects behind each other; the OpenAI batch form, or plain objects.
 
-A split is a range of bytes that begins and ends at a line (a whole file where it is compressed). A line that cannot be
-used is a row too: its id is `name#line`, with lines counted from 1 as editors do, and its error says what is wrong.
-Types are inferred from the first lines of each file (SAMPLE_LINES, or as many as SAMPLE_BYTES hold); a key that first
-appears later is not a column.
+Every object is looked at when the input is opened, so that a key that appears late is a column all the same, of a type
+that all its values have. A split is a range of bytes between two objects (a whole file where it is compressed or not
+in UTF-8).
 
 In the OpenAI form (`messages` in the line or in its `body`, and no other prompt in the spec) rows have the columns
-`messages` and `params`, both JSON text; see `openai.py` for what becomes of the request's fields.
+`messages` and `params`, both JSON text; see `openai.py` for what becomes of the request's fields. The first object with
+`messages` or a prompt decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,112 +23,106 @@ import pyarrow as pa
 from ray_job.errors import InputError, RowError, Stage
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFiles
-from ray_job.inputs.formats.json_columns import as_text, converter, infer_columns, parse_object
-from ray_job.inputs.formats.jsonl_splits import JsonlSplit, at_line, open_lines, sample, scan
-from ray_job.inputs.formats.lines import Line
+from ray_job.inputs.formats.json_columns import MAX_KEYS, KeyTypes, as_text, converter, parse_object
 from ray_job.inputs.formats.openai import REQUEST_FIELDS, parse_request
-from ray_job.inputs.source import Source, Split, first_rows, malformed
+from ray_job.inputs.formats.record_source import RecordSource, max_record_bytes
+from ray_job.inputs.formats.record_splits import RecordSplit, open_records, scan
+from ray_job.inputs.formats.records import Record, located
+from ray_job.inputs.formats.text_files import TextFile, look_into
+from ray_job.inputs.source import first_rows, malformed
+from ray_job.redaction.logs import logger_of
 from ray_job.rows import ROW_ID
-from ray_job.spec import JobSpec, LimitsSpec
+from ray_job.spec import JobSpec
 
 MESSAGES = "messages"
 PARAMS = "params"
-TABLE_BYTES = 8 * 2**20
-_THREADS = 8
+_PROMPTS = ("prompt", "question")
+_THREADS = 16
+_LOG = logger_of(__name__)
 
 
 @dataclass(frozen=True)
-class JsonlSource(Source):
-    """Rows of JSON lines."""
+class JsonSource(RecordSource):
+    """Rows of JSON."""
 
-    id_column: str | None
     is_chat: bool  # the OpenAI form
-    max_line_bytes: int
 
-    def read(self, split: Split, max_rows: int) -> Iterator[pa.Table]:
-        """See `Source.read`."""
-        assert isinstance(split, JsonlSplit)
-        num_rows = 0
-        with open_lines(split.location, self.max_line_bytes, split) as lines:
-            wanted = islice(lines, split.num_rows)
-            while batch := _take(wanted, max_rows):
-                yield self._table(batch, split)
-                num_rows += len(batch)
-        if num_rows != split.num_rows:
-            raise InputError(f"{split.location}: has changed since the job began; run it again")
-
-    def _table(self, lines: Sequence[Line], split: JsonlSplit) -> pa.Table:
-        convert = {field.name: converter(field.type) for field in self.columns}
-        ids: list[Any] = []
-        errors: list[RowError | None] = []
-        columns: dict[str, list[Any]] = {name: [] for name in convert}
-        for line in lines:
-            problems: list[RowError] = []
-            made = f"{split.name}#{line.number}"
-            item = self._item(line, made, problems)
-            ids.append(self._id(item, made, problems))
-            for name, values in columns.items():
-                try:
-                    values.append(convert[name](item.get(name)))
-                except BaseException as error:  # of this row, or it goes on from there
-                    values.append(None)
-                    problem = RowError.of(error, Stage.READ, made)
-                    problems.append(RowError(problem.code, f"{name!r} {problem.message}", Stage.READ))
-            errors.append(at_line(split.name, line, problems[0]) if problems else None)
-        arrays = [pa.array(columns[field.name], field.type) for field in self.columns]
-        return self.table([pa.array(ids, self.id_field.type), *arrays], errors)
-
-    def _item(self, line: Line, made_id: str, problems: list[RowError]) -> Mapping[str, Any]:
-        """The line's object; in the OpenAI form with `messages` and `params` as their texts."""
+    def item(self, record: Record, file: TextFile) -> tuple[Mapping[str, Any], RowError | None]:
+        """The object; in the OpenAI form with `messages` and `params` as their texts."""
         item: dict[str, Any] = {}
         try:
-            if line.content is None:
-                raise malformed(f"longer than {self.max_line_bytes} bytes, 4 × limits.max_image_bytes")
-            item = parse_object(line.content)
+            item = parse_object(record.content or b"")
             if self.is_chat:
                 messages, params = parse_request(item)
                 # A column of its own with the row's parameters wins over the request's.
                 item = {**item, MESSAGES: messages, **({PARAMS: params} if self.overrides_column == PARAMS else {})}
         except BaseException as error:  # of this row, or it goes on from there
-            problems.append(RowError.of(error, Stage.READ, made_id))
-        return item
+            return item, RowError.of(error, Stage.READ, f"{file.name}#{record.number}")
+        return item, None
 
-    def _id(self, item: Mapping[str, Any], made: str, problems: list[RowError]) -> Any:
-        if self.id_column is None:
-            return made
-        value = item.get(self.id_column)
-        if self.id_field.type != pa.string():  # checked when the input was opened
+    def column(self, field: pa.Field, values: Sequence[Any]) -> tuple[pa.Array, list[RowError | None]]:
+        """Values converted one by one."""
+        convert = converter(field.type)
+        fitting: list[Any] = []
+        problems: list[RowError | None] = []
+        for value in values:
+            try:
+                fitting.append(convert(value))
+                problems.append(None)
+            except BaseException as error:  # of this row, or it goes on from there
+                fitting.append(None)
+                problems.append(RowError.of(error, Stage.READ, field.name))
+        return pa.array(fitting, field.type), problems
+
+    def id(self, value: Any) -> Any:
+        """A number as it is, checked when the input was opened; or a text."""
+        if self.id_field.type != pa.string():
             return value
-        try:
-            if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-                raise malformed(f"must be a text that is not empty, got {as_text(value)!s:.60}")
-            return as_text(value)
-        except RowError as error:
-            problems.append(malformed(f"{self.id_column!r}, the row's id, {error.message}"))
-            return made
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            raise malformed(f"must be a text that is not empty, got {as_text(value)!s:.60}")
+        return as_text(value)
 
 
-def open_jsonl(spec: JobSpec, found: InputFiles) -> JsonlSource:
-    """Samples the files for types and counts their lines.
+class _Learned:
+    """What the objects of an input have in common."""
+
+    def __init__(self) -> None:
+        self.keys = KeyTypes()
+        self.num_objects = 0
+        self.is_chat: bool | None = None  # None: no object says
+
+    def add(self, record: Record) -> None:
+        """Learns a record; one that is no object says so when it is read."""
+        with contextlib.suppress(RowError):
+            item = parse_object(record.content or b"")
+            self.num_objects += 1
+            self.keys.add(item)
+            if self.is_chat is None:
+                has_prompt = any(isinstance(item.get(name), str) for name in _PROMPTS)
+                self.is_chat = True if _has_messages(item) else False if has_prompt else None
+
+
+def open_json(spec: JobSpec, found: InputFiles) -> JsonSource:
+    """Looks at every object, for columns and types, and cuts the files.
 
     Raises:
-        InputError: a file cannot be read, no sampled line is an object, or ids are numbers and a line has none.
+        InputError: a file cannot be read, none holds an object, or ids are numbers and a row has none.
         SpecError: the spec does not fit the columns.
     """
-    max_line_bytes = _max_line_bytes(spec.limits)
+    max_bytes, learned = max_record_bytes(spec.limits), _Learned()
     with ThreadPoolExecutor(_THREADS) as pool:
-        samples = [item for items in pool.map(lambda file: sample(file, max_line_bytes), found.files) for item in items]
-    if not samples:
-        raise InputError(f"{found.files[0].location}: none of its first lines is a JSON object; is it JSON lines?")
-    columns, is_chat, roles = _choose(spec, samples)
+        look = partial(look_into, framing="lines", encoding=spec.input.encoding)
+        files = list(pool.map(look, found.files))
+    splits = [split for file in files for split in scan(file, max_bytes, learned.add)]
+    if not learned.num_objects:
+        raise InputError(f"{files[0].location}: holds no JSON object, on a line, in an array or elsewhere; is it JSON?")
+    if learned.keys.is_full:
+        _LOG.warning("more than %d different keys; those seen first are columns", MAX_KEYS)
+    columns, is_chat, roles = _choose(spec, learned)
     id_type = pa.string() if roles.id is None else columns[roles.id]
-    checked_id = roles.id if id_type == pa.int64() else None
-    splits: list[JsonlSplit] = []
-    for file in found.files:
-        splits += scan(file, max_line_bytes, checked_id)
-        if spec.input.limit is not None and sum(split.num_rows for split in splits) >= spec.input.limit:
-            break
-    return JsonlSource(
+    if roles.id is not None and id_type == pa.int64():
+        _check_ids(splits, max_bytes, roles.id, learned)
+    return JsonSource(
         id_field=pa.field(ROW_ID, id_type),
         columns=roles.travelling(pa.schema(columns.items())),
         kept=tuple(pa.field(name, columns[name]) for name in roles.kept),
@@ -136,19 +131,22 @@ def open_jsonl(spec: JobSpec, found: InputFiles) -> JsonlSource:
         prompt=roles.prompt,
         overrides_column=roles.overrides,
         splits=first_rows(splits, spec.input.limit),
-        num_ignored=found.num_ignored,
+        skipped=found.skipped,
         id_column=roles.id,
+        max_record_bytes=max_bytes,
         is_chat=is_chat,
-        max_line_bytes=max_line_bytes,
     )
 
 
-def _choose(spec: JobSpec, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, pa.DataType], bool, Roles]:
-    """The columns' types, whether the lines are OpenAI requests, and what each column is for."""
-    columns = infer_columns(samples)
+def _choose(spec: JobSpec, learned: _Learned) -> tuple[dict[str, pa.DataType], bool, Roles]:
+    """The columns' types, whether the objects are OpenAI requests, and what each column is for."""
+    columns = learned.keys.columns()
     prompt = spec.prompt
     is_other = prompt.template is not None or prompt.questions is not None or prompt.questions_column is not None
-    is_chat = not is_other and prompt.messages_column in (None, MESSAGES) and any(map(_has_messages, samples))
+    is_chat = not is_other and prompt.messages_column in (None, MESSAGES) and bool(learned.is_chat)
+    if learned.is_chat is False and not is_other and prompt.messages_column is None and MESSAGES in columns:
+        template = next(f"{{{name}}}" for name in _PROMPTS if name in columns)
+        spec = spec.model_copy(update={"prompt": prompt.model_copy(update={"template": template})})
     if is_chat:
         columns = {**columns, MESSAGES: pa.string()}
         if spec.generation.overrides_column is None:
@@ -172,18 +170,22 @@ def _has_messages(item: Mapping[str, Any]) -> bool:
     return isinstance(body, dict) and isinstance(body.get(MESSAGES), list)
 
 
-def _max_line_bytes(limits: LimitsSpec) -> int:
-    """A line may hold a few pictures of the largest allowed size as base64."""
-    return 4 * limits.max_image_bytes
+def _check_ids(splits: Sequence[RecordSplit], max_bytes: int, column: str, learned: _Learned) -> None:
+    """Where ids are numbers each row has one: none could be made up."""
+    if learned.keys.num_values(column) == sum(split.num_rows for split in splits):
+        return
+    for split in splits:
+        with open_records(split.file, max_bytes, split) as records:
+            for record in records:
+                _check_id(split.file, record, column)
 
 
-def _take(lines: Iterator[Line], max_rows: int) -> list[Line]:
-    """The next lines: as many as a table may have rows, or fewer where they are long."""
-    taken: list[Line] = []
-    num_bytes = 0
-    for line in lines:
-        taken.append(line)
-        num_bytes += line.end - line.start
-        if len(taken) == max_rows or num_bytes >= TABLE_BYTES:
-            break
-    return taken
+def _check_id(file: TextFile, record: Record, column: str) -> None:
+    try:
+        if parse_object(record.content or b"").get(column) is None:
+            raise malformed(f"{column!r} must be a whole number, as in other rows")
+    except RowError as error:
+        raise InputError(
+            f"{located(file.name, file.unit, record, error).message}. Ids are numbers here, so the row cannot be "
+            "called by its position: repair it or take it out, or give input.id_column another column"
+        ) from None

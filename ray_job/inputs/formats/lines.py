@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-CHUNK_BYTES = 2**20
+from ray_job.inputs.formats.records import CHUNK_BYTES, Record
+
 _BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line that is not blank."""
-
-    number: int  # from 1, blank lines counted: what an editor shows
-    start: int  # offset in bytes of its first byte
-    end: int  # offset behind its newline
-    content: bytes | None  # without the newline; None where it is longer than the cap
-
-
-def iter_lines(stream: Any, max_bytes: int, *, start: int = 0, first_number: int = 1) -> Iterator[Line]:
+def iter_lines(stream: Any, max_bytes: int, *, start: int = 0, first_number: int = 1) -> Iterator[Record]:
     """Lines that are not blank, from where the stream stands to its end; `\\n` and `\\r\\n` end a line.
 
     Args:
@@ -29,6 +19,13 @@ def iter_lines(stream: Any, max_bytes: int, *, start: int = 0, first_number: int
         start: offset of the stream's position in the file.
         first_number: number of the line that begins there.
     """
+    for line in iter_all_lines(stream, max_bytes, start=start, first_number=first_number):
+        if line.content is None or line.content.strip():
+            yield line
+
+
+def iter_all_lines(stream: Any, max_bytes: int, *, start: int = 0, first_number: int = 1) -> Iterator[Record]:
+    """The same with blank lines among them."""
     number, line_start, offset = first_number, start, start
     pieces: list[bytes] = []
     held = 0
@@ -36,17 +33,14 @@ def iter_lines(stream: Any, max_bytes: int, *, start: int = 0, first_number: int
         begin = 0
         while (newline := chunk.find(b"\n", begin)) >= 0:
             _hold(pieces, chunk[begin:newline], max_bytes - held)
-            line = _line(number, line_start, offset + newline + 1, pieces, held + newline - begin > max_bytes)
-            if line is not None:
-                yield line
+            yield _line(number, line_start, offset + newline + 1, pieces, held + newline - begin > max_bytes)
             begin, held, pieces = newline + 1, 0, []
             number, line_start = number + 1, offset + begin
         _hold(pieces, chunk[begin:], max_bytes - held)
         held += len(chunk) - begin
         offset += len(chunk)
-    last = _line(number, line_start, offset, pieces, held > max_bytes)
-    if last is not None:
-        yield last
+    if held:
+        yield _line(number, line_start, offset, pieces, held > max_bytes)
 
 
 def _hold(pieces: list[bytes], piece: bytes, room: int) -> None:
@@ -56,11 +50,10 @@ def _hold(pieces: list[bytes], piece: bytes, room: int) -> None:
         pieces.clear()
 
 
-def _line(number: int, start: int, end: int, pieces: list[bytes], is_too_long: bool) -> Line | None:
+def _line(number: int, start: int, end: int, pieces: list[bytes], is_too_long: bool) -> Record:
     if is_too_long:
-        return Line(number, start, end, None)
+        return Record(number, start, end, None)
     content = b"".join(pieces)
     if start == 0:
         content = content.removeprefix(_BOM)
-    content = content.removesuffix(b"\r")
-    return Line(number, start, end, content) if content.strip() else None
+    return Record(number, start, end, content.removesuffix(b"\r"))

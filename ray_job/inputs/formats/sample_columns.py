@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_job.errors import RowError, Stage
-from ray_job.inputs.formats.json_columns import converter, infer_columns, parse_object
+from ray_job.inputs.formats.json_columns import KeyTypes, converter, parse_object
 from ray_job.inputs.formats.samples import Sample
 
 KEY, URL, IMAGE = "__key__", "__url__", "image"
@@ -127,7 +127,10 @@ class Keys:
 
     def types(self) -> dict[str, pa.DataType]:
         """The type of each key's column."""
-        return infer_columns({key: value} for (key, _), value in self._examples.items())
+        types = KeyTypes()
+        for (key, _), value in self._examples.items():
+            types.add({key: value})
+        return types.columns()
 
 
 def sample_columns(layouts: Iterable[frozenset[str]], keys: Keys) -> SampleColumns:

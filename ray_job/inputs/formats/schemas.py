@@ -29,25 +29,42 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> tuple[pa.Schema, dict[str
     Returns:
         The schema in order of first sight, without metadata; and for each column left out of it, why.
     """
-    fields: dict[str, tuple[pa.Field, str]] = {}
+    fields: dict[str, pa.Field] = {}
     clashes: dict[str, str] = {}
-    seen: list[pa.Schema] = []
+    seen: list[tuple[str, pa.Schema]] = []
     for name, schema in schemas:
-        if any(schema.equals(other) for other in seen):
+        if any(schema.equals(other) for _, other in seen):
             continue
-        seen.append(schema)
         for column in schema.names:
             if schema.names.count(column) > 1:
                 clashes[column] = f"there are two of that name in {name}"
                 continue
             field = pa.field(column, plain_type(schema.field(column).type))
-            first, first_name = fields.setdefault(column, (field, name))
-            try:
-                merged = pa.unify_schemas([pa.schema([first]), pa.schema([field])], promote_options="permissive")
-                fields[column] = (merged.field(0), first_name)
-            except (pa.ArrowInvalid, pa.ArrowTypeError):
-                clashes[column] = f"it is {first.type} in {first_name} and {field.type} in {name}"
-    return pa.schema([field for name, (field, _) in fields.items() if name not in clashes]), clashes
+            merged = _merged(fields.get(column, field), field)
+            if merged is None:
+                clashes[column] = f"it is {_other_type(field, fields[column], seen)} and {field.type} in {name}"
+            else:
+                fields[column] = merged
+        seen.append((name, schema))
+    return pa.schema([field for name, field in fields.items() if name not in clashes]), clashes
+
+
+def _merged(first: pa.Field, second: pa.Field) -> pa.Field | None:
+    """A field that holds the values of both; None where there is none."""
+    try:
+        return pa.unify_schemas([pa.schema([first]), pa.schema([second])], promote_options="permissive").field(0)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return None
+
+
+def _other_type(field: pa.Field, merged: pa.Field, seen: Sequence[tuple[str, pa.Schema]]) -> str:
+    """Which type of which file a field does not go with; at worst, what all files before it have together."""
+    for name, schema in seen:
+        if field.name in schema.names:
+            own = field.with_type(plain_type(schema.field(field.name).type))
+            if _merged(own, field) is None:
+                return f"{own.type} in {name}"
+    return f"{merged.type} in the files before"
 
 
 def text_checked(column: pa.Array) -> tuple[pa.Array, list[bool]]:

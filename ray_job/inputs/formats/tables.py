@@ -26,16 +26,15 @@ from ray_job.inputs.formats.schemas import (
     text_checked,
     unify,
 )
-from ray_job.inputs.source import Source, Split, malformed
+from ray_job.inputs.source import FileSplit, Source, Split, malformed
 from ray_job.rows import ERROR_TYPE, READ_ERROR
 from ray_job.storage.places import Location, reason
 
 
 @dataclass(frozen=True, slots=True)
-class TableSplit(Split):
+class TableSplit(FileSplit):
     """Neighbouring rows of one file."""
 
-    location: Location
     first_row: int  # position in the file of the first row
 
     @property

@@ -19,6 +19,7 @@ from ray_job.inputs.formats.samples import Sample, iter_samples
 from ray_job.inputs.formats.shards import Shard, ShardSplit, walk
 from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit
 from ray_job.inputs.formats.tar_members import iter_members, open_tar
+from ray_job.inputs.skipped import Skipped, SkippedFiles
 from ray_job.inputs.source import malformed
 from ray_job.redaction.logs import logger_of
 from ray_job.rows import ERROR_TYPE, error_record
@@ -84,21 +85,14 @@ def open_webdataset(spec: JobSpec, found: InputFiles) -> WebDatasetSource:
     not_kept = (URL, *(JSON if columns.keys else ()))
     roles = choose_roles(spec, Found(columns.schema, image_columns=columns.image_columns, not_kept=not_kept), "input")
     splits = [split for shard in shards for split in shard.splits]
-    found = replace(found, num_ignored=found.num_ignored + _say_loose(shards))
+    found = replace(found, skipped=Skipped((*found.skipped.groups, *_loose(shards))))
     return WebDatasetSource.planned(
         spec, found, columns.schema, roles, splits, id_column=roles.id, samples=columns, max_member_bytes=max_bytes
     )
 
 
-def _say_loose(shards: Sequence[Shard]) -> int:
-    """How many members belong to no sample; said where there are any."""
+def _loose(shards: Sequence[Shard]) -> list[SkippedFiles]:
+    """Members that belong to no sample, since their names have nothing before a first dot, or nothing behind it."""
     num_members = sum(shard.loose.num_members for shard in shards)
-    if num_members:
-        example = next(shard.loose.example for shard in shards if shard.loose.num_members)
-        _LOG.warning(
-            "%d members of the shards belong to no sample, since their names have nothing before a first dot, or "
-            "nothing behind it; the first is %r",
-            num_members,
-            example,
-        )
-    return num_members
+    examples = tuple(shard.loose.example for shard in shards if shard.loose.num_members)[:3]
+    return [SkippedFiles("members of shards that belong to no sample", num_members, examples)] if num_members else []

@@ -17,6 +17,7 @@ from importlib.resources import files
 import yaml
 
 from ray_job.errors import SpecError
+from ray_job.inputs.skipped import Skipped
 from ray_job.output.manifest import State, public_spec
 from ray_job.output.status import JobStatus
 from ray_job.spec import JobSpec
@@ -143,6 +144,8 @@ def _sum(facts: Facts, num_left: int) -> str:
         text += f" {manifest.already_done:,} were done by earlier runs."
     if manifest.duplicates.ids:
         text += f" {manifest.duplicates.ids:,} ids belong to more than one row."
+    if manifest.skipped:
+        text += f" Of the input these hold no rows: {Skipped.of_dict(manifest.skipped).text()}."
     return f'<p class="quiet">{escape(text)}</p>'
 
 

@@ -1,0 +1,204 @@
+"""JSON that is not one object to a line: arrays, pretty-printed objects, other encodings, compression by content."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import lzma
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_job.errors import InputError
+from ray_job.inputs.formats.json_items import iter_items
+
+from .conftest import ids_of, opened, rows_of
+
+ROWS = [{"x": 1, "t": 'a "]}" b'}, {"x": 2, "t": "{[\\"}, {"x": 3, "t": "é\u2028", "o": {"k": [{}, []]}}]
+
+
+def _errors(rows: list[dict[str, Any]]) -> list[str | None]:
+    return [row["_rj_read_error"] and row["_rj_read_error"]["message"] for row in rows]
+
+
+def _zstd(data: bytes) -> bytes:
+    return bytes(pa.compress(data, codec="zstd", asbytes=True))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "part-00000"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(ROWS, ensure_ascii=False),
+        json.dumps(ROWS, indent=2),
+        "\ufeff  " + json.dumps(ROWS, indent="\t").replace("\n", "\r\n"),
+        "".join(json.dumps(row) for row in ROWS),
+        "\r".join(json.dumps(row) for row in ROWS),
+        "\n".join(json.dumps(row, indent=1) for row in ROWS),
+        "[" + ",\n".join(json.dumps(row) for row in ROWS) + "\n]\n",
+        "".join(json.dumps([row]) + "\n" for row in ROWS),
+        "\n".join(json.dumps(row) for row in ROWS),
+    ],
+)
+def test_objects_are_rows_however_they_are_written(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    rows = rows_of(opened(tmp_path))
+    assert [(row["x"], row["t"]) for row in rows] == [(row["x"], row["t"]) for row in ROWS]
+    assert [row["row_id"] for row in rows] == [f"{name}#{number}" for number in (1, 2, 3)]
+    assert rows[2]["o"] == '{"k": [{}, []]}'
+    assert _errors(rows) == [None] * 3
+
+
+def test_a_single_object_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps({"x": 1}, indent=2))
+    assert ids_of(opened(tmp_path)) == ["one.json#1"]
+
+
+def test_a_large_array_is_cut_and_its_splits_are_read_anywhere(
+    s3: Callable[[str, bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", 2)
+    uri = s3("array/a.json", json.dumps([{"x": n} for n in range(5)], indent=1).encode())
+    source = pickle.loads(pickle.dumps(opened(uri)))
+    assert [split.num_rows for split in source.splits] == [2, 2, 1]
+    assert [(row["row_id"], row["x"]) for row in rows_of(source)] == [(f"a.json#{n + 1}", n) for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ('[{"x": 1}, {"x": }, {"x": 3}]', [None, "item 2: not JSON", None]),
+        ('[{"x": 1}, 5, {"x": 3}]', [None, "item 2: must be a JSON object, got int", None]),
+        ('[{"x": 1}, {"x": 2}, {"x', [None, None, "item 3: the file ends inside it"]),
+        ('[{"x": 1}, {"x": 2}', [None, None, "item 3: the file ends inside its array"]),
+        ('[{"x": 1},\n {"x": "2},\n {"x": 3}]', [None, "item 2: holds a text that is not closed on its line"]),
+    ],
+)
+def test_a_broken_item_is_a_row_with_its_error(
+    tmp_path: Path, text: str, problems: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_text(text)
+    whole = rows_of(opened(tmp_path / "a.json"))
+    for message, problem in zip(_errors(whole), problems, strict=True):
+        assert (message is None) == (problem is None)
+        assert message is None or f"a.json, {problem}" in message
+    monkeypatch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", 1)
+    source = opened(tmp_path / "a.json")
+    assert len(source.splits) == len(problems)
+    assert rows_of(source) == whole
+
+
+def test_an_item_longer_than_the_cap_is_its_own_error(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"x": "s"}, {"x": "l" * 3_000_000}, {"x": "after"}]))
+    rows = rows_of(opened(tmp_path / "a.json", limits={"max_image_bytes": 1000}))
+    assert [row["x"] for row in rows] == ["s", None, "after"]
+    assert "longer than 4000 bytes" in rows[1]["_rj_read_error"]["message"]
+
+
+class _Dribble(io.BytesIO):
+    """Gives a few bytes at a time."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(3)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text('a"\\{}[],é\n'),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('ab"{'), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.dictionaries(st.text('k"]'), JSON, max_size=3), max_size=4), st.sampled_from([None, 1]))
+def test_items_are_those_of_the_array_however_it_is_read(items: list[Any], indent: int | None) -> None:
+    data = json.dumps(items, indent=indent, ensure_ascii=False).encode()
+    found = list(iter_items(io.BytesIO(data), 10_000))
+    assert [json.loads(item.content or b"") for item in found] == items
+    assert [data[item.start : item.end] for item in found] == [item.content for item in found]
+    assert list(iter_items(_Dribble(data), 10_000)) == found
+
+
+@settings(deadline=None)
+@given(st.text('{}[]",:\\\n 1é', max_size=30))
+def test_any_text_has_the_same_items_however_it_is_read(text: str) -> None:
+    data = text.encode()
+    found = list(iter_items(io.BytesIO(data), 10))
+    assert list(iter_items(_Dribble(data), 10)) == found
+    assert all(0 <= item.start <= item.end <= len(data) for item in found)
+    if not set(text) <= set("[], \n"):
+        assert found, "what is no separator is a row"
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, _zstd])
+@pytest.mark.parametrize("name", ["a.jsonl", "A.JSONL.GZ", "a.jsonl.zst", "part-00000"])
+def test_compression_is_told_by_content(tmp_path: Path, name: str, compress: Callable[[bytes], bytes]) -> None:
+    lines = [json.dumps({"x": n}).encode() + b"\n" for n in range(3000)]
+    (tmp_path / name).write_bytes(compress(b"".join(lines[:2000])) + compress(b"".join(lines[2000:])))
+    rows = rows_of(opened(tmp_path), 1000)
+    assert [row["x"] for row in rows] == list(range(3000)), "what stands behind the first compressed part is read too"
+    assert rows[-1]["row_id"] == f"{name}#3000"
+
+
+def test_a_named_file_of_an_unknown_compression_says_what_it_is_not(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lzma.compress(b'{"x": 1}\n'))
+    with pytest.raises(InputError, match="holds no JSON object"):
+        opened(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding"),
+    [
+        ('{"x": "é1"}\r\n{"x": "é2"}\r\n'.encode("utf-16"), None),
+        (codecs.BOM_UTF16_BE + '{"x": "é1"}\n{"x": "é2"}'.encode("utf-16-be"), "latin-1"),
+        (codecs.BOM_UTF8 + '{"x": "é1"}\n{"x": "é2"}'.encode(), None),
+        ('{"x": "é1"}\n{"x": "é2"}'.encode("latin-1"), "latin-1"),
+        ('{"x": "é1"}\n{"x": "é2"}'.encode("utf-16-le"), "utf-16-le"),
+        (gzip.compress('[{"x": "é1"}, {"x": "é2"}]'.encode("utf-16")), None),
+    ],
+)
+def test_encodings(tmp_path: Path, data: bytes, encoding: str | None) -> None:
+    (tmp_path / "a.jsonl").write_bytes(data)
+    rows = rows_of(opened(tmp_path / "a.jsonl", input={"encoding": encoding}))
+    assert [row["x"] for row in rows] == ["é1", "é2"]
+    assert [row["row_id"] for row in rows] == ["a.jsonl#1", "a.jsonl#2"]
+
+
+def test_what_cannot_be_decoded_is_its_rows_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes('{"x": 1}\n{"x": "é"}\n{"x": 3}\n'.encode("latin-1"))
+    rows = rows_of(opened(tmp_path / "a.jsonl"))
+    assert [message and message[:32] for message in _errors(rows)] == [None, "a.jsonl, line 2: not UTF-8 at by", None]
+    odd = '{"x": 1}\n{"x": "a'.encode("utf-16") + b"\x00\xd8\n\x00"  # half a pair, then an end within the object
+    (tmp_path / "a.jsonl").write_bytes(odd + b"{")
+    rows = rows_of(opened(tmp_path / "a.jsonl"))
+    assert [message is None for message in _errors(rows)] == [True, False, False]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([{"x": "é"}, {"x": None}, {"y": ["]"]}]), min_size=1, max_size=9), st.integers(1, 4))
+def test_ids_and_rows_do_not_depend_on_splits(items: list[Any], split_rows: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder) / "a.json"
+        path.write_text(json.dumps(items, indent=1))
+        whole = rows_of(opened(path), 100)
+        patch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", split_rows)
+        assert rows_of(opened(path), 2) == whole
+
+
+@pytest.mark.parametrize(
+    ("data", "format_"), [(b"PAR1....", "parquet"), (b"\x89PNG\r\n\x1a\n....", "images"), (b"%PDF-1.7", "documents")]
+)
+def test_a_name_that_its_content_contradicts_is_named(tmp_path: Path, data: bytes, format_: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(data)
+    with pytest.raises(InputError, match=rf"a\.jsonl: holds {format_}, whatever its name says"):
+        opened(tmp_path)
