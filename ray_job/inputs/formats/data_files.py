@@ -41,7 +41,7 @@ class DataFile:
 
 
 def located(path: str, root: Location) -> Location:
-    """Where a file lies that a log names by a path or URI; reached as the table is, where that is on the same storage."""
+    """Where a file lies that a log names by a path or URI; reached as the table is where both are on one storage."""
     scheme, place = parse_uri(path) or ("file", path)
     is_same = (scheme, account_of(path)) == (root.scheme, root.account)
     return root.at(place) if is_same else locate(path)
