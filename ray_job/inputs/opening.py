@@ -54,8 +54,8 @@ def _check_asked(spec: JobSpec, format_: Format) -> None:
     """Whether a version or a split is asked of what has them."""
     problems = []
     if spec.input.version is not None and format_ not in ("delta", "iceberg", "lance"):
-        problems.append(f"input.version: {format_} has no versions; leave it out")
+        problems.append(f"input.version: has no effect on {format_}; leave it out")
     if spec.input.split is not None and format_ != "hf":
-        problems.append(f"input.split: {format_} has no splits; leave it out")
+        problems.append(f"input.split: has no effect on {format_}; leave it out")
     if problems:
         raise SpecError(problems, "input")
