@@ -156,6 +156,15 @@ class TestDelta:
         assert source.image_columns == ("image",)
         assert [(row["n"], row["image"]) for row in rows_of(source)] == [(row, b"picture %d" % row) for row in range(3)]
 
+    def test_fields_renamed_within_a_column_are_read_under_their_new_names(self, tmp_path: Path) -> None:
+        held = pa.array([{"col-b": b"picture", "col-p": "a.png"}, None])
+        lists = pa.array([[{"col-b": b"picture", "col-p": "a.png"}], []], pa.list_(held.type))
+        path = self.written(tmp_path / "table", pa.table({"image": held, "images": lists}))
+        rename_columns(path, {"image": "image", "images": "images", "col-b": "bytes", "col-p": "path"})
+        rows = rows_of(opened(path, input={"image_columns": ["image", "images"]}))
+        assert [row["image"] for row in rows] == [{"bytes": b"picture", "path": "a.png"}, None]
+        assert [row["images"] for row in rows] == [[{"bytes": b"picture", "path": "a.png"}], []]
+
     def test_its_folder_is_never_read_as_loose_files(self, tmp_path: Path) -> None:
         path = self.written(tmp_path / "all" / "table", numbered(3))
         for given in ({"path": str(path), "format": "parquet"}, {"path": str(path.parent)}):
@@ -251,6 +260,24 @@ class TestIceberg:
         found = sorted((row["n"], row["words"], row["late"], row["part"]) for row in rows[:])[:3]
         assert found == [(0, "text 0", None, "a"), (1, "text 1", None, "b"), (2, "text 2", None, "a")]
         assert len(rows) == 4
+
+    def test_fields_renamed_dropped_and_added_within_a_column(self, catalog: Any) -> None:
+        from pyiceberg.types import StringType
+
+        image = pa.array([{"data": b"picture", "path": "a.png", "gone": "x"}, None])
+        lists = pa.array([[{"data": b"picture"}], []])
+        written = pa.table({"image": image, "images": lists})
+        table = catalog.create_table("ns.t", schema=written.schema)
+        table.append(written)
+        with table.update_schema() as change:
+            change.rename_column("image.data", "bytes")
+            change.rename_column("images.element.data", "bytes")
+            change.delete_column("image.gone")
+        with table.update_schema() as change:
+            change.add_column(("image", "gone"), StringType())
+        rows = rows_of(opened(self.folder(table), input={"image_columns": ["image", "images"]}))
+        assert [row["image"] for row in rows] == [{"bytes": b"picture", "path": "a.png", "gone": None}, None]
+        assert [row["images"] for row in rows] == [[{"bytes": b"picture"}], []]
 
     def test_its_folder_is_never_read_as_loose_files(self, catalog: Any) -> None:
         table = catalog.create_table("ns.t", schema=numbered(0).schema)
@@ -448,14 +475,22 @@ def rename_columns(path: Path, names: dict[str, str]) -> None:
     lines = [json.loads(line) for line in (log / f"{0:020}.json").read_text().splitlines()]
     (metadata,) = (line["metaData"] for line in lines if "metaData" in line)
     schema = json.loads(metadata["schemaString"])
-    for number, field in enumerate(schema["fields"], start=1):
+    for number, field in enumerate(fields_of(schema), start=1):
         physical = {"delta.columnMapping.id": number, "delta.columnMapping.physicalName": field["name"]}
         field.update(name=names[field["name"]], metadata=physical)
-    configuration = {"delta.columnMapping.mode": "name", "delta.columnMapping.maxColumnId": str(len(names))}
+    configuration = {"delta.columnMapping.mode": "name", "delta.columnMapping.maxColumnId": "99"}
     metadata |= {"schemaString": json.dumps(schema), "configuration": configuration}
     features = {"readerFeatures": ["columnMapping"], "writerFeatures": ["columnMapping"]}
     commit = [{"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}}, {"metaData": metadata}]
     (log / f"{1:020}.json").write_text("".join(json.dumps(action) + "\n" for action in commit))
+
+
+def fields_of(type_: Any) -> list[dict[str, Any]]:
+    """All fields of a Delta schema, those within others too."""
+    if not isinstance(type_, dict):
+        return []
+    inner = fields_of(type_.get("elementType"))
+    return inner + [each for field in type_.get("fields", []) for each in (field, *fields_of(field["type"]))]
 
 
 def delete_positions(table: Any, positions: Sequence[int], *, is_equality: bool = False) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from ray_job.spec import JobSpec
 from ray_job.storage.places import Location, account_of, locate, parse_uri
 
 Positions = npt.NDArray[np.int64]
+Names: TypeAlias = Mapping[str, tuple[str, "Names"]]
+"""What fields are called: name in the file → name in the table, and the same of the fields within it."""
 NO_POSITIONS: Positions = np.zeros(0, np.int64)
 
 
@@ -52,7 +54,7 @@ class DataFileSplit(ParquetSplit):
     """Neighbouring row groups of one data file; `num_rows` are those that are not deleted."""
 
     values: Mapping[str, str | None]
-    physical: Mapping[str, str]  # columns of the file: name in the table → name in the file
+    names: Names  # of the file's columns that the table has
     deleted: bytes  # of the split's rows, positions in the file as int64
 
     @property
@@ -69,7 +71,7 @@ class DataFileSource(ParquetSource):
         """See `TableSource.batches`."""
         assert isinstance(split, DataFileSplit)
         deleted = np.frombuffer(split.deleted, np.int64)
-        wanted = {split.physical[name]: name for name in names if name in split.physical}
+        wanted = {held: name for held, (name, _) in split.names.items() if name in names}
         position = split.first_row
         for rows in super().batches(split, list(wanted), max_rows):
             batch = rows.batch
@@ -78,8 +80,7 @@ class DataFileSource(ParquetSource):
             is_live = ~np.isin(positions, deleted)
             ids = [f"{split.name}#{place}" for place in positions[is_live]]
             batch = batch if is_live.all() else batch.filter(pa.array(is_live))
-            names_here = [wanted[name] for name in batch.schema.names]
-            yield Rows(batch.rename_columns(names_here), pa.array(ids, pa.string()))
+            yield Rows(_renamed(batch, split.names), pa.array(ids, pa.string()))
 
 
 def open_data_files(
@@ -87,9 +88,8 @@ def open_data_files(
     found: InputFiles,
     columns: pa.Schema,
     files: Sequence[DataFile],
-    physical: Callable[[InputFile, pa.Schema], Mapping[str, str]],
+    names_in: Callable[[pa.Schema], Names],
     version: int,
-    unusable: Mapping[str, str] = MappingProxyType({}),
 ) -> DataFileSource:
     """Reads the footers and plans the splits.
 
@@ -98,31 +98,29 @@ def open_data_files(
         found: the table's folder.
         columns: of the table.
         files: of the version that is read, in order.
-        physical: which columns of the table a file has, by its schema, and under which names.
+        names_in: which columns of the table a file has, by its schema, and under which names.
         version: that is read, for the record.
-        unusable: columns that cannot be read from the files, and why; only using one is a problem.
 
     Raises:
         InputError: a file is missing or broken, or ids are null.
         SpecError: the spec does not fit the columns.
     """
-    columns, clashes = unify([(str(found.root), pa.schema([f for f in columns if f.name not in unusable]))])
-    roles = choose_roles(spec, Found(columns, clashes={**clashes, **unusable}), "input")
+    columns, clashes = unify([(str(found.root), columns)])
+    roles = choose_roles(spec, Found(columns, clashes=clashes), "input")
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         footers = list(pool.map(read_footer, [file.file for file in files]))
     splits: list[DataFileSplit] = []
     for file, (_, footer) in zip(files, footers, strict=True):
-        names = physical(file.file, footer.schema.to_arrow_schema())
+        names = names_in(footer.schema.to_arrow_schema())
+        held = {name: place for place, (name, _) in names.items()}
         if roles.id is not None and roles.id not in file.values:
-            check_ids(file.file, footer, roles.id, names.get(roles.id), columns)
-        wanted = {names.get(name) for name in (*roles.delivered, roles.id) if name is not None}
+            check_ids(file.file, footer, roles.id, held.get(roles.id), columns)
+        wanted = {held.get(name) for name in (*roles.delivered, roles.id) if name is not None}
         splits += _live(file, footer, wanted, names)
     return DataFileSource.planned(spec, found, columns, roles, splits, id_column=roles.id, version=version)
 
 
-def _live(
-    file: DataFile, footer: pq.FileMetaData, wanted: set[str | None], names: Mapping[str, str]
-) -> Iterator[DataFileSplit]:
+def _live(file: DataFile, footer: pq.FileMetaData, wanted: set[str | None], names: Names) -> Iterator[DataFileSplit]:
     if len(file.deleted) and not 0 <= file.deleted[0] <= file.deleted[-1] < footer.num_rows:
         raise InputError(f"{file.file.location}: rows are said to be deleted that it does not have")
     for split in plan_splits(file.file, footer, wanted):
@@ -140,3 +138,26 @@ def _live(
             names,
             deleted.tobytes(),
         )
+
+
+def _renamed(batch: pa.RecordBatch, names: Names) -> pa.RecordBatch:
+    """The columns, and the fields within them, as the table calls them."""
+    columns = {}
+    for held, column in zip(batch.schema.names, batch.columns, strict=True):
+        name, inner = names[held]
+        type_ = _renamed_type(column.type, inner)
+        columns[name] = column if type_ == column.type else column.view(type_)
+    return pa.RecordBatch.from_pydict(columns) if columns else batch
+
+
+def _renamed_type(type_: pa.DataType, names: Names) -> pa.DataType:
+    if pa.types.is_struct(type_):
+        pairs = [(field, names.get(field.name, (field.name, {}))) for field in type_]
+        return pa.struct([f.with_name(name).with_type(_renamed_type(f.type, inner)) for f, (name, inner) in pairs])
+    if pa.types.is_map(type_):
+        item = type_.item_field
+        return pa.map_(type_.key_field, item.with_type(_renamed_type(item.type, names)), type_.keys_sorted)
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+        field = type_.value_field.with_type(_renamed_type(type_.value_type, names))
+        return pa.list_(field) if pa.types.is_list(type_) else pa.large_list(field)
+    return type_

@@ -16,6 +16,7 @@ from ray_job.inputs.formats.data_files import (
     NO_POSITIONS,
     DataFile,
     DataFileSource,
+    Names,
     Positions,
     located,
     open_data_files,
@@ -38,8 +39,7 @@ def open_delta(spec: JobSpec, found: InputFiles) -> DataFileSource:
     table = _open_table(spec, found.root)
     try:
         schema = pa.schema(table.schema().to_arrow())
-        logical = {field.metadata.get(_PHYSICAL, field.name): field.name for field in table.schema().fields}
-        nested = _nested_names(table.schema().fields)
+        names = _names(table.schema().fields)
         partitions = [name for name in schema.names if name in table.metadata().partition_columns]
         deleted = {row["filepath"]: _positions(row["selection_vector"]) for row in _rows(table.deletion_vectors())}
         added = _rows(table.get_add_actions())
@@ -49,7 +49,7 @@ def open_delta(spec: JobSpec, found: InputFiles) -> DataFileSource:
     files = [
         DataFile(
             _data_file(found.root, add["path"], add["size_bytes"]),
-            _values(add.get("partition") or {}, logical, partitions),
+            _values(add.get("partition") or {}, names, partitions),
             next((places for uri, places in deleted.items() if uri.endswith(f"/{add['path']}")), NO_POSITIONS),
         )
         for add in added
@@ -57,11 +57,10 @@ def open_delta(spec: JobSpec, found: InputFiles) -> DataFileSource:
     if sum(len(file.deleted) > 0 for file in files) != sum(len(places) > 0 for places in deleted.values()):
         raise InputError(f"{found.root}: deleted rows are listed for a file that the table does not have")
 
-    def physical(file: InputFile, held: pa.Schema) -> Mapping[str, str]:
-        return {logical[name]: name for name in held.names if name in logical}
+    def names_in(held: pa.Schema) -> Names:
+        return {name: names[name] for name in held.names if name in names}
 
-    unusable = dict.fromkeys(nested, "fields within it were renamed, which is not read; rewrite the table's files")
-    return open_data_files(spec, found, schema, files, physical, table.version(), unusable)
+    return open_data_files(spec, found, schema, files, names_in, table.version())
 
 
 def _open_table(spec: JobSpec, root: Location) -> Any:
@@ -102,24 +101,24 @@ def _data_file(root: Location, path: str, num_bytes: int) -> InputFile:
     return InputFile(root.at(posixpath.join(root.path, name)), name, num_bytes)
 
 
-def _values(partition: Mapping[str, Any], logical: Mapping[str, str], partitions: list[str]) -> dict[str, str | None]:
-    values = {logical.get(name, name): None if value is None else str(value) for name, value in partition.items()}
+def _values(partition: Mapping[str, Any], names: Names, partitions: list[str]) -> dict[str, str | None]:
+    values = {
+        names[name][0] if name in names else name: None if value is None else str(value)
+        for name, value in partition.items()
+    }
     return {name: values.get(name) for name in partitions}
 
 
-def _nested_names(fields: list[Any]) -> frozenset[str]:
-    """Columns within which fields are stored under other names."""
-    return frozenset(field.name for field in fields if any(_is_renamed(inner) for inner in _inner(field.type)))
-
-
-def _is_renamed(field: Any) -> bool:
-    is_here = field.metadata.get(_PHYSICAL, field.name) != field.name
-    return is_here or any(_is_renamed(inner) for inner in _inner(field.type))
+def _names(fields: list[Any]) -> Names:
+    """What the files call the fields of a schema, or those of structs within a type."""
+    return {
+        field.metadata.get(_PHYSICAL, field.name): (field.name, _names(list(_inner(field.type)))) for field in fields
+    }
 
 
 def _inner(type_: Any) -> Iterator[Any]:
     """The fields of structs within a type."""
     yield from getattr(type_, "fields", ())
-    for part in ("element_type", "key_type", "value_type"):
+    for part in ("element_type", "value_type"):
         if hasattr(type_, part):
             yield from _inner(getattr(type_, part))

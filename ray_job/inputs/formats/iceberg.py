@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ray_job.inputs.formats.data_files import (
     NO_POSITIONS,
     DataFile,
     DataFileSource,
+    Names,
     Positions,
     located,
     open_data_files,
@@ -72,10 +73,10 @@ def open_iceberg(spec: JobSpec, found: InputFiles) -> DataFileSource:
             ) from None
         raise InputError(f"{found.root}: the table cannot be read: {reason(error)}") from None
 
-    def physical(file: InputFile, held: pa.Schema) -> Mapping[str, str]:
-        return _physical(file, held, columns, ids)
+    def names_in(held: pa.Schema) -> Names:
+        return _names(held, columns, ids)
 
-    return open_data_files(spec, found, columns, files, physical, snapshot)
+    return open_data_files(spec, found, columns, files, names_in, snapshot)
 
 
 def _open_table(spec: JobSpec, found: InputFiles) -> Any:
@@ -180,24 +181,22 @@ def _names_by_id(table: Any) -> dict[str, int]:
     return {} if mapping is None else {name: field.field_id for field in mapping.root for name in field.names}
 
 
-def _physical(file: InputFile, held: pa.Schema, columns: pa.Schema, mapped: Mapping[str, int]) -> dict[str, str]:
-    names = {_id(field): field.name for field in columns}
-    physical = {}
-    for field in held:
-        number = _id(field) if _id(field) is not None else mapped.get(field.name)
-        if number is None or number not in names:
-            continue
-        name = names[number]
-        here, there = dict(_inner_ids(field)), dict(_inner_ids(columns.field(name)))
-        if any(there.get(path, number) != number for path, number in here.items() if number is not None) or any(
-            path not in there for path, number in here.items() if number in there.values()
-        ):
-            raise InputError(
-                f"{file.location}: fields within column {name!r} were renamed since, which is not read. Rewrite the "
-                "table's files, as with Spark's rewrite_data_files"
-            )
-        physical[name] = field.name
-    return physical
+def _names(held: Iterable[pa.Field], columns: Iterable[pa.Field], mapped: Mapping[str, int]) -> Names:
+    """What the table calls the fields of a file, by their ids; those it does not have any more are left out."""
+    by_id = {_id(field): field for field in columns}
+    numbers = {field.name: mapped.get(field.name) if _id(field) is None else _id(field) for field in held}
+    found = {field.name: (field, by_id.get(numbers[field.name])) for field in held if numbers[field.name] is not None}
+    return {
+        name: (there.name, {**_dropped(here, there), **_names(_inner(here), _inner(there), {})})
+        for name, (here, there) in found.items()
+        if there is not None
+    }
+
+
+def _dropped(here: pa.Field, there: pa.Field) -> Names:
+    """Fields within a field that the table does not have any more: under a name that no other field has."""
+    known = {_id(field) for field in _inner(there)}
+    return {field.name: (f"dropped {_id(field)}", {}) for field in _inner(here) if _id(field) not in {None, *known}}
 
 
 def _id(field: pa.Field) -> int | None:
@@ -205,14 +204,11 @@ def _id(field: pa.Field) -> int | None:
     return None if number is None else int(number)
 
 
-def _inner_ids(field: pa.Field, path: str = "") -> Iterator[tuple[str, int | None]]:
-    """The fields of structs within a field, by path."""
+def _inner(field: pa.Field) -> list[pa.Field]:
+    """The fields of structs within a field."""
     type_ = field.type
     if pa.types.is_struct(type_):
-        for inner in type_:
-            yield f"{path}.{inner.name}", _id(inner)
-            yield from _inner_ids(inner, f"{path}.{inner.name}")
-    elif pa.types.is_map(type_):
-        yield from _inner_ids(type_.item_field, f"{path}.value")
-    elif hasattr(type_, "value_field"):
-        yield from _inner_ids(type_.value_field, f"{path}.element")
+        return list(type_)
+    if pa.types.is_map(type_):
+        return _inner(type_.item_field)
+    return _inner(type_.value_field) if hasattr(type_, "value_field") else []

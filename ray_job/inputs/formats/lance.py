@@ -42,7 +42,7 @@ class LanceSplit(TableSplit):
 class LanceSource(TableSource):
     """Rows of one version of a Lance data set."""
 
-    options: Mapping[str, str] = field(repr=False)  # of its storage
+    options: Mapping[str, str] = field(repr=False)  # of its storage; may hold secrets
 
     def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[Rows]:
         """See `TableSource.batches`."""
