@@ -136,7 +136,7 @@ def test_a_folder_and_a_table_of_mixed_pictures_come_back_whole(tmp_path: Path) 
     to_parquet(folder, expected, tmp_path / "rows.parquet")
 
     with PartWatcher(tmp_path / "a") as watcher:
-        report = run_job(job(folder, tmp_path / "a"), stream=io.StringIO())
+        report = run_job(job(folder, tmp_path / "a", input={"column_types": {"weight": "float"}}), stream=io.StringIO())
     rows = output_rows(tmp_path / "a")
     assert (report.totals.answered, report.totals.failed) == (987, 13)
     assert {row["row_id"]: (row["label"], row["weight"], row["status"] == "error") for row in rows} == {

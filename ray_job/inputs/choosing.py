@@ -19,8 +19,6 @@ from ray_job.spec.input import Format
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
-TABLE_FOLDERS: tuple[Format, ...] = ("delta", "iceberg", "lance", "hf")
-"""Formats whose folders are one table: its own files say which of them hold rows."""
 
 _FAMILIES: tuple[tuple[Format, ...], ...] = (("jsonl", "json"), ("csv", "tsv"))
 _FIRST: tuple[Format, ...] = ("parquet", "images", "jsonl")
@@ -61,6 +59,8 @@ class FileKinds:
         """
         if not self._kinds:
             raise InputError(f"{where}: the folder holds no files")
+        if all(posixpath.basename(name) == METADATA_NAMES[0] for name in self._kinds):
+            return "images"  # named by itself; its pictures are where it says
         rivals = {name: kind for name, kind in self._kinds.items() if not self._is_aside(name)}
         counts = Counter(rivals.values())
         named = {by_name(name) for name in rivals}
@@ -84,7 +84,7 @@ class FileKinds:
     def reason_skipped(self, name: str, format_: Format) -> str | None:
         """Why a file found in a folder is none of the format's; None where it is one, or describes one."""
         kind = self._kinds[name]
-        if format_ in TABLE_FOLDERS:
+        if format_ == "documents" and name.lower().endswith((".tif", ".tiff")):  # alone they are pictures
             return None
         if format_ == "images" and (is_metadata(name) or self.is_caption(name)):
             return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
@@ -16,7 +15,7 @@ import pyarrow as pa
 
 from ray_job.spec.input import Format
 
-HEAD_BYTES = 64 * 2**10
+HEAD_BYTES = 16 * 2**10
 """How much of a file's beginning is enough for `by_content`."""
 
 Kind: TypeAlias = Format | Literal["object", "text", "hidden", "marker", "empty", "other"]
@@ -65,18 +64,6 @@ _BINARY: dict[Format, re.Pattern[bytes]] = {
     "webdataset": re.compile(rb".{257}ustar", re.DOTALL),
 }
 _BOMS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-# What the folder of a table holds: a pattern of names, all of which must be met.
-_TABLES: tuple[tuple[Format, tuple[str, ...]], ...] = (
-    ("delta", ("_delta_log/*",)),
-    ("iceberg", ("metadata/*.metadata.json",)),
-    ("iceberg", ("*.metadata.json",)),
-    ("lance", ("_versions/*.manifest",)),
-    ("hf", ("dataset_dict.json",)),
-    ("hf", ("state.json", "dataset_info.json")),
-)
-_OF_A_TABLE = re.compile(
-    r"_delta_log/|metadata\.json$|\.manifest$|dataset_dict\.json$|state\.json$|dataset_info\.json$"
-)
 
 
 def detect(name: str, first_bytes: bytes) -> Kind:
@@ -124,30 +111,6 @@ def compression_of(first_bytes: bytes) -> str | None:
 def encoding_of(first_bytes: bytes) -> str | None:
     """The encoding that a byte order mark tells; None without one."""
     return next((encoding for mark, encoding in _BOMS.items() if first_bytes.startswith(mark)), None)
-
-
-def table_folder(names: Collection[str]) -> tuple[Format, str] | None:
-    """The table that a folder's files make up together, and where below the folder it lies ("": the folder itself).
-
-    Args:
-        names: of all files, relative to the folder.
-    """
-    names = [name for name in names if _OF_A_TABLE.search(name)]
-    for format_, patterns in _TABLES:
-        found = set.intersection(*({_folder_before(name, pattern) for name in names} for pattern in patterns)) - {None}
-        if found:
-            return format_, min((folder for folder in found if folder is not None), key=len)
-    return None
-
-
-def _folder_before(name: str, pattern: str) -> str | None:
-    """The folder from which on a name matches; None where it matches from none."""
-    depth = pattern.count("/") + 1
-    parts = name.split("/")
-    for start in range(len(parts) - depth + 1):
-        if fnmatchcase("/".join(parts[start : start + depth]), pattern):
-            return "/".join(parts[:start])
-    return None
 
 
 def _by_text(first_bytes: bytes) -> Kind:

@@ -8,20 +8,25 @@ name depends only on the input's own layout: not on the machine, the order of th
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ray_job.errors import InputError
-from ray_job.inputs.choosing import CAPTION_SUFFIXES, TABLE_FOLDERS, FileKinds, family, is_metadata
-from ray_job.inputs.detection import HEAD_BYTES, Kind, by_content, by_name, table_folder
+from ray_job.inputs.choosing import CAPTION_SUFFIXES, FileKinds, is_metadata
+from ray_job.inputs.detection import HEAD_BYTES, Kind, by_content, by_name
 from ray_job.inputs.skipped import NOTHING, Skipped
+from ray_job.inputs.table_folders import find_table
 from ray_job.redaction.text import public_uri
 from ray_job.spec import InputSpec
 from ray_job.spec.input import Format
-from ray_job.storage.places import STORAGE_ERRORS, Location, expand, expand_braces, locate, parse_uri, reason
+from ray_job.storage.heads import read_head
+from ray_job.storage.places import Location, expand, expand_braces, locate, parse_uri
 
 _THREADS = 16
+# Few of many names are worth a closer look.
+_OF_A_TABLE = re.compile(r"_delta_log/|metadata\.json|_versions/|dataset_dict\.json$|state\.json$|dataset_info\.json$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,13 @@ class InputFiles:
     files: tuple[InputFile, ...]  # pictures come with the metadata files and captions beside them; tables with all
     root: Location  # the folder names are relative to
     skipped: Skipped = NOTHING
+
+    def __str__(self) -> str:
+        """How many there are: `3 files of format csv`."""
+        num_aside = sum(file.is_metadata or file.kind in ("text", "object") for file in self.files)
+        if self.format != "images" or not num_aside:
+            return f"{_counted(len(self.files))} of format {self.format}"
+        return f"{_counted(len(self.files) - num_aside)} of format images, and {_counted(num_aside)} about them"
 
     def image_root(self, spec: InputSpec) -> Location | None:
         """Where relative picture paths start: `input.image_root`, else the input's folder.
@@ -76,14 +88,16 @@ def find_files(spec: InputSpec) -> InputFiles:
             name = info.path[prefix:].lstrip("/")
             found.setdefault(name, InputFile(root.at(info.path), name, info.size))
     where = ", ".join(map(public_uri, spec.path[:3])) + (", …" if len(spec.path) > 3 else "")
-    _check_tables(spec, found, root)
-    table = table_folder(found)
-    if spec.format in TABLE_FOLDERS or (spec.format == "auto" and table is not None):
-        format_: Format = table[0] if table is not None and spec.format == "auto" else spec.format  # type: ignore[assignment]
-        return InputFiles(format_, tuple(found.values()), root)
+    table = find_table(spec, [name for name in found if _OF_A_TABLE.search(name)], root)
+    if table is not None:
+        return InputFiles(table, tuple(found.values()), root)
     named = {location.path[prefix:].lstrip("/") for location in located}
     kinds = _kinds(spec, found.values(), named)
     return _chosen(spec, root, found, kinds, named, where)
+
+
+def _counted(num_files: int) -> str:
+    return "1 file" if num_files == 1 else f"{num_files} files"
 
 
 def _chosen(
@@ -104,68 +118,41 @@ def _chosen(
         for name, file in found.items()
         if reasons[name] is None
     ]
-    if all(file.kind in ("text", "object") or file.is_metadata for file in chosen) and format_ == "images":
+    if format_ == "images" and all(file.kind in ("text", "object") for file in chosen):
         chosen = []
     if not chosen:
         raise InputError(f"{where}: no {format_} files; there are {skipped.text()}. Check input.format")
     return InputFiles(format_, tuple(chosen), root, skipped)
 
 
-def _check_tables(spec: InputSpec, found: Mapping[str, InputFile], root: Location) -> None:
-    """A table's files are never read as loose ones: some of them are deleted rows, or older versions."""
-    table = table_folder(found)
-    if table is None or spec.format in TABLE_FOLDERS or (spec.format == "auto" and not table[1]):
-        return
-    format_, folder = table
-    if format_ == "hf" and spec.format != "auto":
-        return
-    place = root.at(posixpath.join(root.path, folder)) if folder else root
-    raise InputError(
-        f"{place}: this folder is a table of format {format_}, and not all of its files hold rows of it. Set "
-        f"input.path to it and input.format to {format_}"
-    )
-
-
 def _kinds(spec: InputSpec, files: Iterable[InputFile], named: set[str]) -> dict[str, Kind]:
     """What each file holds: by its name; by its first bytes where the name does not tell, or may not decide."""
+    is_asked = spec.format != "auto"  # then names do not decide
     by_names = {file.name: by_name(file.name) for file in files}
     stems = {posixpath.splitext(name)[0] for name, kind in by_names.items() if kind == "images"}
     kinds: dict[str, Kind] = {}
     unclear: list[InputFile] = []
     for file in files:
         kind, (stem, suffix) = by_names[file.name], posixpath.splitext(file.name)
-        if kind is None and stem in stems and suffix in CAPTION_SUFFIXES:
-            kind = "object"
+        if stem in stems and suffix in CAPTION_SUFFIXES:
+            kind = kind or "object"
         elif kind is None and file.num_bytes == 0:
             kind = "empty"
         elif kind is None and file.num_bytes is None and file.location.is_local:
             kind = "other"  # a pipe would wait for ever
-        elif kind is None or (spec.format != "auto" and kind in ("text", "other") and file.num_bytes):
+        elif kind is None or (kind in ("text", "other") and file.num_bytes and (is_asked or file.name in named)):
             unclear.append(file)
         kinds[file.name] = kind or "other"
     with ThreadPoolExecutor(_THREADS) as pool:
         heads = pool.map(_kind_of_content, unclear)
         for file, found in zip(unclear, heads, strict=True):
-            is_wanted = kinds[file.name] == "other" or found in family(spec.format)  # type: ignore[arg-type]
-            kinds[file.name] = found if is_wanted else kinds[file.name]
+            if kinds[file.name] == "other" or found not in ("other", "text"):
+                kinds[file.name] = found
     return kinds
 
 
 def _kind_of_content(file: InputFile) -> Kind:
-    return by_content(read_head(file.location))
-
-
-def read_head(location: Location, num_bytes: int = HEAD_BYTES) -> bytes:
-    """The first bytes of a file, as they are stored.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with location.filesystem.open_input_stream(location.path, compression=None) as stream:
-            return bytes(stream.read(num_bytes))
-    except STORAGE_ERRORS as error:
-        raise InputError(f"{location}: cannot be read: {reason(error)}") from None
+    return by_content(read_head(file.location, HEAD_BYTES))
 
 
 def _common_folder(roots: Sequence[Location]) -> Location:

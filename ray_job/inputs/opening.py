@@ -56,8 +56,7 @@ def open_source(spec: JobSpec) -> Source:
     if source.num_rows == 0:
         where = ", ".join(map(public_uri, spec.input.path))
         raise InputError(f"{where}: no rows in {len(found.files)} {found.format} files; check input.path")
-    files = "1 file" if len(found.files) == 1 else f"{len(found.files)} files"
-    return replace(source, taken=f"{files} of format {found.format}")
+    return replace(source, taken=str(found))
 
 
 def _check_options(spec: InputSpec, format_: Format) -> None:

@@ -181,9 +181,21 @@ def test_headers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, text, message in (
         ("empty.csv", "\n\n", "is empty; a CSV file begins with the names"),
         ("open.csv", '"a,b\n1,2\n', "its header cannot be read: .*line 1: a quote is opened"),
+        ("zero.csv", "a\0,\0b\0\n\0", "line 1: it holds zero bytes; .* set input.encoding: utf-16-le"),
     ):
         with pytest.raises(InputError, match=message):
             opened(_write(tmp_path / name, text))
+
+
+def test_the_line_that_excel_puts_first_names_the_delimiter(tmp_path: Path) -> None:
+    rows = rows_of(opened(_write(tmp_path / "a.csv", "\ufeffsep=;\r\na;b,c\r\n1;2\r\n")))
+    assert [(row["row_id"], row["a"], row["b,c"]) for row in rows] == [("a.csv#3", "1", "2")]
+
+
+def test_an_empty_part_has_no_rows(tmp_path: Path) -> None:
+    for name, text in (("part-0.csv", "a,b\n1,2\n"), ("part-1.csv", ""), ("part-2.csv", "a,b\n")):
+        _write(tmp_path / name, text)
+    assert ids_of(opened(tmp_path)) == ["part-0.csv#2"]
 
 
 def test_files_without_a_header_are_not_taken_for_files_with_one(tmp_path: Path) -> None:
@@ -204,8 +216,8 @@ def test_columns_of_several_files_add_up(tmp_path: Path) -> None:
 
 def test_csv_on_s3_with_pictures(s3: Callable[[str, bytes], str], png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", 2)
-    s3("table/p.png", png)
-    uri = s3("table/a.csv", b"image,q\n" + b'p.png,"a,\nb"\n' * 5)
+    s3("csvs/p.png", png)
+    uri = s3("csvs/a.csv", b"image,q\n" + b'p.png,"a,\nb"\n' * 5)
     source = pickle.loads(pickle.dumps(opened(uri, template="{q}")))
     assert [split.num_rows for split in source.splits] == [2, 2, 1]
     rows = rows_of(source)

@@ -141,7 +141,7 @@ def test_ids_from_metadata(folder: Path) -> None:
     ("name", "content", "message"),
     [
         ("metadata.csv", "filename,x\nb.png,1\n", "no column 'file_name'.*did you mean 'filename'"),
-        ("metadata.csv", "", "is empty; a CSV file begins with the names"),
+        ("metadata.csv", "", "no column 'file_name'"),
         ("metadata.jsonl", "[1]\n", "line 1: must be a JSON object"),
         ("metadata.parquet", "text", "broken metadata: "),
         ("metadata.csv", "file_name,image\nb.png,1\n", "'image' of the metadata: rename it"),

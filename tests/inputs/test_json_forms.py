@@ -81,7 +81,8 @@ def test_a_large_array_is_cut_and_its_splits_are_read_anywhere(
         ('[{"x": 1}, 5, {"x": 3}]', [None, "item 2: must be a JSON object, got int", None]),
         ('[{"x": 1}, {"x": 2}, {"x', [None, None, "item 3: the file ends inside it"]),
         ('[{"x": 1}, {"x": 2}', [None, None, "item 3: the file ends inside its array"]),
-        ('[{"x": 1},\n {"x": "2},\n {"x": 3}]', [None, "item 2: holds a text that is not closed on its line"]),
+        ('[{"x": 1},\n {"x": "a\n"\n },\n {"x": 3}]', [None, "item 2: not JSON", None]),
+        ('[{"x": 1},\n {"x": "2},\n {"x": 3}]', [None, "item 2: holds a text that is not closed"]),
     ],
 )
 def test_a_broken_item_is_a_row_with_its_error(
@@ -178,6 +179,9 @@ def test_what_cannot_be_decoded_is_its_rows_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes('{"x": 1}\n{"x": "é"}\n{"x": 3}\n'.encode("latin-1"))
     rows = rows_of(opened(tmp_path / "a.jsonl"))
     assert [message and message[:32] for message in _errors(rows)] == [None, "a.jsonl, line 2: not UTF-8 at by", None]
+    (tmp_path / "a.jsonl").write_bytes('{"x": "é"}'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"the first row: not UTF-8 at byte 7; .*, set input\.encoding"):
+        opened(tmp_path / "a.jsonl")
     odd = '{"x": 1}\n{"x": "a'.encode("utf-16") + b"\x00\xd8\n\x00"  # half a pair, then an end within the object
     (tmp_path / "a.jsonl").write_bytes(odd + b"{")
     rows = rows_of(opened(tmp_path / "a.jsonl"))

@@ -243,3 +243,38 @@ def test_windows_hold_every_table_once_in_order() -> None:
     assert [window.num_rows for window in iter_windows(tables[4:5] * 3, max_bytes=1)] == [4, 4, 4]
     assert [window.num_rows for window in iter_windows(tables[4:5] * 3, max_bytes=64)] == [8, 4]
     assert list(iter_windows([])) == []
+
+
+OPEN_AND_READ = """
+import json, sys
+from ray_job.inputs.opening import open_source
+from ray_job.inputs.source import iter_tables
+from ray_job.spec import JobSpec
+from tests.memory import peak_mib
+
+before = peak_mib()
+source = open_source(JobSpec.from_dict(json.loads(sys.argv[1])))
+rows = sum(table.num_rows for table in iter_tables(source))
+print(json.dumps({"rows": rows, "splits": len(source.splits), "peak_mib": peak_mib() - before}))
+"""
+
+
+@pytest.mark.parametrize("name", ["array.json", "lines.jsonl", "table.csv"])
+def test_a_text_file_is_never_held_whole_neither_to_open_nor_to_read_it(tmp_path: Path, name: str) -> None:
+    texts = ["x" * 99_990 + f"{number:010}" for number in range(2000)]
+    with (tmp_path / name).open("w") as file:
+        if name == "array.json":
+            file.write("[" + ",".join(json.dumps({"prompt": text}) for text in texts) + "]")
+        else:
+            file.write("prompt\n" if name == "table.csv" else "")
+            file.writelines(
+                f"{text}\n" if name == "table.csv" else json.dumps({"prompt": text}) + "\n" for text in texts
+            )
+    spec = {"input": {"path": str(tmp_path / name)}, "output": {"path": "out"}}
+    command = [sys.executable, "-c", OPEN_AND_READ, json.dumps(spec)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    print(f"{name}, 200 MB: {done.stdout}")
+    assert (found["rows"], found["splits"]) == (2000, 6)
+    assert found["peak_mib"] < 150

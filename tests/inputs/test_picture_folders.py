@@ -94,6 +94,17 @@ def test_names_as_windows_writes_them(folder: Path) -> None:
     }
 
 
+def test_a_metadata_file_may_be_the_input_itself(folder: Path) -> None:
+    (folder / "metadata.csv").write_text("file_name,q\n1.png,what?\nsub/3.png,why?\n")
+    source = opened(folder / "metadata.csv", template="{q}")
+    assert [(row["row_id"], _shown(source, row), row["q"]) for row in rows_of(source)] == [
+        ("1.png", ["1.png"], "what?"),
+        ("sub/3.png", ["sub/3.png"], "why?"),
+    ]
+    assert opened(folder).taken == "3 files of format images, and 1 file about them"
+    assert ids_of(opened(folder / "metadata.csv", input={"format": "csv"})) == ["metadata.csv#2", "metadata.csv#3"]
+
+
 def test_values_of_a_csv_stay_as_they_are_written(folder: Path) -> None:
     (folder / "metadata.csv").write_bytes("file_name;sku;note\n1.png;00123;NA\n2.png;1e5;\n".encode("utf-16"))
     rows = rows_of(opened(folder, input={"id_column": "sku"}, template="{note}"))
@@ -141,6 +152,12 @@ def test_a_caption_that_cannot_be_used_is_its_pictures_error(folder: Path) -> No
     (folder / "2.json").unlink()
     (folder / "sub" / "3.txt").unlink()
     assert rows_of(opened(folder, input={"encoding": "latin-1"}))[0]["caption"] == "café"
+
+
+def test_a_caption_that_looks_like_a_table_is_one_all_the_same(folder: Path) -> None:
+    (folder / "1.txt").write_text("a cat, red\na dog, blue\n")
+    for format_ in ("auto", "images"):
+        assert rows_of(opened(folder, input={"format": format_}))[0]["caption"] == "a cat, red\na dog, blue"
 
 
 def test_metadata_comes_before_captions(folder: Path) -> None:

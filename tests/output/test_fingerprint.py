@@ -6,6 +6,7 @@ import os
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.numpy import save_file
 from ray_job.errors import ModelError
 from ray_job.output import fingerprint
 from ray_job.output.fingerprint import differences, digest, file_digests
+from ray_job.spec import JobSpec
 
 
 @pytest.mark.parametrize("whole_bytes", [2**28, 100])
@@ -100,3 +102,22 @@ def test_differences_are_named_with_both_values_and_an_open_dtype_agrees() -> No
     assert differences(old, {**old, "model.dtype": "float32"})
     assert digest(old) != digest(new)
     assert digest(old) == digest(dict(reversed(old.items())))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"encoding": "cp1252"},
+        {"delimiter": ";"},
+        {"column_names": ["a", "b"]},
+        {"column_types": {"a": "int"}},
+        {"id_column": "a"},
+    ],
+)
+def test_how_text_files_are_read_counts_and_where_they_are_does_not(changed: dict[str, Any]) -> None:
+    def fields(**sections: Any) -> dict[str, Any]:
+        data = {"input": {"path": "x.csv", **sections}, "output": {"path": "out"}}
+        return JobSpec.from_dict(data).answer_fields()
+
+    assert fields(**changed) != fields()
+    assert fields(path="y.csv", storage_options={"region": "eu"}, format="csv", limit=3) == fields()

@@ -16,10 +16,11 @@ import pyarrow as pa
 
 from ray_job.errors import RowError
 from ray_job.inputs.detection import encoding_of
-from ray_job.inputs.files import InputFile, read_head
+from ray_job.inputs.files import InputFile
 from ray_job.inputs.formats.json_columns import parse_object
 from ray_job.inputs.formats.metadata import json_table
 from ray_job.inputs.source import malformed
+from ray_job.storage.heads import read_head
 
 CAPTION = "caption"
 MAX_BYTES = 2**20

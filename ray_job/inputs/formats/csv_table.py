@@ -7,6 +7,7 @@ others have. A row with more or fewer fields than its file has columns is its ow
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from ray_job.inputs.formats.column_types import parse_type
 from ray_job.inputs.formats.csv_rows import split_fields
 from ray_job.inputs.formats.record_source import RecordSource, max_record_bytes
 from ray_job.inputs.formats.record_splits import RecordSplit, open_records, scan
-from ray_job.inputs.formats.records import Record, located
+from ray_job.inputs.formats.records import Record, located, text_of
 from ray_job.inputs.formats.schemas import cast_checked, is_text
 from ray_job.inputs.formats.text_files import TextFile, look_into
 from ray_job.inputs.source import first_rows, malformed
@@ -33,6 +34,7 @@ from ray_job.rows import ROW_ID
 from ray_job.spec import InputSpec, JobSpec
 
 DELIMITERS = ",;\t|"
+_EXCEL = re.compile(rb"sep=([,;\t|])")  # a first line that is no header
 _THREADS = 16
 _LOG = logger_of(__name__)
 
@@ -66,6 +68,8 @@ def open_csv(spec: JobSpec, found: InputFiles) -> CsvSource:
     max_bytes = max_record_bytes(spec.limits)
     with ThreadPoolExecutor(_THREADS) as pool:
         files = list(pool.map(partial(open_table, spec=spec.input, max_bytes=max_bytes), found.files))
+    if not any(file.header for file in files):
+        raise InputError(f"{files[0].location}: is empty; a CSV file begins with the names of its columns")
     columns, clashes = table_columns(files, spec.input)
     roles = choose_roles(spec, Found(columns, clashes=clashes), "input")
     id_type = pa.string() if roles.id is None else columns.field(roles.id).type
@@ -89,24 +93,30 @@ def open_csv(spec: JobSpec, found: InputFiles) -> CsvSource:
 
 
 def open_table(file: InputFile, spec: InputSpec, max_bytes: int) -> TextFile:
-    """A CSV file with its delimiter and its columns.
+    """A CSV file with its delimiter and its columns; none where it is empty.
 
     Raises:
         InputError: it cannot be read, or its header cannot.
     """
     table = look_into(file, "table", spec.encoding)
     delimiter = spec.delimiter or ("\t" if file.kind == "tsv" else None)
-    if spec.column_names is not None:
-        return replace(table, delimiter=delimiter or ",", header=spec.column_names)
     with open_records(table if delimiter is None else replace(table, delimiter=delimiter), max_bytes) as records:
         header = next(records, None)
+        named = _EXCEL.fullmatch(header.content or b"") if header is not None else None
+        if header is not None and named is not None:
+            delimiter, first_row, header = delimiter or named[1].decode(), header.end, next(records, None)
+            table = replace(table, first_row=first_row)
     if header is None:
-        raise InputError(f"{file.location}: is empty; a CSV file begins with the names of its columns")
+        return replace(table, delimiter=delimiter or ",")
     try:
         if header.content is None:
             raise malformed(header.problem or "too long")
-        text = _decoded(header.content)
+        text = text_of(header.content)
+        if "\0" in text:
+            raise malformed("it holds zero bytes; of UTF-16 without a byte order mark set input.encoding: utf-16-le")
         delimiter = delimiter or max(DELIMITERS, key=text.count)
+        if spec.column_names is not None:
+            return replace(table, delimiter=delimiter, header=spec.column_names)
         names = tuple((name or "").strip() for name in split_fields(text, delimiter))
     except RowError as error:
         where = located(file.name, "line", header, error).message
@@ -128,7 +138,7 @@ def table_columns(files: Sequence[TextFile], spec: InputSpec) -> tuple[pa.Schema
         clashes.update({name: f"there are two of that name in {file.name}" for name, n in counts.items() if n > 1})
         if "" in counts:
             _LOG.warning("%s: a column without a name is left out", file.name)
-        if names and not counts.keys() & names.keys():
+        if names and counts and not counts.keys() & names.keys():
             raise InputError(
                 f"{files[0].name} and {file.name} have no column in common ({_listed(names)}; {_listed(counts)}): if "
                 "the files have no line with the columns' names, set input.column_names"
@@ -149,7 +159,7 @@ def table_columns(files: Sequence[TextFile], spec: InputSpec) -> tuple[pa.Schema
 def row_item(record: Record, file: TextFile) -> tuple[dict[str, str | None], RowError | None]:
     """A row's fields by column, and what is wrong with it."""
     try:
-        fields = split_fields(_decoded(record.content or b""), file.delimiter)
+        fields = split_fields(text_of(record.content or b""), file.delimiter)
     except RowError as error:
         return {}, error
     item = dict(zip(file.header, fields, strict=False))
@@ -185,14 +195,6 @@ class _IdCheck:
                 f"{file.name}, line {record.number}: {self._column!r}, the row's id, {reason}. Repair the line, or "
                 "leave the column out of input.column_types: a row whose text cannot be an id is called by its line"
             )
-
-
-def _decoded(content: bytes) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        text = f"not UTF-8 at byte {error.start}; if the file has another encoding, set input.encoding"
-        raise malformed(text) from None
 
 
 def _listed(names: Iterable[str]) -> str:

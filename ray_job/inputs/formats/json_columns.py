@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_job.errors import Stage
+from ray_job.inputs.formats.records import text_of
 from ray_job.inputs.source import malformed
 from ray_job.prompts.json_text import has_half_pair, parse_json
 
@@ -28,7 +29,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
         RowError: as `parse_json`, or it is no object.
     """
     # A text with half a character costs a row its column, not the line its id.
-    value = parse_json(content, stage=Stage.READ, allow_surrogates=True)
+    value = parse_json(text_of(content), stage=Stage.READ, allow_surrogates=True)
     if not isinstance(value, dict):
         raise malformed(f"must be a JSON object, got {type(value).__name__}")
     return value

@@ -13,18 +13,19 @@ from typing import Any
 from ray_job.inputs.formats.records import CHUNK_BYTES, Record
 
 CUT = "the file ends inside its array; it was cut short, and what else it held is not there"
-UNCLOSED = "holds a text that is not closed on its line, so that nothing behind it can be told apart; repair the file"
+UNCLOSED = "holds a text that is not closed, so that nothing behind it can be told apart; repair the file"
 ENDED = "the file ends inside it; it was cut short"
 _SEPARATORS = re.compile(rb"(?:\xef\xbb\xbf)?[\s,\[\]\x1e]*+")
 _JUNK = re.compile(rb"[^\n,{\[\]]*+")
 _TO_BRACKET = re.compile(rb'[^"{}\[\]]*+(?:"(?:[^"\\\n]++|\\[^\n])*+"[^"{}\[\]]*+)*+')
-_IN_TEXT = re.compile(rb'(?:[^"\\\n]++|\\[^\n])*+')
+_IN_TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+_SPACE = re.compile(rb"\s*+")
 
 
 def iter_items(stream: Any, max_bytes: int, *, start: int = 0, first_number: int = 1) -> Iterator[Record]:
     """The objects, from where the stream stands to its end.
 
-    Where a text is not closed on its line nothing behind it can be told apart: all that is the last item.
+    Where a text is not closed nothing behind it can be told apart: all that is the last item.
 
     Args:
         stream: has `read(size) -> bytes`.
@@ -116,21 +117,27 @@ class _Window:
         return ENDED
 
     def _skip_text(self) -> bool:
-        """Moves behind the quote that closes the one here, where what is loaded may end before."""
+        """Moves behind the quote that closes the one here, where what is loaded may end before.
+
+        False where it closes none: behind a text over several lines, which is no JSON, must stand what follows a text.
+        """
+        has_newline = False
         self._place += 1
         while True:
             match = _IN_TEXT.match(self._data, self._place)
             assert match is not None, "it matches nothing too"
+            has_newline = has_newline or b"\n" in match[0]
             self._place = match.end()
             left = len(self._data) - self._place
             if left > 1 or self.peek() not in (b"", b"\\"):
                 break
             if not self._read():
                 return True  # the file ends here, which parsing will say
-        if self.peek() != b'"':
-            return False
         self._place += 1
-        return True
+        if not has_newline:
+            return True
+        self.skip(_SPACE)
+        return not self.fill() or self.peek() in b",:}]"
 
     def _read(self) -> bool:
         chunk = self._stream.read(CHUNK_BYTES)

@@ -11,7 +11,6 @@ In the OpenAI form (`messages` in the line or in its `body`, and no other prompt
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,16 +89,20 @@ class _Learned:
         self.keys = KeyTypes()
         self.num_objects = 0
         self.is_chat: bool | None = None  # None: no object says
+        self.problem = ""  # of the first record that is no object
 
     def add(self, record: Record) -> None:
         """Learns a record; one that is no object says so when it is read."""
-        with contextlib.suppress(RowError):
+        try:
             item = parse_object(record.content or b"")
-            self.num_objects += 1
-            self.keys.add(item)
-            if self.is_chat is None:
-                has_prompt = any(isinstance(item.get(name), str) for name in _PROMPTS)
-                self.is_chat = True if _has_messages(item) else False if has_prompt else None
+        except RowError as error:
+            self.problem = self.problem or error.message
+            return
+        self.num_objects += 1
+        self.keys.add(item)
+        if self.is_chat is None:
+            has_prompt = any(isinstance(item.get(name), str) for name in _PROMPTS)
+            self.is_chat = True if _has_messages(item) else False if has_prompt else None
 
 
 def open_json(spec: JobSpec, found: InputFiles) -> JsonSource:
@@ -115,7 +118,8 @@ def open_json(spec: JobSpec, found: InputFiles) -> JsonSource:
         files = list(pool.map(look, found.files))
     splits = [split for file in files for split in scan(file, max_bytes, learned.add)]
     if not learned.num_objects:
-        raise InputError(f"{files[0].location}: holds no JSON object, on a line, in an array or elsewhere; is it JSON?")
+        problem = f" (the first row: {learned.problem})" if learned.problem else ""
+        raise InputError(f"{files[0].location}: holds no JSON object, on a line or in an array{problem}; is it JSON?")
     if learned.keys.is_full:
         _LOG.warning("more than %d different keys; those seen first are columns", MAX_KEYS)
     columns, is_chat, roles = _choose(spec, learned)

@@ -68,7 +68,8 @@ def read_metadata(file: InputFile, spec: InputSpec, known: Collection[str]) -> M
     if not paths:
         hint = nearest(FILE_NAME, table.column_names)
         wrong = next((f"; {error.message}" for error in errors if error is not None), "")
-        raise InputError(f"{file.location}: no column 'file_name' to say which picture a line is about; {hint}{wrong}")
+        text = f"no column 'file_name' to say which picture a line is about; {hint}{wrong}"
+        raise InputError(f"{file.location}: {text}. To read it as a table set input.format")
     pictures: dict[str, list[Any]] = {}
     for name, values in paths.items():
         target = _target(name) or name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ray_job.errors import RowError, Stage
+from ray_job.inputs.source import malformed
 
 CHUNK_BYTES = 2**20
 
@@ -23,3 +24,16 @@ class Record:
 def located(name: str, unit: str, record: Record, error: RowError) -> RowError:
     """The error with the place of its record in front: `a.csv, line 7: …`."""
     return RowError(error.code, f"{name}, {unit} {record.number}: {error.message}", Stage.READ)
+
+
+def text_of(content: bytes) -> str:
+    """A record's text.
+
+    Raises:
+        RowError: it is not UTF-8.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        text = f"not UTF-8 at byte {error.start}; if the file has another encoding, set input.encoding"
+        raise malformed(text) from None

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ray_job.errors import InputError
-from ray_job.inputs.detection import by_content, compression_of, decompressed, encoding_of
-from ray_job.inputs.files import InputFile, read_head
+from ray_job.inputs.detection import HEAD_BYTES, by_content, compression_of, decompressed, encoding_of
+from ray_job.inputs.files import InputFile
+from ray_job.storage.heads import read_head
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
 Framing = Literal["lines", "items", "table"]
@@ -56,7 +57,7 @@ def look_into(file: InputFile, framing: Framing, encoding: str | None) -> TextFi
     Raises:
         InputError: it cannot be read, or holds no text.
     """
-    head = read_head(file.location)
+    head = read_head(file.location, HEAD_BYTES)
     kind = by_content(head)
     if kind in ("parquet", "images", "arrow", "documents", "webdataset"):
         raise InputError(f"{file.location}: holds {kind}, whatever its name says; set input.format: {kind}, or move it")
