@@ -17,8 +17,9 @@ def input_identity(source: Source) -> str:
     """Hash of everything that decides the rows' numbers: 16 hex digits.
 
     Of picture folders that is the list of ids; of files, their names, sizes, times and rows, which takes one look at
-    each file's entry. Not the files' content: a file copied elsewhere counts as another (its rows are then found by
-    their ids), one rewritten with the same size within its clock's tick does not.
+    each file's entry; of tables that have versions, the version too. Not the files' content: a file copied elsewhere
+    counts as another (its rows are then found by their ids), one rewritten with the same size within its clock's tick
+    does not.
     """
     hasher = hashlib.sha256()
     if isinstance(source, ImagesSource):
@@ -26,6 +27,8 @@ def input_identity(source: Source) -> str:
             for table in source.read(split, split.num_rows):
                 hasher.update("\0".join(map(str, python_values(table.column(0)))).encode(errors="surrogatepass"))
         return hasher.hexdigest()[:16]
+    if source.version is not None:
+        hasher.update(f"version {source.version}\n".encode())
     locations = [split.location for split in source.splits if isinstance(split, FileSplit)]
     pieces = [piece for split in source.splits if isinstance(split, DocumentsSplit) for piece in split.pieces]
     named = [f"{piece.document.name}\0{piece.document.pages}" for piece in pieces]

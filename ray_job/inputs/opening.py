@@ -7,11 +7,17 @@ from dataclasses import replace
 
 from ray_job.errors import InputError, SpecError
 from ray_job.inputs.files import InputFiles, find_files
+from ray_job.inputs.formats.arrow import open_arrow
 from ray_job.inputs.formats.csv_table import open_csv
+from ray_job.inputs.formats.delta import open_delta
 from ray_job.inputs.formats.documents import open_documents
+from ray_job.inputs.formats.hf import open_hf
+from ray_job.inputs.formats.iceberg import open_iceberg
 from ray_job.inputs.formats.images import open_images
 from ray_job.inputs.formats.jsonl import open_json
+from ray_job.inputs.formats.lance import open_lance
 from ray_job.inputs.formats.parquet import open_parquet
+from ray_job.inputs.formats.webdataset import open_webdataset
 from ray_job.inputs.source import Source, Split, iter_tables
 from ray_job.redaction.text import public_uri
 from ray_job.spec import InputSpec, JobSpec
@@ -25,6 +31,12 @@ _OPENERS: dict[Format, Callable[[JobSpec, InputFiles], Source]] = {
     "csv": open_csv,
     "tsv": open_csv,
     "documents": open_documents,
+    "arrow": open_arrow,
+    "hf": open_hf,
+    "webdataset": open_webdataset,
+    "delta": open_delta,
+    "iceberg": open_iceberg,
+    "lance": open_lance,
 }
 
 __all__ = ["Source", "Split", "iter_tables", "open_source"]
@@ -39,10 +51,7 @@ def open_source(spec: JobSpec) -> Source:
     """
     found = find_files(spec.input)
     _check_options(spec.input, found.format)
-    opener = _OPENERS.get(found.format)
-    if opener is None:
-        raise InputError(f"input.format: {found.format} cannot be read yet")
-    source = opener(spec, found)
+    source = _OPENERS[found.format](spec, found)
     if source.num_rows == 0:
         where = ", ".join(map(public_uri, spec.input.path))
         raise InputError(f"{where}: no rows in {len(found.files)} {found.format} files; check input.path")
@@ -61,6 +70,8 @@ def _check_options(spec: InputSpec, format_: Format) -> None:
         "delimiter": tables,
         "column_names": ("csv", "tsv"),
         "column_types": tables,
+        "split": ("hf",),
+        "version": ("delta", "iceberg", "lance"),
     }
     problems = [
         f"input.{name}: has no effect on {format_}; leave it out"

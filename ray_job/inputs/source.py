@@ -15,9 +15,11 @@ import pyarrow as pa
 
 from ray_job.arrow.column_types import carried_field
 from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.inputs.columns import Roles
+from ray_job.inputs.files import InputFiles
 from ray_job.inputs.skipped import Skipped
-from ray_job.rows import ERROR_TYPE, READ_ERROR, error_record, kept_names, travelling_name
-from ray_job.spec import PromptSpec
+from ray_job.rows import ERROR_TYPE, READ_ERROR, ROW_ID, error_record, kept_names, travelling_name
+from ray_job.spec import JobSpec, PromptSpec
 from ray_job.storage.places import Location
 
 
@@ -60,6 +62,34 @@ class Source(ABC):
     splits: tuple[Split, ...]
     skipped: Skipped  # files that lie among the input's and hold none of its rows
     taken: str = field(default="", kw_only=True)  # what holds the rows: `3 files of format csv`
+    version: int | None = field(default=None, kw_only=True)  # of a table that has versions: the one that is read
+
+    @classmethod
+    def planned(
+        cls, spec: JobSpec, found: InputFiles, columns: pa.Schema, roles: Roles, splits: Iterable[Split], **own: Any
+    ) -> Self:
+        """The source of the files found.
+
+        Args:
+            spec: may limit the rows.
+            found: the files.
+            columns: all that the data has.
+            roles: what each is used for.
+            splits: of all rows.
+            own: the format's own fields.
+        """
+        return cls(
+            id_field=pa.field(ROW_ID, pa.string() if roles.id is None else columns.field(roles.id).type),
+            columns=roles.travelling(columns),
+            kept=tuple(columns.field(name) for name in roles.kept),
+            image_columns=roles.images,
+            image_root=found.image_root(spec.input),
+            prompt=roles.prompt,
+            overrides_column=roles.overrides,
+            splits=first_rows(splits, spec.input.limit),
+            skipped=found.skipped,
+            **own,
+        )
 
     @abstractmethod
     def read(self, split: Split, max_rows: int) -> Iterator[pa.Table]:

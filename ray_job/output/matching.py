@@ -106,7 +106,7 @@ def match_input(source: Source, known: KnownRows) -> tuple[Ints, Ints]:
 
     from ray_job.inputs.datasource import RowDatasource
 
-    ids_only = replace(source, columns=pa.schema([]))
+    ids_only = replace(source, columns=pa.schema([]), image_columns=())
     found = ray.data.read_datasource(RowDatasource(ids_only)).map_batches(
         FindKnown([ray.put(known)]), batch_size=None, batch_format="pyarrow"
     )

@@ -37,6 +37,14 @@ class InputSpec(Section):
     format: Literal["auto", Format] = Field(
         "auto", description="`auto` decides by the files' names, and by their content where a name does not tell."
     )
+    split: str | None = Field(
+        None, description="Which split of a Hugging Face `DatasetDict` that was saved to disk, such as `train`."
+    )
+    version: int | str | None = Field(
+        None,
+        description="Which version of a Delta, Iceberg or Lance table: a number, a snapshot's id, or a tag's or "
+        "branch's name. Default: the newest when the run starts.",
+    )
     id_column: str | None = Field(
         None,
         description="Column whose value becomes `row_id`, type unchanged. Default: `custom_id` for JSONL; "

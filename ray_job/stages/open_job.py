@@ -19,6 +19,8 @@ def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
     """
     Passwords.check(spec.documents)
     source = open_source(spec)
-    spec = spec.model_copy(update={"prompt": source.prompt, "model": settle_model(spec.model)})
+    version = spec.input.version if source.version is None else source.version
+    settled = {"input": spec.input.model_copy(update={"version": version}), "prompt": source.prompt}
+    spec = spec.model_copy(update={**settled, "model": settle_model(spec.model)})
     limit = spec.limits.max_prompt_tokens or load_config(spec.model).max_position_embeddings - 1
     return spec, source, Preparer(spec, source.without_splits(), load_processor(spec.model), limit)

@@ -69,6 +69,11 @@ def public_options(options: Mapping[str, str] | None) -> dict[str, str] | None:
     return {name: public_uri(value) if _name(name) in _PUBLIC else HIDDEN for name, value in options.items()}
 
 
+def named_options(options: Mapping[str, str]) -> dict[str, str]:
+    """The options under the names that pyarrow has for them; what a manifest hides is left out."""
+    return {_name(name): value for name, value in options.items() if value != HIDDEN}
+
+
 def _name(name: str) -> str:
     name = name.lower().removeprefix("aws_").removeprefix("s3_")
     return _OTHER_NAMES.get(name, name)

@@ -5,10 +5,12 @@ Each measurement runs in a process of its own, whose allocator keeps nothing fro
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,45 @@ def test_long_lines_are_read_in_small_pieces(tmp_path: Path, suffix: str) -> Non
     found = measured(tmp_path / f"rows.{suffix}")
     assert found["rows"] == 150
     assert found["peak_mib"] < BOUND_MIB
+
+
+@pytest.mark.parametrize("suffix", ["tar", slow("tar.gz")])
+def test_a_large_shard_is_read_in_small_pieces(tmp_path: Path, suffix: str) -> None:
+    dice = random.Random(0)
+    with tarfile.open(tmp_path / f"rows.{suffix}", "w:gz" if suffix == "tar.gz" else "w") as tar:
+        for number in range(400):
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.size = MIB // 2
+            tar.addfile(member, io.BytesIO(dice.randbytes(MIB // 2)))
+    found = measured(tmp_path / f"rows.{suffix}")
+    assert found["rows"] == 400
+    assert found["peak_mib"] < BOUND_MIB
+
+
+@pytest.mark.parametrize("kind", ["stream", slow("file"), slow("lz4")])
+def test_an_arrow_file_costs_its_largest_batch_and_no_more(tmp_path: Path, kind: str) -> None:
+    dice = random.Random(0)
+    schema = pa.schema([("image", pa.binary())])
+    options = pa.ipc.IpcWriteOptions(compression="lz4" if kind == "lz4" else None)
+    opening = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
+    with opening(str(tmp_path / "rows.arrow"), schema, options=options) as writer:
+        for _ in range(10):
+            pictures = pa.array([dice.randbytes(MIB // 2) for _ in range(40)], pa.binary())
+            writer.write_batch(pa.record_batch([pictures], schema=schema))
+    found = measured(tmp_path / "rows.arrow")
+    assert found["rows"] == 400
+    assert found["peak_mib"] < BOUND_MIB + 2 * 20
+
+
+@pytest.mark.data
+def test_a_large_lance_fragment_is_read_in_small_pieces(tmp_path: Path) -> None:
+    lance = pytest.importorskip("lance")
+    dice = random.Random(0)
+    pictures = pa.array([dice.randbytes(MIB // 2) for _ in range(400)], pa.binary())
+    lance.write_dataset(pa.table({"image": pictures}), str(tmp_path / "rows.lance"))
+    found = measured(tmp_path / "rows.lance")
+    assert found["rows"] == 400
+    assert found["peak_mib"] < BOUND_MIB + 40, "its own reader's threads beside"
 
 
 @pytest.mark.slow

@@ -94,6 +94,20 @@ def test_append_does_the_new_rows_of_a_grown_folder_and_of_a_file_of_its_own(pla
     assert (report.already_done, report.totals.rows) == (6, 34)
 
 
+def test_rows_with_pictures_are_appended_too(place: Workplace) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    table = pa.table({"id": range(12), "question": ["what?"] * 12, "image": [buffer.getvalue()] * 12})
+    asked = {"image_columns": ["image"]}
+    pq.write_table(table.slice(0, 8), place.input / "a.parquet")
+    place.run(input=asked)
+    pq.write_table(table.slice(8), place.input / "b.parquet")
+    report = place.run("append", input=asked)
+    assert (report.already_done, report.totals.answered) == (8, 12)
+    assert sorted(row["row_id"] for row in place.records()) == list(range(12))
+    assert place.verified()
+
+
 def test_the_same_id_twice_is_two_rows_and_is_reported(place: Workplace) -> None:
     place.rows("a.parquet", [1, 2, 2, 3, 2, 3], [f"question {row}" for row in range(6)])
     report = place.run()

@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 import pyarrow.parquet as pq
 
 from ray_job.inputs.files import InputFile
-from ray_job.inputs.source import FileSplit
+from ray_job.inputs.formats.tables import TableSplit
 
 SPLIT_BYTES = 32 * 2**20
 SPLIT_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetSplit(FileSplit):
+class ParquetSplit(TableSplit):
     """Neighbouring row groups of one file."""
 
-    first_row: int  # position in the file of the first row
     row_groups: tuple[int, ...]
     group_rows: tuple[int, ...]
 

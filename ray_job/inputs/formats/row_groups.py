@@ -81,3 +81,28 @@ def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     if len(batches) == 1:
         return batches[0]
     return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+
+
+def iter_bounded(batch: pa.RecordBatch, max_rows: int) -> Iterator[pa.RecordBatch]:
+    """A batch that is in memory in pieces of at most `max_rows` rows and about PIECE_BYTES.
+
+    Pieces of a large batch are copies: whoever holds one does not hold the batch.
+    """
+    if batch.num_rows <= max_rows and batch.nbytes <= PIECE_BYTES:
+        yield batch
+        return
+    start = 0
+    while start < batch.num_rows:
+        num_rows = min(max_rows, batch.num_rows - start)
+        while num_rows > 1 and batch.slice(start, num_rows).nbytes > PIECE_BYTES:
+            num_rows //= 2
+        piece = batch.slice(start, num_rows)
+        yield piece if batch.nbytes <= PIECE_BYTES else _copied(piece)
+        start += num_rows
+
+
+def _copied(batch: pa.RecordBatch) -> pa.RecordBatch:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return pa.ipc.open_stream(sink.getvalue()).read_next_batch()

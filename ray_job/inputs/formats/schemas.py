@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_job.arrow.column_types import plain_type
 
@@ -88,6 +91,8 @@ def cast_checked(column: pa.Array, type_: pa.DataType) -> tuple[pa.Array, list[s
     """
     if column.type == type_:
         return column, []
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
     try:
         return column.cast(type_), []
     except pa.ArrowInvalid:
@@ -120,6 +125,28 @@ def _is_bad(value: pa.Array) -> bool:
     except pa.ArrowInvalid as error:  # it may be about something else, such as a time past midnight
         return "UTF8" in str(error)
     return False
+
+
+def image_features(schemas: Sequence[pa.Schema]) -> tuple[str, ...] | None:
+    """The columns that Hugging Face's metadata calls pictures or lists of them, where no column's name says so."""
+    names: dict[str, None] = {}
+    for schema in schemas:
+        if {"image", "images"} & set(schema.names):
+            return None
+        try:
+            features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+            names.update(
+                {name: None for name, feature in features.items() if name in schema.names and _is_image(feature)}
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return tuple(names) or None
+
+
+def _is_image(feature: Any) -> bool:
+    if isinstance(feature, list):  # as written by old releases
+        return len(feature) == 1 and _is_image(feature[0])
+    return isinstance(feature, dict) and (feature.get("_type") == "Image" or _is_image(feature.get("feature")))
 
 
 def hive_values(name: str) -> dict[str, str | None]:

@@ -24,6 +24,7 @@ from ray_job.inputs.pictures.embedded import (
     is_base64_picture,
     is_data_uri,
 )
+from ray_job.inputs.pictures.hub_cache import is_blob_of_snapshot
 from ray_job.inputs.pictures.web import WebSession
 from ray_job.prompts.json_text import has_half_pair
 from ray_job.redaction.text import public_uri
@@ -129,7 +130,8 @@ def place_of(reference: str, root: Location | None) -> Location:
     path = posixpath.normpath(path)
     if not _is_within(path, root.path):
         raise _forbidden(f"{shown} leads out of {root}; set input.image_root to a folder that holds it")
-    if root.is_local and not _is_within(os.path.realpath(path), os.path.realpath(root.path)):
+    is_inside = not root.is_local or _is_within(os.path.realpath(path), os.path.realpath(root.path))
+    if not is_inside and not is_blob_of_snapshot(path, root.path):
         raise _forbidden(f"{shown} is a link out of {root}; set input.image_root to a folder that holds its target")
     return root.at(path)
 

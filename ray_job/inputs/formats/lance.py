@@ -1,0 +1,133 @@
+"""Rows of Lance data sets, read by `lance` itself, which leaves out deleted rows.
+
+A row's id is `fragment#offset`, deleted rows counted too: as Lance has it, an address that stays until the fragment is
+rewritten. Lance reads ahead within a scan, so a scan is asked for as many rows as make up a piece, by their size on
+average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_job.errors import InputError
+from ray_job.inputs.columns import Found, choose_roles
+from ray_job.inputs.files import InputFiles
+from ray_job.inputs.formats.row_groups import PIECE_BYTES, iter_bounded
+from ray_job.inputs.formats.schemas import unify
+from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit
+from ray_job.redaction.text import without_parts_of
+from ray_job.spec import JobSpec
+from ray_job.storage.object_store import storage_options
+from ray_job.storage.places import Location, reason
+
+SPLIT_BYTES = 32 * 2**20
+SPLIT_ROWS = 4096
+_ADDRESS = "_rowaddr"
+
+
+@dataclass(frozen=True, slots=True)
+class LanceSplit(TableSplit):
+    """Neighbouring rows of one fragment; `first_row` counts those that are not deleted."""
+
+    fragment: int
+    row_bytes: int  # about how much a row takes
+
+
+@dataclass(frozen=True)
+class LanceSource(TableSource):
+    """Rows of one version of a Lance data set."""
+
+    options: Mapping[str, str] = field(repr=False)  # of its storage; may hold secrets
+
+    def batches(self, split: TableSplit, names: Sequence[str], max_rows: int) -> Iterator[Rows]:
+        """See `TableSource.batches`."""
+        assert isinstance(split, LanceSplit)
+        try:
+            data = _open_version(split.location.reference, self.version, self.options)
+            fragment = data.get_fragment(split.fragment)
+            columns = [name for name in names if name in data.schema.names]
+            step = max(1, PIECE_BYTES // max(1, split.row_bytes))  # a scan reads ahead, whatever its batches
+            for start in range(split.first_row, split.first_row + split.num_rows, step):
+                limit = min(step, split.first_row + split.num_rows - start)
+                for piece in _scanned(fragment, columns, start, limit, max_rows):
+                    yield Rows(piece.drop_columns(_ADDRESS), _made_ids(piece))
+        except InputError:
+            raise
+        except Exception as error:  # lance raises what its storage and its decoders do
+            raise InputError(
+                f"{split.location}: fragment {split.fragment} cannot be read: {reason(error)}. If a file is damaged or "
+                "was cleaned up, choose another input.version; if the storage failed, run the job again"
+            ) from None
+
+
+def open_lance(spec: JobSpec, found: InputFiles) -> LanceSource:
+    """Resolves the version and plans its rows.
+
+    Raises:
+        InputError: `lance` is missing, the data set cannot be read, or there is no such version.
+        SpecError: the spec does not fit the columns.
+    """
+    (uri, *_) = spec.input.path
+    options = storage_options(uri, found.root, spec.input.storage_options)
+    version = spec.input.version
+    asked = int(version) if version is not None and str(version).isdecimal() else version
+    try:
+        data = _open_version(found.root.reference, asked, options)
+        schema = data.schema
+        splits = [split for fragment in data.get_fragments() for split in _plan_splits(found.root, fragment)]
+    except ImportError:
+        raise InputError(
+            f"{found.root} is a Lance data set, and lance is missing: pip install 'ray_job[lance]'"
+        ) from None
+    except Exception as error:  # as above
+        shown = "" if version is None else f", version {version}"
+        raise InputError(f"{found.root}{shown}: cannot be opened: {without_parts_of(uri, reason(error))}") from None
+    columns, clashes = unify([(str(found.root), schema)])
+    roles = choose_roles(spec, Found(columns, clashes=clashes), "input")
+    return LanceSource.planned(
+        spec, found, columns, roles, splits, id_column=roles.id, version=data.version, options=options
+    )
+
+
+def _open_version(uri: str, version: int | str | None, options: Mapping[str, str]) -> Any:
+    import lance
+
+    return lance.dataset(uri, version=version, storage_options=dict(options) or None)
+
+
+def _plan_splits(root: Location, fragment: Any) -> Iterator[LanceSplit]:
+    num_rows = fragment.count_rows()
+    num_bytes = sum(file.file_size_bytes or 0 for file in fragment.data_files())
+    row_bytes = num_bytes // max(1, fragment.physical_rows)
+    step = max(1, min(SPLIT_ROWS, SPLIT_BYTES // max(1, row_bytes)))
+    for start in range(0, num_rows, step):
+        size = min(step, num_rows - start)
+        name = str(fragment.fragment_id)
+        yield LanceSplit(name, size, size * row_bytes, root, start, fragment.fragment_id, row_bytes)
+
+
+def _scanned(fragment: Any, columns: list[str], start: int, limit: int, max_rows: int) -> Iterator[pa.RecordBatch]:
+    """Rows of a fragment that are not deleted, with their addresses."""
+    scanner = fragment.scanner(
+        columns=columns,
+        with_row_address=True,
+        offset=start,
+        limit=limit,
+        batch_size=min(limit, max_rows),
+        batch_readahead=1,
+        io_buffer_size=PIECE_BYTES,
+        blob_handling="all_binary",
+    )
+    for batch in scanner.to_batches():
+        yield from iter_bounded(batch, max_rows)
+
+
+def _made_ids(batch: pa.RecordBatch) -> pa.Array:
+    addresses = batch.column(_ADDRESS).to_numpy()
+    pairs = zip(addresses >> np.uint64(32), addresses & np.uint64(0xFFFFFFFF), strict=True)
+    return pa.array([f"{fragment}#{offset}" for fragment, offset in pairs], pa.string())
