@@ -188,10 +188,10 @@ def _document(index: int, part: Mapping[str, Any]) -> dict[str, Any]:
     data, url = file.get("file_data"), file.get("file_url")
     if isinstance(data, str) and data.strip():
         return {DOCUMENT: data if data[:5].lower() == "data:" else f"data:application/pdf;base64,{data}"}
-    if isinstance(url, str) and url.strip():
-        return {DOCUMENT: url}
-    what = "file_id names a file of another service" if file.get("file_id") else "it has no file_data"
-    _refuse(f"message {index}: a file part: {what}; give file_data, as in data:application/pdf;base64,…")
+    if not isinstance(url, str) or not url.strip():
+        what = "file_id names a file of another service" if file.get("file_id") else "it has no file_data"
+        _refuse(f"message {index}: a file part: {what}; give file_data, as in data:application/pdf;base64,…")
+    return {DOCUMENT: url}
 
 
 def _picture(value: Any) -> Any:

@@ -53,7 +53,7 @@ def test_the_ray_that_is_used_already_comes_before_the_one_that_ray_address_name
     assert run(job(tmp_path / "job", 16)) == 16
 
 
-@pytest.mark.parametrize("work", ENDINGS)
+@pytest.mark.parametrize("work", [*ENDINGS[:2], pytest.param(ENDINGS[2], marks=pytest.mark.slow)])
 def test_a_job_leaves_the_process_of_a_ray_user_as_it_was(
     work: Callable[[Path], None], local_ray: None, an_alarm: None, tmp_path: Path
 ) -> None:
@@ -69,6 +69,7 @@ def run_in_task(spec: JobSpec) -> int | str:
         return f"{type(error).__name__}: {error}"
 
 
+@pytest.mark.slow
 def test_a_task_that_holds_every_cpu_is_refused_and_one_that_leaves_some_is_served(
     local_ray: None, tmp_path: Path
 ) -> None:
