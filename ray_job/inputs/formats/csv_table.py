@@ -27,10 +27,9 @@ from ray_job.inputs.formats.record_splits import RecordSplit, open_records, scan
 from ray_job.inputs.formats.records import Record, located, text_of
 from ray_job.inputs.formats.schemas import cast_checked, is_text
 from ray_job.inputs.formats.text_files import TextFile, look_into
-from ray_job.inputs.source import first_rows, malformed
+from ray_job.inputs.source import malformed
 from ray_job.prompts.conversation import nearest
 from ray_job.redaction.logs import logger_of
-from ray_job.rows import ROW_ID
 from ray_job.spec import InputSpec, JobSpec
 
 DELIMITERS = ",;\t|"
@@ -77,19 +76,7 @@ def open_csv(spec: JobSpec, found: InputFiles) -> CsvSource:
     splits: list[RecordSplit] = []
     for file in files:
         splits += scan(file, max_bytes, partial(check, file))
-    return CsvSource(
-        id_field=pa.field(ROW_ID, id_type),
-        columns=roles.travelling(columns),
-        kept=tuple(columns.field(name) for name in roles.kept),
-        image_columns=roles.images,
-        image_root=found.image_root(spec.input),
-        prompt=roles.prompt,
-        overrides_column=roles.overrides,
-        splits=first_rows(splits, spec.input.limit),
-        skipped=found.skipped,
-        id_column=roles.id,
-        max_record_bytes=max_bytes,
-    )
+    return CsvSource.planned(spec, found, columns, roles, splits, id_column=roles.id, max_record_bytes=max_bytes)
 
 
 def open_table(file: InputFile, spec: InputSpec, max_bytes: int) -> TextFile:

@@ -28,10 +28,9 @@ from ray_job.inputs.formats.record_source import RecordSource, max_record_bytes
 from ray_job.inputs.formats.record_splits import RecordSplit, open_records, scan
 from ray_job.inputs.formats.records import Record, located
 from ray_job.inputs.formats.text_files import TextFile, look_into
-from ray_job.inputs.source import first_rows, malformed
+from ray_job.inputs.source import malformed
 from ray_job.prompts.messages import is_chat as is_messages
 from ray_job.redaction.logs import logger_of
-from ray_job.rows import ROW_ID
 from ray_job.spec import JobSpec
 
 MESSAGES = "messages"
@@ -126,23 +125,11 @@ def open_json(spec: JobSpec, found: InputFiles) -> JsonSource:
     if learned.keys.is_full:
         _LOG.warning("more than %d different keys; those seen first are columns", MAX_KEYS)
     columns, is_chat, roles = _choose(spec, learned)
-    id_type = pa.string() if roles.id is None else columns[roles.id]
-    if roles.id is not None and id_type == pa.int64():
+    schema = pa.schema(columns.items())
+    if roles.id is not None and columns[roles.id] == pa.int64():
         _check_ids(splits, max_bytes, roles.id, learned)
-    return JsonSource(
-        id_field=pa.field(ROW_ID, id_type),
-        columns=roles.travelling(pa.schema(columns.items())),
-        kept=tuple(pa.field(name, columns[name]) for name in roles.kept),
-        image_columns=roles.images,
-        image_root=found.image_root(spec.input),
-        prompt=roles.prompt,
-        overrides_column=roles.overrides,
-        splits=first_rows(splits, spec.input.limit),
-        skipped=found.skipped,
-        id_column=roles.id,
-        max_record_bytes=max_bytes,
-        is_chat=is_chat,
-    )
+    own = {"id_column": roles.id, "max_record_bytes": max_bytes, "is_chat": is_chat}
+    return JsonSource.planned(spec, found, schema, roles, splits, **own)
 
 
 def _choose(spec: JobSpec, learned: _Learned) -> tuple[dict[str, pa.DataType], bool, Roles]:
