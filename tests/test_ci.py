@@ -38,7 +38,11 @@ def newest(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("suite", SUITES, ids=["pass", "fail", "no import", "die", "no tests", "hang"])
+@pytest.mark.parametrize(
+    "suite",
+    [*list(SUITES)[:-1], pytest.param(list(SUITES)[-1], marks=pytest.mark.slow)],
+    ids=["pass", "fail", "no import", "die", "no tests", "hang"],
+)
 def test_how_a_suite_ends_is_one_sentence(newest: ModuleType, suite: str, tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(suite)
     newest.ROOT = tmp_path

@@ -34,6 +34,7 @@ def slowly(table: pa.Table) -> pa.Table:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_small_blocks_do_not_pile_up_in_front_of_a_slow_stage(local_ray: None) -> None:
     with ray_session():
         rows = ray.data.range(NUM_BLOCKS * BLOCK_ROWS, override_num_blocks=1)
