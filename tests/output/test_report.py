@@ -138,4 +138,4 @@ def test_what_is_skipped_of_the_input_is_told_wherever_a_run_is(
     manifest = Manifest.read(job.root)
     assert manifest is not None
     assert manifest.skipped == report.skipped
-    assert f"Of the input these hold no rows: {text}." in render(collect(str(job.out)))
+    assert f"Skipped in the input: {text}." in render(collect(str(job.out)))

@@ -136,7 +136,7 @@ def _sum(facts: Facts, num_left: int) -> str:
     """The accounting as a sentence."""
     status, totals, manifest = facts.status, facts.totals, facts.manifest
     records = totals.answered + totals.failed
-    text = f"{status.rows:,} of {status.expected_rows:,} rows are in {totals.parts:,} parts"
+    text = f"{status.rows:,} of {status.expected_rows:,} rows are in {totals.parts:,} {'part' if totals.parts == 1 else 'parts'}"
     if records != status.rows:
         text += f", as {records:,} output rows: one for each question"
     text += f"; {totals.answered:,} answered + {totals.failed:,} failed = {records:,}."
@@ -145,7 +145,7 @@ def _sum(facts: Facts, num_left: int) -> str:
     if manifest.duplicates.ids:
         text += f" {manifest.duplicates.ids:,} ids belong to more than one row."
     if manifest.skipped:
-        text += f" Of the input these hold no rows: {Skipped.of_dict(manifest.skipped).text()}."
+        text += f" Skipped in the input: {Skipped.of_dict(manifest.skipped).text()}."
     return f'<p class="quiet">{escape(text)}</p>'
 
 
