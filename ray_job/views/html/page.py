@@ -136,7 +136,8 @@ def _sum(facts: Facts, num_left: int) -> str:
     """The accounting as a sentence."""
     status, totals, manifest = facts.status, facts.totals, facts.manifest
     records = totals.answered + totals.failed
-    text = f"{status.rows:,} of {status.expected_rows:,} rows are in {totals.parts:,} {'part' if totals.parts == 1 else 'parts'}"
+    parts = "1 part" if totals.parts == 1 else f"{totals.parts:,} parts"
+    text = f"{status.rows:,} of {status.expected_rows:,} rows are in {parts}"
     if records != status.rows:
         text += f", as {records:,} output rows: one for each question"
     text += f"; {totals.answered:,} answered + {totals.failed:,} failed = {records:,}."
