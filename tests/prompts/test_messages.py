@@ -236,7 +236,7 @@ def test_an_index_says_which_of_the_rows_pictures(tmp_path: Path, indices: list[
         ({"role": "user", "content": "What?", "image": {"url": "a.jpg"}}, "user: «1»\nWhat?", ["a.jpg"]),
         ({"from": "human", "value": "Is <image> red?", "image": "a.jpg"}, "user: Is «1» red?", ["a.jpg"]),
         ({"role": "user", "content": "What?", "images": []}, "user: What?", []),
-        ({"role": "user", "content": [{"type": "image"}], "images": ["a", "b"]}, "2 pictures of its own, and shows 1", []),
+        ({"role": "user", "content": [{"type": "image"}], "images": ["a", "b"]}, "2 pictures of its own", []),
         ({"role": "user", "content": "What?", "videos": ["a.mp4"]}, "videos cannot be shown to this model", []),
     ],
 )  # fmt: skip

@@ -14,9 +14,9 @@ from typing import Any
 from PIL.ImageFile import ImageFile
 
 from ray_job.inputs.pictures import gif, png
+from ray_job.inputs.pictures.tiff_end import SIGNATURES, tiff_end
 
 _JPEG_END = b"\xff\xd9"
-_STRIPS, _TILES = (273, 279), (324, 325)  # TIFF's tags of where pixels are, and of how many bytes
 _COMPRESSION, _JPEG_TABLES, _AS_JPEG = 259, 347, 7
 
 
@@ -32,7 +32,7 @@ def has_its_end(image: ImageFile, data: bytes) -> bool:
         case "WEBP" | "ICO":  # are refused or decoded when they are opened
             return True
         case "TIFF":
-            return _tiff_end(image) <= len(data)
+            return _has_tiff_end(image, data)
         case "AVIF" | "HEIF":
             return _boxes_end(data) <= len(data)
         case "JPEG2000":
@@ -65,8 +65,8 @@ def is_truncated(data: bytes, error: Exception) -> bool:
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if data.startswith(png.SIGNATURE):
         return b"IEND" not in data[-16:]
-    if data[:4] in (b"II*\0", b"MM\0*"):  # TIFF keeps its directory where the header points
-        return len(data) < 8 or int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") + 6 > len(data)
+    if data.startswith(SIGNATURES):
+        return tiff_end(data) > len(data)
     if data[:4] == b"\0\0\1\0":
         return _icon_end(data) > len(data)
     if data[4:8] == b"ftyp":
@@ -90,15 +90,11 @@ def _jpeg_scan(data: bytes) -> int:
     return len(data)
 
 
-def _tiff_end(image: ImageFile) -> int:
-    """Where the last of the first page's pixels ends; beyond every file where that is not known."""
+def _has_tiff_end(image: ImageFile, data: bytes) -> bool:
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-    if tags.get(_COMPRESSION) == _AS_JPEG and _JPEG_TABLES not in tags:
-        return 2**63  # they may have stood behind the pixels
-    ends = [0]
-    for starts, counts in (_STRIPS, _TILES):
-        ends += [start + count for start, count in zip(tags.get(starts, ()), tags.get(counts, ()), strict=False)]
-    return int(max(ends)) or 2**63
+    # Tables of an old JPEG may have stood behind its pixels.
+    is_sure = tags.get(_COMPRESSION) != _AS_JPEG or _JPEG_TABLES in tags
+    return is_sure and tiff_end(data) <= len(data)
 
 
 def _icon_end(data: bytes) -> int:
