@@ -6,6 +6,7 @@ bytes instead: the marker that ends a JPEG, missing rows of a PNG, missing block
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ def has_its_end(image: ImageFile, data: bytes) -> bool:
     """Whether the end of an opened picture is surely there; False also where only decoding it can tell."""
     match image.format:
         case "JPEG" | "MPO":
-            return data.find(_JPEG_END, _jpeg_scan(data)) >= 0
+            return data.find(_JPEG_END, _jpeg_scan(data)) >= 0 and _is_usual_jpeg(data)
         case "PNG":
             return b"IEND" in data[-12:]
         case "GIF":
@@ -61,6 +62,8 @@ def is_truncated(data: bytes, error: Exception) -> bool:
     """Whether a picture that cannot be decoded lacks its end."""
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return True
+    if data.startswith(b"\xff\xd8\xff"):
+        return _jpeg_header(data)[1]
     if data[:4] == b"RIFF":  # WebP says how long it is
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if data.startswith(png.SIGNATURE):
@@ -78,6 +81,11 @@ def is_truncated(data: bytes, error: Exception) -> bool:
 
 def _jpeg_scan(data: bytes) -> int:
     """Where the pixels of the first scan begin, behind all previews in the header; the file's length if nowhere."""
+    return _jpeg_header(data)[0]
+
+
+def _jpeg_header(data: bytes) -> tuple[int, bool]:
+    """Where the pixels of the first scan begin, and whether the file ends before."""
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         if data[place + 1] == 0xFF:  # may fill
@@ -86,8 +94,14 @@ def _jpeg_scan(data: bytes) -> int:
         is_scan = data[place + 1] == 0xDA
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         if is_scan:
-            return min(place, len(data))
-    return len(data)
+            return min(place, len(data)), place > len(data)
+    return len(data), place + 4 > len(data)
+
+
+def _is_usual_jpeg(data: bytes) -> bool:
+    """Whether its pixels are coded in a way that all decoders know: baseline, extended or progressive."""
+    head = data[: _jpeg_scan(data)]
+    return re.search(rb"\xff[\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0", head) is None
 
 
 def _has_tiff_end(image: ImageFile, data: bytes) -> bool:
