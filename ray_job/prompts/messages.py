@@ -4,13 +4,15 @@
 {from, value}     of LLaVA and ShareGPT; `<image>` in a value shows a picture
 
 A conversation is asked up to its last user turn. What a data set has after it is the answer that is to be generated,
-and is not shown. A part without a picture of its own, and an image tag, take the next of the row's pictures.
+and is not shown. A part without a picture of its own, and an image tag, take the next of the row's pictures; a part
+with an `index` takes that one, counted from 0. Pictures beside a message's content (`images`, as Ollama has them) stand
+where its tags are, else in front.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeAlias
 
 from ray_job.errors import ErrorCode, RowError
@@ -26,6 +28,7 @@ _ROLES: Mapping[str, Role] = {
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "bot": "assistant",
     "model": "assistant",
 }
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -33,14 +36,16 @@ _PICTURES = ("image_url", "image", "input_image")
 _FILES = ("file", "input_file")
 DOCUMENT = "document"  # the key of a picture's value that is a whole document, whatever its number of pages
 _PICTURE_KEYS = ("image_url", "image", "url", "path", "base64", "source")
+_OTHER_MEDIA = ("video", "videos", "audio", "audios")
 
 
 @dataclass(frozen=True)
 class Shown:
     """A place where a picture is shown."""
 
-    picture: Any = None  # as a row holds one; None: the next of the row's pictures
+    picture: Any = None  # as a row holds one; None: one of the row's pictures
     has_own_line: bool = True
+    index: int | None = None  # of the row's pictures, from 0; None: the next
 
 
 Piece: TypeAlias = str | Shown
@@ -88,19 +93,30 @@ def shown_pictures(turns: Sequence[Turn], others: Sequence[Any]) -> list[Any]:
         RowError: PROMPT_TAGS, the turns leave open which pictures they show, and the row has more or fewer.
     """
     places = [piece for turn in turns for piece in turn.pieces if isinstance(piece, Shown)]
-    num_open = sum(place.picture is None for place in places)
-    if not num_open and all(picture is None for picture in others):
+    open_places = [place for place in places if place.picture is None]
+    if not open_places and all(picture is None for picture in others):
         others = ()  # a text without pictures, among rows that have some
     if not places:
         return list(others)
-    if num_open != len(others):
+    chosen = {place.index for place in open_places if place.index is not None}
+    if beyond := sorted(chosen - set(range(len(others)))):
+        text = f"the messages show picture {beyond[0]}, counted from 0, and the row has {len(others)}"
+        raise RowError(ErrorCode.PROMPT_TAGS, text)
+    num_next = sum(place.index is None for place in open_places)
+    if num_next != len(others) - len(chosen):
         raise RowError(
             ErrorCode.PROMPT_TAGS,
-            f"the messages show {num_open} pictures without saying which, and the row has {len(others)} for them; show "
-            "each once, or choose columns with input.image_columns",
+            f"the messages show {num_next} pictures without saying which, and the row has {len(others) - len(chosen)} "
+            "for them; show each once, or choose columns with input.image_columns",
         )
-    rest = iter(others)
-    return [next(rest) if place.picture is None else place.picture for place in places]
+    rest = iter([picture for index, picture in enumerate(others) if index not in chosen])
+    return [_shown_at(place, others, rest) for place in places]
+
+
+def _shown_at(place: Shown, others: Sequence[Any], rest: Iterator[Any]) -> Any:
+    if place.picture is not None:
+        return place.picture
+    return next(rest) if place.index is None else others[place.index]
 
 
 def _form(item: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -112,15 +128,35 @@ def _form(item: Mapping[str, Any]) -> tuple[str, str] | None:
 def _turn(index: int, item: Any, image_tag: str | None) -> Turn:
     form = _form(item) if isinstance(item, dict) else None
     name = item[form[0]] if form else item
-    role = _ROLES.get(name) if isinstance(name, str) else None
+    role = _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if form is None or role is None:
         _refuse(f"message {index}: role must be one of {', '.join(_ROLES)}, got {name!r}")
-    tag = image_tag if image_tag is not None else IMAGE_TAG if form[0] == "from" else ""
-    content = _content(index, item, item.get(form[1]), role)
+    said = next((key for key in (form[1], "content", "value") if item.get(key) is not None), form[1])
+    tag = image_tag if image_tag is not None else IMAGE_TAG if "from" in form or said == "value" else ""
+    content = _content(index, item, item.get(said), role)
     pieces: list[Piece] = []
     for piece in [content] if isinstance(content, str) else _pieces(index, content):
         pieces += _split(piece, tag) if isinstance(piece, str) and role != "assistant" else [piece]
-    return Turn(role, tuple(pieces))
+    return Turn(role, tuple(_with_own_pictures(index, item, pieces)))
+
+
+def _with_own_pictures(index: int, item: Mapping[str, Any], pieces: list[Piece]) -> list[Piece]:
+    """The pieces, and the pictures that the message has beside its content, where its tags are or else in front."""
+    media = next((key for key in _OTHER_MEDIA if item.get(key)), None)
+    if media is not None:
+        _refuse(f"message {index}: {media} cannot be shown to this model; leave such turns out")
+    given: Any = next((item[key] for key in ("images", "image") if item.get(key)), [])
+    own = [_picture(each) for each in (given if isinstance(given, list) else [given]) if each is not None]
+    if not own:
+        return pieces
+    places = [place for place, piece in enumerate(pieces) if isinstance(piece, Shown) and piece.picture is None]
+    if not places:
+        return [*map(Shown, own), *pieces]
+    if len(places) != len(own):
+        _refuse(f"message {index}: it has {len(own)} pictures of its own, and shows {len(places)}; show each once")
+    for place, picture in zip(places, own, strict=True):
+        pieces[place] = replace(pieces[place], picture=picture, index=None)  # type: ignore[type-var]
+    return pieces
 
 
 def _content(index: int, item: Mapping[str, Any], content: Any, role: Role) -> str | list[Any]:
@@ -156,9 +192,11 @@ def _pieces(index: int, parts: Sequence[Any]) -> list[Piece]:
         elif kind in _TEXTS and isinstance(part.get(_TEXTS[kind]), str):
             pieces.append(part[_TEXTS[kind]])
         elif kind in _PICTURES:
-            pieces += [Shown(picture) for picture in _pictures(index, part)]
+            pieces += [Shown(picture, index=_index_of(part)) for picture in _pictures(index, part)]
         elif kind in _FILES:
             pieces.append(Shown(_document(index, part)))
+        elif kind in _TEXTS:
+            _refuse(f"message {index}: a part of type {kind!r} has no text")
         else:
             _refuse(f"message {index}: a part must be a text or an image_url, got {kind!r}")
     return pieces
@@ -180,6 +218,13 @@ def _pictures(index: int, part: Mapping[str, Any]) -> list[Any]:
     value = next((part[key] for key in _PICTURE_KEYS if part.get(key) is not None), None)
     found = [_picture(each) for each in value] if isinstance(value, list) else [_picture(value)]
     return found or [None]
+
+
+def _index_of(part: Mapping[str, Any]) -> int | None:
+    """Which of the row's pictures a part shows, as data sets of the Hub say it."""
+    index = part.get("index")
+    is_whole = isinstance(index, int) or (isinstance(index, float) and index.is_integer())
+    return int(index) if is_whole and not isinstance(index, bool) else None  # type: ignore[arg-type]
 
 
 def _document(index: int, part: Mapping[str, Any]) -> dict[str, Any]:

@@ -236,3 +236,23 @@ def test_the_arrow_cache_of_datasets_is_read_too(tmp_path: Path, datasets: Any) 
     data.map(lambda row: {"text": row["text"] * 2}, cache_file_name=str(tmp_path / "cache.arrow"))
     rows = rows_of(opened(tmp_path / "cache.arrow", template="{text}"))
     assert [row["text"] for row in rows] == ["aa", "bb", "cc"]
+
+
+LISTS = [[1, 2], [3, 4, 5], None, [], [7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("type_", "values"),
+    [
+        (pa.list_view(pa.int8()), LISTS),
+        (pa.large_list_view(pa.int8()), LISTS),
+        (pa.struct([("a", pa.list_view(pa.int8()))]), [{"a": each} for each in LISTS]),
+        (pa.list_(pa.list_view(pa.string())), [[["a"]], None, [], [["b"], None, ["c", "d"]]]),
+        (pa.list_(pa.list_view(pa.int8()), 2), [None, [[3], [4, 5]]]),
+    ],
+    ids=str,
+)
+def test_the_last_list_view_of_a_batch_is_whole(tmp_path: Path, type_: pa.DataType, values: list[Any]) -> None:
+    """Arrow's own cast to lists empties it."""
+    written(tmp_path / "a.arrow", pa.table({"x": pa.array(values, type_)}), rows=3)
+    assert [row["x"] for row in rows_of(opened(tmp_path / "a.arrow", prompt={"template": "{x}"}))] == values

@@ -7,6 +7,7 @@ import json
 import textwrap
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_from_bytes
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +53,22 @@ def test_base64_of_a_picture_is_the_picture(name: str, spelling: str, tmp_path: 
         for root in (None, locate(str(tmp_path))):
             assert read_picture(value, root=root, limits=LIMITS) == PICTURES[name]
         assert reference_of(value) is None, "nothing is fetched"
+
+
+@pytest.mark.parametrize("media", ["image/png", "", "image/jpeg;charset=utf-8", "image/png;name=" + "n" * 300])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_base64_in_a_data_uri_is_as_base64_without_one(spelling: str, media: str) -> None:
+    text = SPELLINGS[spelling](PICTURES["PNG"])
+    for uri in (f"data:{media};base64,{text}", f" \ndata:{media}; base64, {text}", f"DATA:{media};BASE64,{text}"):
+        for value in (uri, {"bytes": None, "path": uri}, uri.encode()):
+            if not isinstance(value, bytes) or uri[:1] != " ":
+                assert read_picture(value, root=None, limits=LIMITS) == PICTURES["PNG"]
+        assert reference_of(uri) is None, "nothing is fetched"
+
+
+def test_a_percent_encoded_picture_is_a_picture() -> None:
+    uri = f"data:image/png,{quote_from_bytes(PICTURES['PNG'])}"
+    assert read_picture(uri, root=None, limits=LIMITS) == PICTURES["PNG"]
 
 
 @pytest.mark.parametrize("num_missing", [0, 1, 2])

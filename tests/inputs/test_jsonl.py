@@ -164,6 +164,15 @@ def test_a_column_has_a_type_that_every_value_has_however_late_it_comes(tmp_path
     assert _errors(rows) == [None] * 5005
 
 
+@pytest.mark.parametrize("number", [2**53 + 1, -(2**63), 2**63, 2**70])
+def test_long_whole_numbers_among_fractions_keep_their_digits(tmp_path: Path, number: int) -> None:
+    lines = [{"id": "a", "n": number, "short": 3}, {"id": "b", "n": 1.5, "short": 0.5}]
+    source = opened(write_lines(tmp_path / "a.jsonl", lines), input={"id_column": "id"})
+    rows = rows_of(source)
+    assert [(row["n"], row["short"]) for row in rows] == [(str(number), 3.0), ("1.5", 0.5)]
+    assert _errors(rows) == [None, None]
+
+
 def test_keys_that_are_data_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray_job.inputs.formats.json_columns.MAX_KEYS", 3)
     lines: list[Any] = [{"image": "p.png", f"k{i}": i} for i in range(9)]

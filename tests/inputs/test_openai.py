@@ -104,6 +104,9 @@ NEUTRAL: list[dict[str, Any]] = [
     {"ignore_eos": False, "chat_template_kwargs": {}, "mm_processor_kwargs": {}, "skip_special_tokens": True},
     {"top_k": -1, "min_p": 0, "repetition_penalty": 1, "min_tokens": 0, "bad_words": [], "add_generation_prompt": True},
     {"top_k": 0, "echo": False, "priority": 3, "request_id": "r", "return_token_ids": False, "documents": []},
+    {"extra_body": {}, "vllm_xargs": {}, "detokenize": True, "include_reasoning": False, "verbosity": "medium"},
+    {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "none", "reasoning": {"effort": None}},
+    {"text": {"format": {"type": "text"}, "verbosity": "medium"}, "reasoning": {"effort": None, "summary": None}},
     {"guided_json": None, "audio": None, "modalities": ["text"], "service_tier": "auto", "parallel_tool_calls": True},
 ]
 

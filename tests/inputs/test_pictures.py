@@ -59,6 +59,8 @@ GOOD = {
     "bmp": encoded(noise(), "BMP"),
     "tiff": encoded(noise(), "TIFF"),
     "tiff lzw": encoded(noise(), "TIFF", compression="tiff_lzw"),
+    "tiff deflate": encoded(noise(), "TIFF", compression="tiff_adobe_deflate"),
+    "tiff fax": encoded(noise().convert("1"), "TIFF", compression="group4"),
     "tiff jpeg": encoded(noise(), "TIFF", compression="jpeg"),
     "tiff rotated by exif": encoded(noise(), "TIFF", exif=_rotated_exif()),
     "avif": encoded(noise(), "AVIF"),
@@ -99,6 +101,14 @@ for _name in ("gif animated", "mpo", "apng"):
 def test_a_picture_cut_short_says_so(name: str, share: float) -> None:
     data = GOOD[name]
     assert _code(data[: int(len(data) * share)]) == ErrorCode.IMAGE_TRUNCATED
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
+@pytest.mark.parametrize("num_bytes", [1, 12, 60, 200])
+def test_a_tiff_without_its_last_bytes_says_so(compression: str, num_bytes: int) -> None:
+    """They are those of its directory, or of the values behind it, without which it looks like one of odd pixels."""
+    data = encoded(noise(), "TIFF", compression=compression)
+    assert _code(data[:-num_bytes]) == ErrorCode.IMAGE_TRUNCATED
 
 
 def test_zero_bytes_and_text_are_no_pictures() -> None:

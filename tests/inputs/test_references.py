@@ -109,6 +109,8 @@ def test_bytes_paths_and_uris_become_bytes(root: Path) -> None:
         ("data:image/png,plain", ErrorCode.IMAGE_UNREADABLE),
         ("data:image/png;base64,A A=", ErrorCode.IMAGE_UNREADABLE),
         ("data:image/png;base64,QU*JD", ErrorCode.IMAGE_UNREADABLE),
+        ("data:image/png;base64,QUJDR", ErrorCode.IMAGE_UNREADABLE),
+        ("data:image/svg+xml;utf8,<svg/>", ErrorCode.IMAGE_UNREADABLE),
         ("data:image/png;base64,ü", ErrorCode.IMAGE_UNREADABLE),
         ({"url": "x"}, ErrorCode.ROW_MALFORMED),
         (17, ErrorCode.ROW_MALFORMED),

@@ -67,6 +67,19 @@ def test_a_jpeg_without_its_last_bytes(is_progressive: bool, num_bytes: int) -> 
         np.testing.assert_array_equal(ours[:32], whole[:32])
 
 
+@pytest.mark.parametrize("num_bytes", [4, 6, 20, 100, 160])
+def test_a_jpeg_that_ends_within_its_header(num_bytes: int) -> None:
+    data = encoded(noise(), "JPEG")[:num_bytes]
+    for rules in (STRICT, ACCEPT):
+        assert outcome(decode, data, rules) == outcome(picture_size, data, rules) == ErrorCode.IMAGE_TRUNCATED
+
+
+@pytest.mark.parametrize("frame", [0xC3, 0xC5, 0xC9, 0xCB, 0xF7])
+def test_plan_and_run_agree_on_a_jpeg_of_another_coding(frame: int) -> None:
+    data = encoded(noise(), "JPEG").replace(b"\xff\xc0\0", bytes([0xFF, frame, 0]))
+    assert outcome(picture_size, data, STRICT) == outcome(decode, data, STRICT)
+
+
 PNGS = {
     "rgb": encoded(noise()),
     "grey": encoded(noise().convert("L")),

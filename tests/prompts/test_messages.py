@@ -210,6 +210,42 @@ def test_what_datasets_writes(tmp_path: Path) -> None:
     assert pictures[0]["bytes"].startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("indices", "found"),
+    [
+        ([1, 0], ["b.jpg", "a.jpg"]),
+        ([0, 0, 1], ["a.jpg", "a.jpg", "b.jpg"]),
+        ([1.0, None], ["b.jpg", "a.jpg"]),
+        ([None, None], ["a.jpg", "b.jpg"]),
+        ([0], "prompt_tags: the messages show 0 pictures without saying which, and the row has 1 for them; "),
+        ([0, 2], "prompt_tags: the messages show picture 2, counted from 0, and the row has 2"),
+        ([0, -1], "prompt_tags: the messages show picture -1, counted from 0, and the row has 2"),
+    ],
+)  # fmt: skip
+def test_an_index_says_which_of_the_rows_pictures(tmp_path: Path, indices: list[Any], found: Any) -> None:
+    content = [*({"type": "image", "text": None, "index": index} for index in indices), {"type": "text", "text": "?"}]
+    row = {"messages": [{"role": "user", "content": content}], "images": ["a.jpg", "b.jpg"]}
+    ((text, pictures),) = asked(lines(tmp_path / "a.jsonl", row))
+    assert text.startswith(found) if isinstance(found, str) else pictures == found
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "found"),
+    [
+        ({"role": "user", "content": "What?", "images": ["a", "b"]}, "user: «1»\n«2»\nWhat?", ["a", "b"]),
+        ({"role": "user", "content": "What?", "image": {"url": "a.jpg"}}, "user: «1»\nWhat?", ["a.jpg"]),
+        ({"from": "human", "value": "Is <image> red?", "image": "a.jpg"}, "user: Is «1» red?", ["a.jpg"]),
+        ({"role": "user", "content": "What?", "images": []}, "user: What?", []),
+        ({"role": "user", "content": [{"type": "image"}], "images": ["a", "b"]}, "2 pictures of its own", []),
+        ({"role": "user", "content": "What?", "videos": ["a.mp4"]}, "videos cannot be shown to this model", []),
+    ],
+)  # fmt: skip
+def test_pictures_beside_a_messages_content(tmp_path: Path, message: dict[str, Any], text: str, found: Any) -> None:
+    ((asks, pictures),) = asked(lines(tmp_path / "a.jsonl", {"messages": [message]}))
+    assert text in asks
+    assert pictures == found
+
+
 PARTS: list[tuple[dict[str, Any], list[Any]]] = [
     ({"type": "image_url", "image_url": {"url": "u", "detail": "high"}}, ["u"]),
     ({"type": "image_url", "image_url": "u", "uuid": "x"}, ["u"]),
@@ -245,6 +281,10 @@ def test_a_picture_in_each_form_that_people_write(tmp_path: Path, part: dict[str
         ({"role": "developer", "content": "Be terse.", "name": "d"}, "system: Be terse."),
         ({"role": "user", "content": ["a", {"type": "text", "text": "b"}]}, "user: ab"),
         ({"role": "user", "content": {"type": "text", "text": "b"}}, "user: b"),
+        ({"role": "User", "content": "b"}, "user: b"),
+        ({"role": "user", "value": "b"}, "user: b"),
+        ({"from": "bot", "value": "b"}, "assistant: b"),
+        ({"from": "human", "content": "b"}, "user: b"),
     ],
 )  # fmt: skip
 def test_turns_with_the_fields_that_clients_write(turn: dict[str, Any], text: str) -> None:
@@ -269,6 +309,7 @@ def _prompt() -> Any:
         ([{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}], "file_id 'file-1' names"),
         ([{"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]}], "message 0: tool_calls"),
         ([{"role": "user", "content": None}], "message 0: content must be a text or a list of parts, got NoneType"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "a part of type 'text' has no text"),
         ([None], "message 0: role must be one of"),
         ([{"role": ["user"], "content": "x"}], "message 0: role must be one of"),
     ],

@@ -174,6 +174,16 @@ def test_the_plan_says_what_the_run_prepares_and_reads_no_document_whole(tmp_pat
     assert "3, " in plan.table().split("documents")[1].splitlines()[0]
 
 
+@pytest.mark.parametrize("truncated", ["error", "accept"])
+def test_plan_and_run_agree_on_a_page_of_a_tiff_whose_pixels_are_missing(tmp_path: Path, truncated: str) -> None:
+    whole = files.tiff((40, 30), (30, 400))
+    (tmp_path / "scan.tif").write_bytes(whole[:-1000])
+    spec = spec_of(tmp_path, input={"format": "documents", "truncated": truncated})
+    expected = {"scan.tif#page=2": "image_truncated"} if truncated == "error" else {}
+    assert codes(prepared(spec)) == expected
+    assert plan_job(spec).bad_samples == Counter(expected.values())
+
+
 def test_a_plan_of_a_bucket_reads_pieces_of_documents(
     tmp_path: Path, s3_store: fs.S3FileSystem, caplog: pytest.LogCaptureFixture
 ) -> None:

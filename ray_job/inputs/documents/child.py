@@ -20,6 +20,7 @@ from ray_job.inputs.documents.pdf import PdfFile
 from ray_job.inputs.documents.references import HEAD_BYTES, is_pdf
 from ray_job.inputs.documents.tiff import SIGNATURES, TiffFile
 from ray_job.inputs.documents.wire import BlockFile
+from ray_job.inputs.pictures.signatures import picture_format
 
 
 class _Child:
@@ -57,7 +58,7 @@ class _Child:
             return {"kind": "pdf" if isinstance(file, PdfFile) else "tiff", "num_pages": file.num_pages}, b""
         page = request["page"]
         if request["do"] == "size":
-            return {"size": file.size(page)}, b""
+            return {"size": file.size(page), "is_whole": isinstance(file, PdfFile) or file.has_its_end(page)}, b""
         if request["do"] == "text":
             return {}, file.text(page).encode()
         if isinstance(file, TiffFile):
@@ -77,8 +78,8 @@ class _Child:
         elif is_pdf(head):
             self._file = PdfFile(file, request["password"])
         else:
-            what = "HTML" if head.lstrip()[:1] == b"<" else f"{head[:8]!r}"
-            raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"no PDF or TIFF: it begins with {what}")
+            what = "HTML" if head.lstrip()[:1] == b"<" else picture_format(head) or f"what begins with {head[:8]!r}"
+            raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"no PDF or TIFF, but {what}")
 
     def _fetch(self, offset: int, num_bytes: int) -> bytes:
         """A piece of the document, from the parent; the storage may take its time."""

@@ -30,6 +30,10 @@ class OpenDocument:
         width, height = answer["size"]
         return width, height
 
+    def has_its_end(self, page: int) -> bool:
+        """Whether the file of a TIFF holds all of a page; of a PDF only drawing it tells."""
+        return bool(self._ask({"do": "size", "page": page})[0]["is_whole"])
+
     def draw(self, page: int, width: int, height: int) -> bytes:
         """A page of a PDF as RGB, `height` × `width` × 3."""
         return self._ask({"do": "draw", "page": page, "width": width, "height": height})[1]

@@ -83,7 +83,11 @@ class PageDrawer:
 
     def _size(self, document: OpenDocument, page: int) -> tuple[int, int]:
         width, height = document.size(page)
-        return self.pixel_size(width, height) if document.is_pdf else (int(width), int(height))
+        if document.is_pdf:
+            return self.pixel_size(width, height)
+        if not self.rules.accept_truncated and not document.has_its_end(page):
+            raise RowError(ErrorCode.IMAGE_TRUNCATED, f"page {page} ends too early")
+        return int(width), int(height)
 
     @contextmanager
     def _opened(self, file: Any, passwords: Sequence[str | None], key: Any) -> Iterator[OpenDocument]:

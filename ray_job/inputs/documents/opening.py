@@ -43,7 +43,7 @@ def open_document(
                     if error.code == ErrorCode.DOCUMENT_ENCRYPTED:
                         continue
                     raise
-                hint = _LOCKED if password is None else _WRONG
+                hint = _WRONG if any(passwords) else _LOCKED
                 raise RowError(error.code, f"{error.message}{hint}", error.stage) from None
         yield document
 

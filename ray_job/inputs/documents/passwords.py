@@ -32,12 +32,11 @@ class Passwords:
             raise SpecError([f"documents.password_env: there is no environment variable {spec.password_env!r}; set it"])
 
     def to_try(self, own: Any = None) -> list[str | None]:
-        """The row's, then the job's; None alone where there are none.
+        """The row's, then the job's, then None: many a document is encrypted and opens without a password.
 
         Raises:
             RowError: ROW_MALFORMED: the row's is no text.
         """
         if own is not None and not isinstance(own, str):
             raise RowError(ErrorCode.ROW_MALFORMED, f"a document's password is a text, not {type(own).__name__}")
-        found: list[str | None] = [each for each in (own, self._common) if each]
-        return found or [None]
+        return [*(each for each in (own, self._common) if each), None]

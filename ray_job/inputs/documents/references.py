@@ -21,7 +21,7 @@ def page_reference(name: str, page: int) -> str:
 
 def split_reference(reference: str) -> tuple[str, int | None]:
     """The file that a reference names, and the page of it; None where it names a whole file."""
-    if reference[:5].lower() == "data:":  # it may be long
+    if reference[:_DATA_CHARS].lstrip()[:5].lower() == "data:":  # it may be long
         return reference, None
     file, _, number = reference.rpartition(_MARK)
     return (file, int(number)) if file and _NUMBER.fullmatch(number) else (reference, None)
@@ -37,7 +37,7 @@ def names_document(value: Any) -> bool:
     """Whether a path, URI or data URI names a page or a PDF file, or bytes are a PDF."""
     if isinstance(value, str):
         file, page = split_reference(value)
-        start, end = file[:_DATA_CHARS].lower(), file[-len(_SUFFIX) :].lower()
+        start, end = file[:_DATA_CHARS].lstrip().lower(), file[-len(_SUFFIX) :].lower()
         return page is not None or start.startswith("data:application/pdf") or (start[:5] != "data:" and end == _SUFFIX)
     return isinstance(value, bytes | bytearray | memoryview) and is_pdf(bytes(value[:HEAD_BYTES]))
 

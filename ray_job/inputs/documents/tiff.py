@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
@@ -13,6 +15,7 @@ from ray_job.errors import ErrorCode, RowError
 _NEW_SUBFILE_TYPE = 254
 _REDUCED, _MASK = 1, 4
 _MANY_FRAMES = 256
+_PIXELS = ((273, 279), (324, 325))  # tags of where strips and tiles are, and of how many bytes
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -28,6 +31,8 @@ class TiffFile:
 
     def __init__(self, file: Any) -> None:
         try:
+            self._num_bytes = file.seek(0, os.SEEK_END)
+            file.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about odd metadata
                 self._image = Image.open(file, formats=["TIFF"])
@@ -48,6 +53,14 @@ class TiffFile:
         self._image.seek(self.frame(page))
         width, height = self._image.size
         return width, height
+
+    def has_its_end(self, page: int) -> bool:
+        """Whether the file reaches as far as the page's pixels do. Raises RowError PAGE_UNREADABLE."""
+        self._image.seek(self.frame(page))
+        tags: Mapping[int, Any] = getattr(self._image, "tag_v2", {})
+        pairs = ((tags.get(starts, ()), tags.get(counts, ())) for starts, counts in _PIXELS)
+        ends = [start + count for starts, counts in pairs for start, count in zip(starts, counts, strict=False)]
+        return bool(max(ends, default=0) <= self._num_bytes)
 
     def frame(self, page: int) -> int:
         """Which of Pillow's frames it is. Raises RowError PAGE_UNREADABLE."""

@@ -1,7 +1,8 @@
 """JSON values as columns: the type of each key, and each value in that type, or an error for its row.
 
 A text stays as it is. A key whose values are all whole numbers, all numbers or all booleans becomes int64, float64 or
-bool; everything else becomes text, in which a value that is not one is written as JSON.
+bool; everything else becomes text, in which a value that is not one is written as JSON. So do whole numbers with more
+digits than a float holds, where others of the key have a fraction.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from ray_job.inputs.source import malformed
 from ray_job.prompts.json_text import has_half_pair, parse_json
 
 _INT64 = range(-(2**63), 2**63)
+_IN_FLOAT64 = range(-(2**53), 2**53 + 1)  # whole numbers that it holds exactly
 MAX_KEYS = 10_000  # so that keys which are data themselves do not fill the memory
-_NUMBERS = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+_NUMBERS = {"int": pa.int64(), "long int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
@@ -52,8 +54,8 @@ class KeyTypes:
                 kinds = counts[key] = {}
             if value is not None:
                 kind = type(value).__name__
-                if kind == "int" and value not in _INT64:
-                    kind = "other"
+                if kind == "int" and value not in _IN_FLOAT64:
+                    kind = "long int" if value in _INT64 else "other"
                 kinds[kind] = kinds.get(kind, 0) + 1
 
     def columns(self) -> dict[str, pa.DataType]:
@@ -113,6 +115,8 @@ def _reference(item: Any) -> str:
 def _type_of(kinds: set[str]) -> pa.DataType:
     if kinds == {"int", "float"}:
         return pa.float64()
+    if kinds == {"int", "long int"}:
+        return pa.int64()
     return _NUMBERS.get(next(iter(kinds)), pa.string()) if len(kinds) == 1 else pa.string()
 
 
@@ -123,8 +127,10 @@ def _as_int(value: Any) -> int | None:
 
 
 def _as_float(value: Any) -> float | None:
-    if value is None or (type(value) in (int, float) and abs(value) < 2**1023):
-        return value  # type: ignore[no-any-return]
+    if value is None:
+        return None
+    if type(value) in (int, float) and abs(value) < 2**1023:
+        return float(value)  # Arrow takes no whole number that it would have to round
     raise malformed(f"must be a number like in the other rows, got {json.dumps(value)[:60]}")
 
 

@@ -62,9 +62,11 @@ _OFF: Mapping[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "verbosity": ("medium",),
+    "reasoning_effort": ("none",),
     # Of responses.
-    "text": ({}, {"format": {"type": "text"}}),
-    "reasoning": ({},),
+    "text": ({}, *({"format": {"type": "text"}, **rest} for rest in ({}, {"verbosity": "medium"}))),
+    "reasoning": ({}, {"effort": "none"}),
     "include": ([],),
     "truncation": ("disabled",),
     # What servers of open models take beside OpenAI's own fields.
@@ -81,7 +83,7 @@ _OFF: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
     "add_special_tokens": (False,),
-    "chat_template_kwargs": ({},),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}, {"thinking": False}),
     "mm_processor_kwargs": ({},),
     "bad_words": ([],),
     "echo": (False,),
@@ -92,6 +94,10 @@ _OFF: Mapping[str, tuple[Any, ...]] = {
     "return_hidden_states": (False,),
     "no_stop_trim": (False,),
     "separate_reasoning": (True, False),
+    "include_reasoning": (True, False),
+    "detokenize": (True,),
+    "extra_body": ({},),
+    "vllm_xargs": ({},),
     "documents": ([],),
     "allowed_token_ids": ([],),
 }
@@ -173,6 +179,8 @@ def _params(body: Mapping[str, Any]) -> str:
 
 
 def _is_off(key: str, value: Any) -> bool:
+    if isinstance(value, dict):
+        value = {name: each for name, each in value.items() if each is not None}
     return any(value == off and isinstance(value, bool) == isinstance(off, bool) for off in _OFF.get(key, ()))
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_job.arrow.column_types import plain_type
+from ray_job.arrow.list_views import as_lists
 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
@@ -93,6 +94,7 @@ def cast_checked(column: pa.Array, type_: pa.DataType) -> tuple[pa.Array, list[s
         return column, []
     if pa.types.is_run_end_encoded(column.type):
         column = pc.run_end_decode(column)
+    column = as_lists(column)
     try:
         return column.cast(type_), []
     except pa.ArrowInvalid:

@@ -16,7 +16,7 @@ def damaged(data: bytes, error: Exception) -> RowError:
     what = described(data)
     if what is not None:
         return RowError(ErrorCode.IMAGE_UNREADABLE, what)
-    if "unknown pixel mode" in str(error):
+    if "unknown pixel mode" in str(error) and not is_truncated(data, error):
         return RowError(
             ErrorCode.IMAGE_UNREADABLE,
             "the picture is a TIFF of pixels that are not read, such as floats of 64 bits or colours of 32; convert it "

@@ -18,7 +18,9 @@ from ray_job.inputs.pictures.signatures import described, picture_format
 MAX_PATH_CHARS = 4095
 _LEAST_CHARS = 32
 _HEAD_CHARS = 512
+_MAX_MEDIA_CHARS = 1000  # before the comma of a data URI
 _WHITESPACE = re.compile(r"\s+")
+_SPACE_IN_LINE = re.compile(r"\w +\w")
 _IS_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]++[=\s]*+")  # never tries again, so that no text takes long
 
 
@@ -29,7 +31,7 @@ def is_embedded(text: str) -> bool:
 
 def is_data_uri(text: str) -> bool:
     """Whether it calls itself one."""
-    return text[:5].lower() == "data:"
+    return text[:_HEAD_CHARS].lstrip()[:5].lower() == "data:"
 
 
 def is_base64_picture(text: str) -> bool:
@@ -60,21 +62,35 @@ def base64_picture(text: str, max_bytes: int) -> bytes:
 
 
 def data_uri_picture(uri: str, max_bytes: int) -> bytes:
-    """The bytes of strict base64: `data:image/png;base64,…`.
+    """The bytes of `data:image/png;base64,…`, with base64 as browsers take it, or of a percent-encoded picture.
 
     Raises:
         RowError: IMAGE_TOO_LARGE, IMAGE_UNREADABLE.
     """
-    comma = uri.find(",", 0, 200)
-    if comma < 0 or not uri[:comma].lower().endswith(";base64"):
-        raise RowError(ErrorCode.IMAGE_UNREADABLE, f"not of the form data:image/…;base64,…: {uri[:40]!r}")
-    num_chars = len(uri) - comma - 1 - 2 * uri.count("%", comma)
+    comma = uri.find(",", 0, _MAX_MEDIA_CHARS)
+    media, payload = (uri[:comma].strip(), uri[comma + 1 :]) if comma >= 0 else ("", "")
+    if re.split("[;:]", media.lower())[-1].strip() != "base64":
+        return _percent_decoded(uri, payload)
+    num_chars = len(payload) - sum(map(payload.count, " \n\r\t")) - 2 * payload.count("%")
     check_size(num_chars * 3 // 4 - 2, max_bytes, "the data URI")  # two may be padding
     try:
-        payload = uri[comma + 1 :].encode("ascii")
-        return base64.b64decode(unquote_to_bytes(payload) if b"%" in payload else payload, validate=True)
-    except (UnicodeEncodeError, binascii.Error) as error:
-        raise RowError(ErrorCode.IMAGE_UNREADABLE, f"the data URI is not base64: {error}") from None
+        text = unquote_to_bytes(payload).decode("ascii") if "%" in payload else payload
+    except UnicodeDecodeError:
+        text = "%"
+    # A space within a line was a plus before some form was decoded: without it the picture would be another.
+    data = None if _SPACE_IN_LINE.search(text) else _decoded(text, is_whole=True)
+    if data is None:
+        raise RowError(ErrorCode.IMAGE_UNREADABLE, "the data URI is not base64: characters of it are others, or lost")
+    return data
+
+
+def _percent_decoded(uri: str, payload: str) -> bytes:
+    data = unquote_to_bytes(payload)
+    if picture_format(data[:_HEAD_CHARS]) is None:
+        what = described(data) if payload else None
+        text = what or f"not of the form data:image/…;base64,…: {uri[:40]!r}"
+        raise RowError(ErrorCode.IMAGE_UNREADABLE, text)
+    return data
 
 
 def _decoded(text: str, is_whole: bool) -> bytes | None:

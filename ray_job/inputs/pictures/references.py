@@ -82,7 +82,9 @@ def read_picture(
 
 
 def _of_bytes(data: bytes, max_bytes: int) -> bytes:
-    """The bytes of a column, which may be base64 that was written as bytes."""
+    """The bytes of a column, which may be a data URI or base64 that was written as bytes."""
+    if data[:5].lower() == b"data:" and data.isascii():
+        return data_uri_picture(data.decode(), max_bytes)
     if data.isascii() and is_base64_picture(text := data.decode()):
         return base64_picture(text, max_bytes)
     return data

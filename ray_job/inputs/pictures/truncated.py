@@ -6,6 +6,7 @@ bytes instead: the marker that ends a JPEG, missing rows of a PNG, missing block
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ from typing import Any
 from PIL.ImageFile import ImageFile
 
 from ray_job.inputs.pictures import gif, png
+from ray_job.inputs.pictures.tiff_end import SIGNATURES, tiff_end
 
 _JPEG_END = b"\xff\xd9"
-_STRIPS, _TILES = (273, 279), (324, 325)  # TIFF's tags of where pixels are, and of how many bytes
 _COMPRESSION, _JPEG_TABLES, _AS_JPEG = 259, 347, 7
 
 
@@ -24,7 +25,7 @@ def has_its_end(image: ImageFile, data: bytes) -> bool:
     """Whether the end of an opened picture is surely there; False also where only decoding it can tell."""
     match image.format:
         case "JPEG" | "MPO":
-            return data.find(_JPEG_END, _jpeg_scan(data)) >= 0
+            return data.find(_JPEG_END, _jpeg_scan(data)) >= 0 and _is_usual_jpeg(data)
         case "PNG":
             return b"IEND" in data[-12:]
         case "GIF":
@@ -32,7 +33,7 @@ def has_its_end(image: ImageFile, data: bytes) -> bool:
         case "WEBP" | "ICO":  # are refused or decoded when they are opened
             return True
         case "TIFF":
-            return _tiff_end(image) <= len(data)
+            return _has_tiff_end(image, data)
         case "AVIF" | "HEIF":
             return _boxes_end(data) <= len(data)
         case "JPEG2000":
@@ -61,12 +62,14 @@ def is_truncated(data: bytes, error: Exception) -> bool:
     """Whether a picture that cannot be decoded lacks its end."""
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return True
+    if data.startswith(b"\xff\xd8\xff"):
+        return _jpeg_header(data)[1]
     if data[:4] == b"RIFF":  # WebP says how long it is
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if data.startswith(png.SIGNATURE):
         return b"IEND" not in data[-16:]
-    if data[:4] in (b"II*\0", b"MM\0*"):  # TIFF keeps its directory where the header points
-        return len(data) < 8 or int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") + 6 > len(data)
+    if data.startswith(SIGNATURES):
+        return tiff_end(data) > len(data)
     if data[:4] == b"\0\0\1\0":
         return _icon_end(data) > len(data)
     if data[4:8] == b"ftyp":
@@ -78,6 +81,11 @@ def is_truncated(data: bytes, error: Exception) -> bool:
 
 def _jpeg_scan(data: bytes) -> int:
     """Where the pixels of the first scan begin, behind all previews in the header; the file's length if nowhere."""
+    return _jpeg_header(data)[0]
+
+
+def _jpeg_header(data: bytes) -> tuple[int, bool]:
+    """Where the pixels of the first scan begin, and whether the file ends before."""
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         if data[place + 1] == 0xFF:  # may fill
@@ -86,19 +94,21 @@ def _jpeg_scan(data: bytes) -> int:
         is_scan = data[place + 1] == 0xDA
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         if is_scan:
-            return min(place, len(data))
-    return len(data)
+            return min(place, len(data)), place > len(data)
+    return len(data), place + 4 > len(data)
 
 
-def _tiff_end(image: ImageFile) -> int:
-    """Where the last of the first page's pixels ends; beyond every file where that is not known."""
+def _is_usual_jpeg(data: bytes) -> bool:
+    """Whether its pixels are coded in a way that all decoders know: baseline, extended or progressive."""
+    head = data[: _jpeg_scan(data)]
+    return re.search(rb"\xff[\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0", head) is None
+
+
+def _has_tiff_end(image: ImageFile, data: bytes) -> bool:
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-    if tags.get(_COMPRESSION) == _AS_JPEG and _JPEG_TABLES not in tags:
-        return 2**63  # they may have stood behind the pixels
-    ends = [0]
-    for starts, counts in (_STRIPS, _TILES):
-        ends += [start + count for start, count in zip(tags.get(starts, ()), tags.get(counts, ()), strict=False)]
-    return int(max(ends)) or 2**63
+    # Tables of an old JPEG may have stood behind its pixels.
+    is_sure = tags.get(_COMPRESSION) != _AS_JPEG or _JPEG_TABLES in tags
+    return is_sure and tiff_end(data) <= len(data)
 
 
 def _icon_end(data: bytes) -> int:

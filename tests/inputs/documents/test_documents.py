@@ -128,6 +128,19 @@ def test_a_password_from_the_environment_opens_and_is_shown_nowhere(
     assert {row["row_id"]: row.get("page_text") for row in rows_of(worker)} == rows
 
 
+def test_a_document_that_needs_no_password_opens_whatever_the_job_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those do that are encrypted only to forbid printing."""
+    monkeypatch.setenv("PDF_PASSWORD", "sesame")
+    (tmp_path / "open.pdf").write_bytes(files.encrypted_pdf("", ["one"]))
+    (tmp_path / "other.pdf").write_bytes(files.encrypted_pdf("another", ["two"]))
+    source = documents(tmp_path, password_env="PDF_PASSWORD", template="{page_text}")
+    opened, locked = rows_of(source)
+    assert (opened["row_id"], opened["page_text"]) == ("open.pdf#page=1", "one")
+    assert "no password that was given opens it" in locked[READ_ERROR]["message"]
+
+
 def test_a_document_with_too_many_pages_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "long.pdf").write_bytes(files.text_pdf([f"{n}" for n in range(5)]))
     (tmp_path / "liar.pdf").write_bytes(files.liar_pdf(1_000_000))

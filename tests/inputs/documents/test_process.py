@@ -119,6 +119,14 @@ def test_what_cannot_be_opened_has_its_code(process: DocumentProcess, name: str)
     assert "0x" not in caught.value.message
 
 
+@pytest.mark.parametrize(("kind", "name"), [("JPEG", "JPEG"), ("PNG", "PNG"), ("WEBP", "WebP")])
+def test_a_picture_among_documents_is_called_by_its_name(process: DocumentProcess, kind: str, name: str) -> None:
+    buffer = BytesIO()
+    Image.new("L", (40, 30)).save(buffer, kind)
+    with pytest.raises(RowError, match=f"no PDF or TIFF, but {name}"):
+        asked(process, buffer.getvalue(), lambda document: document.num_pages)
+
+
 def test_a_password_opens_an_encrypted_document_and_is_in_no_message(process: DocumentProcess) -> None:
     data = files.encrypted_pdf("open sesame")
     assert asked(process, data, lambda d: d.text(1), ("wrong", "open sesame")) == "secret"
