@@ -125,7 +125,7 @@ class Conversations:
             RowError: a column the prompt needs is null, the messages do not parse, or there are too many questions.
         """
         if self._prompt.messages_column is not None:
-            messages = self._from_messages(_required(row, self._prompt.messages_column), iter(counts))
+            messages = self._from_messages(_required(row, self._prompt.messages_column), num_pictures, iter(counts))
             return [_place_pictures([*self._system(itertools.count(1)), *messages], num_pictures)]
         return [_place_pictures(self._asked(row, question), num_pictures) for question in self._questions(row)]
 
@@ -182,9 +182,9 @@ class Conversations:
             return parse_markup(text, self._specials)
         return [Text(text)]
 
-    def _from_messages(self, value: Any, counts: Iterator[int]) -> list[Message]:
+    def _from_messages(self, value: Any, num_pictures: int, counts: Iterator[int]) -> list[Message]:
         messages, numbers = [], itertools.count(1)
-        for turn in read_turns(value, self._prompt.image_tag):
+        for turn in read_turns(value, self._prompt.image_tag, num_pictures):
             parts: list[Part] = []
             for piece in turn.pieces:
                 if isinstance(piece, str):

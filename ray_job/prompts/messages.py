@@ -64,13 +64,15 @@ def is_chat(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(e, dict) and _form(e) for e in value)
 
 
-def read_turns(value: Any, image_tag: str | None = None) -> list[Turn]:
+def read_turns(value: Any, image_tag: str | None = None, num_pictures: int = 0) -> list[Turn]:
     """The turns up to the user's last.
 
     Args:
         value: a list of messages, or its JSON text; or its fields as a struct of lists, as `datasets` had it.
         image_tag: what shows a picture in texts that are not the assistant's; "" for nothing. By default `<image>` in
-            messages of the form {from, value}, and nothing in others.
+            messages of the form {from, value}; in others only if they show nothing else and it stands there as often
+            as the row has pictures.
+        num_pictures: of the row, beside those that messages hold.
 
     Raises:
         RowError: ROW_MALFORMED, with the number of the message, from 0.
@@ -80,6 +82,9 @@ def read_turns(value: Any, image_tag: str | None = None) -> list[Turn]:
         kind = "an empty one" if value == [] else type(value).__name__
         _refuse(f"messages must be a list with at least one message, got {kind}")
     turns = [_turn(index, item, image_tag) for index, item in enumerate(value)]
+    if image_tag is None and num_pictures and not _places(turns):
+        tagged = [_turn(index, item, IMAGE_TAG) for index, item in enumerate(value)]
+        turns = tagged if len(_places(tagged)) == num_pictures else turns
     last = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=None)
     if last is None:
         _refuse("no user message, so there is nothing to answer")
@@ -92,7 +97,7 @@ def shown_pictures(turns: Sequence[Turn], others: Sequence[Any]) -> list[Any]:
     Raises:
         RowError: PROMPT_TAGS, the turns leave open which pictures they show, and the row has more or fewer.
     """
-    places = [piece for turn in turns for piece in turn.pieces if isinstance(piece, Shown)]
+    places = _places(turns)
     open_places = [place for place in places if place.picture is None]
     if not open_places and all(picture is None for picture in others):
         others = ()  # a text without pictures, among rows that have some
@@ -111,6 +116,10 @@ def shown_pictures(turns: Sequence[Turn], others: Sequence[Any]) -> list[Any]:
         )
     rest = iter([picture for index, picture in enumerate(others) if index not in chosen])
     return [_shown_at(place, others, rest) for place in places]
+
+
+def _places(turns: Sequence[Turn]) -> list[Shown]:
+    return [piece for turn in turns for piece in turn.pieces if isinstance(piece, Shown)]
 
 
 def _shown_at(place: Shown, others: Sequence[Any], rest: Iterator[Any]) -> Any:

@@ -90,7 +90,8 @@ def picture_values(row: Mapping[str, Any], source: Source) -> list[Any]:
     others = pictures_of(row, source.image_columns)
     if messages_column is None or row.get(messages_column) is None:
         return others
-    return shown_pictures(read_turns(row[messages_column], source.prompt.image_tag), others)
+    turns = read_turns(row[messages_column], source.prompt.image_tag, len(others))
+    return shown_pictures(turns, others)
 
 
 def _references(row: Mapping[str, Any], spec: JobSpec, source: Source) -> list[str]:

@@ -122,6 +122,26 @@ def test_an_image_tag_is_text_where_no_form_or_spec_makes_it_one(tmp_path: Path)
     assert asked(path, prompt={"image_tag": ""}) == [("user: What is <image> in HTML?", [])]
 
 
+def test_an_image_tag_counts_in_other_messages_where_it_stands_as_often_as_the_row_has_pictures(tmp_path: Path) -> None:
+    """As LLaMA-Factory and ms-swift write them; a single tag too few, and it is the text that it says."""
+    chat = [{"role": "user", "content": "Compare <image> and <image>."}, {"role": "assistant", "content": "<image>"}]
+    parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is <image>?"}]}]
+    path = lines(
+        tmp_path / "rows.jsonl",
+        {"messages": chat, "images": ["a.jpg", "b.jpg"]},
+        {"messages": chat, "images": ["a.jpg"]},
+        {"messages": chat, "images": []},
+        {"messages": parts, "images": ["a.jpg"]},
+    )
+    assert asked(path) == [
+        ("user: Compare «1» and «2».", ["a.jpg", "b.jpg"]),
+        ("user: «1»\nCompare <image> and <image>.", ["a.jpg"]),
+        ("user: Compare <image> and <image>.", []),
+        ("user: «1»\nWhat is <image>?", ["a.jpg"]),
+    ]
+    assert asked(path, prompt={"image_tag": ""})[0][0] == "user: «1»\n«2»\nCompare <image> and <image>."
+
+
 def _trl() -> pa.Table:
     """As `datasets` writes TRL's vision rows: every part has every key, null where it has no such value."""
     part = pa.struct([("type", pa.string()), ("text", pa.string()), ("image_url", pa.struct([("url", pa.string())]))])
