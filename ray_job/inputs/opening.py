@@ -54,7 +54,7 @@ def open_source(spec: JobSpec) -> Source:
     source = _OPENERS[found.format](spec, found)
     if source.num_rows == 0:
         where = ", ".join(map(public_uri, spec.input.path))
-        raise InputError(f"{where}: no rows in {len(found.files)} {found.format} files; check input.path")
+        raise InputError(f"{where}: no rows in {found}; check input.path")
     return replace(source, taken=str(found))
 
 

@@ -158,7 +158,7 @@ def test_every_suffix_is_found_in_a_folder(tmp_path: Path, suffix: str) -> None:
     ("names", "message"),
     [
         (["a.parquet", "b.png"], r"several formats \(1 parquet, 1 images\); set input\.format"),
-        (["a.txt"], r"no file has a known suffix .* the first is 'a\.txt'"),
+        (["a.txt"], r"no file is known to hold rows; found 1 file: .*\(a\.txt\)"),
         ([], "the folder holds no files"),
     ],
 )
