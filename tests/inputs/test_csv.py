@@ -154,7 +154,8 @@ def test_types_that_the_spec_names(tmp_path: Path) -> None:
     assert [rows[0][name] for name in "nfbdts"] == [7, 1.5, True, when.date(), when, "00123"]
     assert [rows[1][name] for name in "nfbdts"] == [None, 2.0, False, None, None, None]
     assert "line 3: 'n' is no int64: " in str(_errors(rows)[1])
-    for wrong, message in (({"n": "integer"}, "no type 'integer'"), ({"m": "int"}, r"no column 'm'")):
+    wrong_types = ({"n": "integer"}, "no type 'integer'"), ({"n": "duration[s]"}, r"no type 'duration\[s\]'")
+    for wrong, message in (*wrong_types, ({"m": "int"}, r"no column 'm'")):
         with pytest.raises(SpecError, match=message):
             opened(tmp_path / "a.csv", input={"column_types": wrong})
 
