@@ -196,3 +196,8 @@ def test_empty_inputs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n\n")
     with pytest.raises(InputError, match="holds no JSON object"):
         ids_of(opened(tmp_path / "a.jsonl"))
+
+
+def test_a_path_that_is_not_utf_8_is_named() -> None:
+    with pytest.raises(InputError, match=r"'\\udcff\.csv': the path is not UTF-8"):
+        find_files(InputSpec(path=("\udcff.csv",)))
