@@ -78,6 +78,8 @@ def _validate(arguments: argparse.Namespace) -> int:
     print(f"{arguments.spec}: reads {source.taken}")
     if source.skipped.num_files:
         print(f"{arguments.spec}: skips {source.skipped.text()}")
+    if not source.image_columns and source.prompt.messages_column is None:
+        print(f"{arguments.spec}: shows no pictures; if columns hold them, name these in input.image_columns")
     print(f"{arguments.spec}: valid; {source.num_rows} rows, fingerprint {fingerprint}")
     for name, other in source.renamed.items():
         print(f"column {name!r}: in the output it is {other!r}, since {name!r} is the output's own")

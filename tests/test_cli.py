@@ -68,6 +68,17 @@ def test_validate_shows_every_mistake_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in finished.stderr
 
 
+def test_validate_says_that_no_pictures_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("photo,q\na.jpg,x\n")
+    text = f"input: {{path: {tmp_path}/rows.csv}}\nmodel: {{path: 'builtin:noop'}}\noutput: {{path: {tmp_path}/out}}\n"
+    (tmp_path / "job.yaml").write_text(text + "prompt: {template: x}\n")
+    hint = "shows no pictures; if columns hold them, name these in input.image_columns"
+    assert hint in command("validate", str(tmp_path / "job.yaml")).stdout
+    shown = command("validate", str(tmp_path / "job.yaml"), "--set", "input.image_columns=[photo]").stdout
+    assert "valid" in shown
+    assert hint not in shown
+
+
 @pytest.fixture
 def job_file(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir()

@@ -15,6 +15,7 @@ from typing import cast
 
 from ray_job.errors import InputError
 from ray_job.inputs.detection import SUFFIXES, Kind, by_name
+from ray_job.inputs.skipped import Skipped
 from ray_job.spec.input import Format
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -76,9 +77,10 @@ class FileKinds:
             text = f"files of several formats ({held}); set input.format to say which holds the rows"
             raise InputError(f"{where}: {text}")
         known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+        there = Skipped.of((name, _NO_FORMATS.get(kind, f"of format {kind}")) for name, kind in self._kinds.items())
         raise InputError(
-            f"{where}: no file has a known suffix ({known}), nor what such a file begins with; the first is "
-            f"{next(iter(self._kinds))!r}. Set input.format if you know it"
+            f"{where}: no file is known to hold rows; found {there.text()}. Set input.format if you know it, or "
+            f"unpack and convert it. Known are, by content or by name, {known}; and JSON, CSV and TSV of any name"
         )
 
     def reason_skipped(self, name: str, format_: Format) -> str | None:

@@ -63,13 +63,20 @@ _BINARY: dict[Format, re.Pattern[bytes]] = {
     "documents": re.compile(rb"[\0-\x20\xef\xbb\xbf]{0,64}%PDF-"),
     "webdataset": re.compile(rb".{257}ustar[\0 ]", re.DOTALL),
 }
-_BOMS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+# The longer marks first: that of UTF-32 begins as that of UTF-16 does.
+_BOMS = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xef\xbb\xbf": "utf-8",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
 
 
 def detect(name: str, first_bytes: bytes) -> Kind:
     """What a file holds, by its name or, where that does not tell, by its first HEAD_BYTES."""
     kind = by_name(name)
-    return by_content(first_bytes, name) if kind is None else kind
+    return by_content(first_bytes) if kind is None else kind
 
 
 def by_name(name: str) -> Kind | None:
@@ -89,8 +96,13 @@ def by_name(name: str) -> Kind | None:
     return "other" if base.endswith(_OTHERS) else None
 
 
-def by_content(first_bytes: bytes, name: str = "") -> Kind:
-    """What a file's first HEAD_BYTES are the beginning of; of compressed ones, what is in them."""
+def by_content(first_bytes: bytes, encoding: str | None = None) -> Kind:
+    """What a file's first HEAD_BYTES are the beginning of; of compressed ones, what is in them.
+
+    Args:
+        first_bytes: of the file.
+        encoding: of texts without a byte order mark; by default UTF-8.
+    """
     if not first_bytes:
         return "empty"
     for format_, pattern in _BINARY.items():
@@ -98,9 +110,9 @@ def by_content(first_bytes: bytes, name: str = "") -> Kind:
             return format_
     codec = compression_of(first_bytes)
     if codec is not None:
-        inner = by_content(decompressed(first_bytes, codec), name)
+        inner = by_content(decompressed(first_bytes, codec), encoding)
         return inner if inner in ("jsonl", "json", "object", "csv", "tsv", "webdataset") else "other"
-    return _by_text(first_bytes)
+    return _by_text(first_bytes, encoding)
 
 
 def compression_of(first_bytes: bytes) -> str | None:
@@ -113,11 +125,12 @@ def encoding_of(first_bytes: bytes) -> str | None:
     return next((encoding for mark, encoding in _BOMS.items() if first_bytes.startswith(mark)), None)
 
 
-def _by_text(first_bytes: bytes) -> Kind:
+def _by_text(first_bytes: bytes, encoding: str | None) -> Kind:
     try:
-        text = first_bytes.decode(encoding_of(first_bytes) or "utf-8", errors="ignore").lstrip("\ufeff \t\r\n\x1e")
+        text = first_bytes.decode(encoding_of(first_bytes) or encoding or "utf-8", errors="ignore")
     except UnicodeError:
         return "other"
+    text = text.lstrip("\ufeff \t\r\n\x1e")
     if not text or "\0" in text:
         return "other"
     if text[0] == "{":

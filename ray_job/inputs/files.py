@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from ray_job.errors import InputError
 from ray_job.inputs.choosing import CAPTION_SUFFIXES, FileKinds, is_metadata
@@ -144,15 +145,15 @@ def _kinds(spec: InputSpec, files: Iterable[InputFile], named: set[str]) -> dict
             unclear.append(file)
         kinds[file.name] = kind or "other"
     with ThreadPoolExecutor(_THREADS) as pool:
-        heads = pool.map(_kind_of_content, unclear)
+        heads = pool.map(partial(_kind_of_content, encoding=spec.encoding), unclear)
         for file, found in zip(unclear, heads, strict=True):
             if kinds[file.name] == "other" or found not in ("other", "text"):
                 kinds[file.name] = found
     return kinds
 
 
-def _kind_of_content(file: InputFile) -> Kind:
-    return by_content(read_head(file.location, HEAD_BYTES))
+def _kind_of_content(file: InputFile, encoding: str | None) -> Kind:
+    return by_content(read_head(file.location, HEAD_BYTES), encoding)
 
 
 def _common_folder(roots: Sequence[Location]) -> Location:

@@ -18,6 +18,7 @@ from ray_job.inputs.formats.jsonl import open_json
 from ray_job.inputs.formats.lance import open_lance
 from ray_job.inputs.formats.parquet import open_parquet
 from ray_job.inputs.formats.webdataset import open_webdataset
+from ray_job.inputs.skipped import Skipped
 from ray_job.inputs.source import Source, Split, iter_tables
 from ray_job.redaction.text import public_uri
 from ray_job.spec import InputSpec, JobSpec
@@ -39,6 +40,8 @@ _OPENERS: dict[Format, Callable[[JobSpec, InputFiles], Source]] = {
     "lance": open_lance,
 }
 
+_SKIPPED_TABLES = {f"of format {name}" for name in _OPENERS if name not in ("images", "documents")}
+
 __all__ = ["Source", "Split", "iter_tables", "open_source"]
 
 
@@ -51,10 +54,17 @@ def open_source(spec: JobSpec) -> Source:
     """
     found = find_files(spec.input)
     _check_options(spec.input, found.format)
-    source = _OPENERS[found.format](spec, found)
+    try:
+        source = _OPENERS[found.format](spec, found)
+    except SpecError as error:
+        tables = [group for group in found.skipped.groups if group.reason in _SKIPPED_TABLES]
+        if not tables:
+            raise
+        hint = f"input.format: read are {found}, and not {Skipped(tuple(tables)).text()}; set it if these hold the rows"
+        raise SpecError([*error.problems, hint], error.source) from None
     if source.num_rows == 0:
         where = ", ".join(map(public_uri, spec.input.path))
-        raise InputError(f"{where}: no rows in {len(found.files)} {found.format} files; check input.path")
+        raise InputError(f"{where}: no rows in {found}; check input.path")
     return replace(source, taken=str(found))
 
 

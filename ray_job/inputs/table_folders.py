@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Literal, TypeAlias
+
+from pyarrow import fs
 
 from ray_job.errors import InputError
 from ray_job.spec import InputSpec
-from ray_job.storage.places import Location
+from ray_job.storage.places import STORAGE_ERRORS, Location
 
 TableFormat: TypeAlias = Literal["delta", "iceberg", "lance", "hf"]
+_ICEBERG_METADATA = r"[^/]+\.metadata\.json(\.gz)?"
+_MAX_FOLDERS = 100  # that are looked at: each takes requests to a bucket
+_MAX_DEPTH = 4  # of a table's folder above its files, without `key=value` folders
 # What the folder of a table holds, by names relative to it; all patterns must be met.
 _SIGNS: tuple[tuple[TableFormat, tuple[str, ...]], ...] = (
     ("delta", (r"_delta_log/.+",)),
-    ("iceberg", (r"metadata/[^/]+\.metadata\.json(\.gz)?",)),
-    ("iceberg", (r"[^/]+\.metadata\.json(\.gz)?",)),
+    ("iceberg", (rf"metadata/{_ICEBERG_METADATA}",)),
+    ("iceberg", (_ICEBERG_METADATA,)),
     ("lance", (r"_versions/.+",)),
     ("hf", (r"dataset_dict\.json",)),
     ("hf", (r"state\.json", r"dataset_info\.json")),
@@ -45,12 +50,61 @@ def find_table(spec: InputSpec, names: Collection[str], root: Location) -> Table
         folder = min(folders, key=lambda folder: (len(folder), folder))
         if folder == "" and spec.format == "auto":
             return format_
-        place = root.at(posixpath.join(root.path, folder)) if folder else root
-        raise InputError(
-            f"{place}: this folder is a table of format {format_}, and not all of its files hold rows of it. Set "
-            f"input.path to it, and input.format to {format_} or auto"
-        )
+        raise _of_table(root.at(posixpath.join(root.path, folder)) if folder else root, format_)
     return None
+
+
+def check_loose(root: Location, names: Iterable[str]) -> None:
+    """Checks that Parquet files which a glob, a part of a folder or their own names chose are of no table.
+
+    Args:
+        root: the input's folder.
+        names: of its files, relative to it.
+
+    Raises:
+        InputError: they lie in the folder of a Delta or Iceberg table, which says which of their rows are deleted.
+    """
+    inner = {name.rpartition("/")[0] for name in names}
+    folders = {root.path: None} | {posixpath.join(root.path, f): None for f in sorted(map(_without_keys, inner)) if f}
+    for path in [*folders][:_MAX_FOLDERS]:
+        for _ in range(_MAX_DEPTH):
+            folders.setdefault(path)
+            path = posixpath.dirname(path)
+    places = [root.at(path) for path in folders if path.strip("/")]
+    logs = _are_folders(root, [posixpath.join(place.path, "_delta_log") for place in places])
+    metadata = _are_folders(root, [posixpath.join(place.path, "metadata") for place in places])
+    for place, is_delta, has_metadata in zip(places, logs, metadata, strict=True):
+        if is_delta:
+            raise _of_table(place, "delta")
+        if has_metadata and posixpath.join(place.path, "data") in folders and _is_iceberg(place):
+            raise _of_table(place, "iceberg")
+
+
+def _without_keys(folder: str) -> str:
+    """The folder that `key=value` folders lie in."""
+    return folder.partition("=")[0].rpartition("/")[0] if "=" in folder else folder
+
+
+def _are_folders(root: Location, paths: list[str]) -> list[bool]:
+    try:
+        return [info.type == fs.FileType.Directory for info in root.filesystem.get_file_info(paths)]
+    except STORAGE_ERRORS:  # outside of what may be listed
+        return [False] * len(paths)
+
+
+def _is_iceberg(place: Location) -> bool:
+    try:
+        infos = place.filesystem.get_file_info(fs.FileSelector(posixpath.join(place.path, "metadata")))
+    except STORAGE_ERRORS:
+        return False
+    return any(re.fullmatch(_ICEBERG_METADATA, info.base_name) for info in infos)
+
+
+def _of_table(place: Location, format_: TableFormat) -> InputError:
+    return InputError(
+        f"{place}: this folder is a table of format {format_}, and not all of its files hold rows of it. Set "
+        f"input.path to it, and input.format to {format_} or auto"
+    )
 
 
 def _folder(name: str, sign: str) -> str | None:

@@ -113,9 +113,11 @@ class InputSpec(Section):
         if value is None:
             return None
         try:
-            "".encode(value)
-            return codecs.lookup(value).name.removesuffix("-sig")
-        except (LookupError, ValueError):
+            name = codecs.lookup(value).name.removesuffix("-sig")
+            for errors in ("ignore", "surrogateescape"):  # some, as idna, know no way with what is wrong
+                codecs.getincrementaldecoder(name)(errors).decode("{}\n".encode(name), final=True)
+            return name
+        except (LookupError, ValueError, TypeError):
             raise ValueError(f"no encoding {value!r}; e.g. utf-8, utf-16, latin-1, cp1252") from None
 
     @field_validator("delimiter")

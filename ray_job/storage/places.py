@@ -80,6 +80,10 @@ def locate(uri_or_path: str, options: Mapping[str, str] | None = None) -> Locati
     Raises:
         InputError: the URI does not parse, its kind of storage is not available, or has not these options.
     """
+    try:
+        uri_or_path.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{uri_or_path!a}: the path is not UTF-8; rename the file or folder") from None
     parsed = parse_uri(uri_or_path)
     if options:
         _check_options(uri_or_path, parsed)

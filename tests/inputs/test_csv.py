@@ -154,7 +154,8 @@ def test_types_that_the_spec_names(tmp_path: Path) -> None:
     assert [rows[0][name] for name in "nfbdts"] == [7, 1.5, True, when.date(), when, "00123"]
     assert [rows[1][name] for name in "nfbdts"] == [None, 2.0, False, None, None, None]
     assert "line 3: 'n' is no int64: " in str(_errors(rows)[1])
-    for wrong, message in (({"n": "integer"}, "no type 'integer'"), ({"m": "int"}, r"no column 'm'")):
+    wrong_types = ({"n": "integer"}, "no type 'integer'"), ({"n": "duration[s]"}, r"no type 'duration\[s\]'")
+    for wrong, message in (*wrong_types, ({"m": "int"}, r"no column 'm'")):
         with pytest.raises(SpecError, match=message):
             opened(tmp_path / "a.csv", input={"column_types": wrong})
 
@@ -249,3 +250,32 @@ def test_what_has_no_effect_is_refused(tmp_path: Path) -> None:
     for wrong in ({"delimiter": '"'}, {"delimiter": ",,"}, {"encoding": "latin1x"}, {"encoding": "base64"}):
         with pytest.raises(SpecError, match=r"one ASCII character|no encoding"):
             opened(tmp_path, input=wrong)
+
+
+def test_times_are_read_as_the_spec_names_them(tmp_path: Path) -> None:
+    text = "id,t\n1,09:30\n2,23:59:59.25\n3,noon\n4,\n"
+    rows = rows_of(opened(_write(tmp_path / "a.csv", text), template="x", input={"column_types": {"t": "time"}}))
+    assert [row["t"] for row in rows] == [datetime.time(9, 30), datetime.time(23, 59, 59, 250_000), None, None]
+    assert ["line 4: 't' is no time64[us]: 'noon'" in str(message) for message in _errors(rows)] == [0, 0, 1, 0]
+    ids = {"column_types": {"t": "time32[s]"}, "id_column": "t"}
+    assert ids_of(opened(_write(tmp_path / "a.csv", "t\n09:30\n"), input=ids)) == [datetime.time(9, 30)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"x": "a"}\n{"x": "b"}\n', "holds JSON, whatever its name says; set input.format: json"),
+        ('[{"x": "a"},\n{"x": "b"}]\n', "holds JSON, whatever its name says; set input.format: json"),
+        ("<!DOCTYPE html>\n<html></html>\n", "holds a page of HTML or XML"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "holds a pointer of Git LFS"),
+        ("id,x\r1,a\r2,b\r", r"its lines end with \\r alone"),
+    ],
+)
+def test_what_is_no_table_is_not_asked_about(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        opened(_write(tmp_path / "a.csv", text))
+
+
+@pytest.mark.parametrize("header", ["{a}", "[x]", "{", '"{""a"": 1"', "<a>"])
+def test_a_header_may_have_any_brackets(tmp_path: Path, header: str) -> None:
+    assert opened(_write(tmp_path / "a.csv", f"{header},b\n1,2\n")).num_rows == 1

@@ -203,7 +203,7 @@ def test_a_file_that_is_named_is_looked_into_whatever_it_is_called(tmp_path: Pat
     _write(tmp_path, {"questions.txt": LINES, "rows.bin": CSV, "notes.txt": b"just words"})
     assert find_files(InputSpec(path=(str(tmp_path / "questions.txt"),))).format == "jsonl"
     assert find_files(InputSpec(path=(str(tmp_path / "rows.bin"),))).format == "csv"
-    with pytest.raises(InputError, match=r"no file has a known suffix .* the first is 'notes\.txt'"):
+    with pytest.raises(InputError, match=r"no file is known to hold rows; found 1 file: 1 text \(notes\.txt\)"):
         find_files(InputSpec(path=(str(tmp_path / "notes.txt"),)))
 
 

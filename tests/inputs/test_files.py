@@ -158,7 +158,7 @@ def test_every_suffix_is_found_in_a_folder(tmp_path: Path, suffix: str) -> None:
     ("names", "message"),
     [
         (["a.parquet", "b.png"], r"several formats \(1 parquet, 1 images\); set input\.format"),
-        (["a.txt"], r"no file has a known suffix .* the first is 'a\.txt'"),
+        (["a.txt"], r"no file is known to hold rows; found 1 file: .*\(a\.txt\)"),
         ([], "the folder holds no files"),
     ],
 )
@@ -196,3 +196,8 @@ def test_empty_inputs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n\n")
     with pytest.raises(InputError, match="holds no JSON object"):
         ids_of(opened(tmp_path / "a.jsonl"))
+
+
+def test_a_path_that_is_not_utf_8_is_named() -> None:
+    with pytest.raises(InputError, match=r"'\\udcff\.csv': the path is not UTF-8"):
+        find_files(InputSpec(path=("\udcff.csv",)))

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_job.errors import InputError
+from ray_job.errors import InputError, SpecError
 from ray_job.inputs.formats.json_items import iter_items
 
 from .conftest import ids_of, opened, rows_of
@@ -207,3 +207,46 @@ def test_a_name_that_its_content_contradicts_is_named(tmp_path: Path, data: byte
     (tmp_path / "a.jsonl").write_bytes(data)
     with pytest.raises(InputError, match=rf"a\.jsonl: holds {format_}, whatever its name says"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        (["9007199254740993", "1.5", "2"], ["9007199254740993", "1.5", "2"]),
+        (["9007199254740992", "1.5"], [9007199254740992.0, 1.5]),
+        (["9007199254740993", "2", "null"], [9007199254740993, 2, None]),
+        (["9007199254740993", '"a"'], ["9007199254740993", "a"]),
+    ],
+)
+def test_whole_numbers_that_no_float_holds_stay_what_they_are(
+    tmp_path: Path, values: list[str], read: list[Any]
+) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"n": {value}}}\n' for value in values))
+    assert [row["n"] for row in rows_of(opened(tmp_path, template="{n}"))] == read
+
+
+def test_a_json_text_sequence(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('\x1e{"x": 1}\n\x1e{"x": 2}\n')
+    assert [row["x"] for row in rows_of(opened(tmp_path, template="{x}"))] == [1, 2]
+
+
+def test_nothing_behind_what_cannot_be_decoded_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"x": 1}\n{"x": "\x1b(Q"}\n{"x": 3}\n')
+    rows = rows_of(opened(tmp_path / "a.jsonl", input={"encoding": "iso2022_jp"}))
+    assert [message is None for message in _errors(rows)] == [True, False, True]
+    (tmp_path / "a.jsonl").write_bytes(
+        '{"x": 1}\n{"x": "'.encode("utf-32") + b"\xff" * 4 + '"}\n{"x": 3}'.encode("utf-32-le")
+    )
+    rows = rows_of(opened(tmp_path / "a.jsonl"))
+    assert [message is None for message in _errors(rows)] == [True, False, True]
+
+
+def test_the_encoding_that_is_said_tells_the_format_too(tmp_path: Path) -> None:
+    (tmp_path / "part-0").write_bytes('{"x": "é1"}\n{"x": "é2"}\n'.encode("utf-16-le"))
+    assert [row["x"] for row in rows_of(opened(tmp_path, input={"encoding": "utf-16-le"}))] == ["é1", "é2"]
+
+
+@pytest.mark.parametrize("encoding", ["idna", "punycode", "undefined", "rot13", "hex"])
+def test_what_is_no_encoding_of_files_is_refused(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(SpecError, match=f"input.encoding: no encoding '{encoding}'"):
+        opened(tmp_path, input={"encoding": encoding})

@@ -267,3 +267,30 @@ def test_a_clash_names_the_file_whose_type_it_is(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"column 'n': it is int32 in b\.parquet and string in d\.parquet"):
         opened(tmp_path)
     assert opened(tmp_path, input={"keep_columns": ["t"]}).num_rows == 4
+
+
+def test_texts_of_all_kinds_go_together_in_several_files(tmp_path: Path) -> None:
+    views = pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())])
+    for name, text, image in (
+        ("a", pa.string(), IMAGE),
+        ("b", pa.string_view(), views),
+        ("c", pa.large_string(), IMAGE),
+    ):
+        picture = pa.array([{"bytes": b"x", "path": name}], image)
+        _write(tmp_path / f"{name}.parquet", pa.table({"q": pa.array([name], text), "image": picture}))
+    rows = rows_of(opened(tmp_path, template="{q}"))
+    assert [(row["q"], row["image"]["path"]) for row in rows] == [("a", "a"), ("b", "b"), ("c", "c")]
+
+
+@pytest.mark.parametrize("inner", ["part-0.parquet", "p=1/part-0.parquet", "p=a/q=%20/part-0.parquet"])
+@pytest.mark.parametrize("kind", ["delta", "iceberg"])
+def test_files_of_a_table_are_not_read_loose(tmp_path: Path, inner: str, kind: str) -> None:
+    table = tmp_path / "lake" / "a table"
+    sign = "_delta_log/00000000000000000000.json" if kind == "delta" else "metadata/00000-a.metadata.json"
+    data = _write(table / ("" if kind == "delta" else "data") / inner, _numbered(3))
+    assert opened(data).num_rows == 3
+    (table / sign).parent.mkdir()
+    (table / sign).write_text("{}")
+    for path in (data, data.parent / "*.parquet", tmp_path / "**" / "*.parquet", tmp_path / "lake" / "a*" / "**"):
+        with pytest.raises(InputError, match=f"lake/a table: this folder is a table of format {kind}"):
+            opened(path)

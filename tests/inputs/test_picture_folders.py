@@ -229,3 +229,12 @@ def test_pictures_are_known_by_suffix_else_by_content_and_the_rest_is_named(tmp_
     assert source.skipped.text().startswith(
         "10 files: 1 hidden (.DS_Store), 2 left by other programs (Thumbs.db, _SUCC"
     )
+
+
+def test_a_column_that_is_missing_points_at_the_table_that_was_skipped(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "0.jpg").write_bytes(b"x")
+    (tmp_path / "data.csv").write_text("image,q\nimg/0.jpg,a\n")
+    with pytest.raises(SpecError, match=r"no column 'q'; .*\n.*and not 1 file: 1 of format csv \(data\.csv\); set it"):
+        opened(tmp_path, template="{q}")
+    assert opened(tmp_path, template="{q}", input={"format": "csv"}).num_rows == 1

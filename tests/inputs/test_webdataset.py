@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from ray_job.errors import InputError
@@ -265,3 +266,31 @@ def test_what_its_own_writer_writes_is_read_as_its_own_reader_reads_it(tmp_path:
         assert (ours["image"], ours["txt"].encode()) == (theirs["png"], theirs["txt"])
         assert (ours["cls"].encode(), ours["json"].encode()) == (theirs["cls"], theirs["json"])
         assert ours["n"] == json.loads(theirs["json"])["n"]
+
+
+def test_an_empty_shard_has_no_rows(tmp_path: Path) -> None:
+    shard(tmp_path / "a.tar", [])
+    with pytest.raises(InputError, match="no rows in 1 file of format webdataset"):
+        opened(tmp_path)
+    shard(tmp_path / "b.tar", sample("0"))
+    assert ids_of(opened(tmp_path)) == ["b.tar/0"]
+
+
+@pytest.mark.parametrize("codec", ["zstd", "bz2", "gzip"])
+def test_the_compression_is_told_by_content(tmp_path: Path, codec: str) -> None:
+    with pa.output_stream(tmp_path / "a.tar", compression=codec) as stream:
+        stream.write(tar_bytes([*sample("0"), *sample("1")]))
+    assert ids_of(opened(tmp_path)) == ["a.tar/0", "a.tar/1"]
+
+
+def test_pictures_with_a_first_part_in_their_names_are_shown(tmp_path: Path) -> None:
+    shard(tmp_path / "a.tar", [("0.left.jpg", b"l"), ("0.right.png", b"r"), ("0.txt", b"which?")])
+    source = opened(tmp_path, template="{txt}")
+    assert source.image_columns == ("left.jpg", "right.png")
+    assert [(row["left.jpg"], row["right.png"]) for row in rows_of(source)] == [(b"l", b"r")]
+
+
+def test_numbers_that_no_float_holds_stay_what_they_are(tmp_path: Path) -> None:
+    values = {"0": b'{"n": 9007199254740993}', "1": b'{"n": 0.5}', "2": b'{"n": 1}'}
+    shard(tmp_path / "a.tar", [entry for key, text in values.items() for entry in sample(key, json=text)])
+    assert [row["n"] for row in rows_of(opened(tmp_path, template="{n}"))] == ["9007199254740993", "0.5", "1"]

@@ -29,7 +29,16 @@ def parse_type(text: str) -> pa.DataType:
         type_ = pa.type_for_alias(text)
     except ValueError:
         type_ = pa.null()
-    if type_ == pa.null() or pa.types.is_nested(type_):
+    if type_ == pa.null() or not _is_spelled(type_):
         names = ", ".join(_SHORT)
         raise SpecError([f"input.column_types: no type {text!r}; {names}, bool, or one of Arrow's such as int32"])
     return type_
+
+
+def _is_spelled(type_: pa.DataType) -> bool:
+    """Whether values can be read from text."""
+    try:
+        pa.array([], pa.string()).cast(type_)
+    except pa.ArrowNotImplementedError:
+        return bool(pa.types.is_time(type_))  # read behind a date
+    return not pa.types.is_nested(type_)

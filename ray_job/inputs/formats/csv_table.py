@@ -7,6 +7,8 @@ others have. A row with more or fewer fields than its file has columns is its ow
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_job.errors import InputError, RowError, SpecError
 from ray_job.inputs.columns import Found, Roles, choose_roles
@@ -33,6 +36,7 @@ from ray_job.redaction.logs import logger_of
 from ray_job.spec import InputSpec, JobSpec
 
 DELIMITERS = ",;\t|"
+_ANY_DATE = "1970-01-01 "
 _EXCEL = re.compile(rb"sep=([,;\t|])")  # a first line that is no header
 _THREADS = 16
 _LOG = logger_of(__name__)
@@ -54,7 +58,9 @@ class CsvSource(RecordSource):
         """A text, or what it spells."""
         if value is None or value == "":
             raise malformed("is empty")
-        return value if is_text(self.id_field.type) else pa.scalar(value, pa.string()).cast(self.id_field.type).as_py()
+        if is_text(self.id_field.type):
+            return value
+        return cast_texts(self.id_field, [value])[0][0].as_py()
 
 
 def open_csv(spec: JobSpec, found: InputFiles) -> CsvSource:
@@ -101,6 +107,7 @@ def open_table(file: InputFile, spec: InputSpec, max_bytes: int) -> TextFile:
         text = text_of(header.content)
         if "\0" in text:
             raise malformed("it holds zero bytes; of UTF-16 without a byte order mark set input.encoding: utf-16-le")
+        _check_is_table(text, file)
         delimiter = delimiter or max(DELIMITERS, key=text.count)
         if spec.column_names is not None:
             return replace(table, delimiter=delimiter, header=spec.column_names)
@@ -109,6 +116,25 @@ def open_table(file: InputFile, spec: InputSpec, max_bytes: int) -> TextFile:
         where = located(file.name, "line", header, error).message
         raise InputError(f"{file.location}: its header cannot be read: {where}") from None
     return replace(table, delimiter=delimiter, header=names, first_row=header.end)
+
+
+def _check_is_table(text: str, file: InputFile) -> None:
+    """Refuses a first line that something else begins with: its rows would be asked about nothing they hold."""
+    start = text.lstrip()
+    is_json = start.startswith(("{", "["))
+    with contextlib.suppress(ValueError, RecursionError):
+        _, end = json.JSONDecoder().raw_decode(start)
+        is_json = is_json and start[end:].strip() in ("", ",")
+    if is_json and start.lstrip("[{ \t\r")[:1] in ("", '"', "{", "}"):
+        raise InputError(f"{file.location}: holds JSON, whatever its name says; set input.format: json, or move it")
+    if start[:14].lower() in ("<!doctype html", "<html") or start[:5].lower() in ("<html", "<?xml"):
+        raise InputError(f"{file.location}: holds a page of HTML or XML, not a table; the download probably failed")
+    if start.startswith("version https://git-lfs"):
+        raise InputError(
+            f"{file.location}: holds a pointer of Git LFS, not the file itself; fetch it by `git lfs pull`"
+        )
+    if "\r" in text and '"' not in text.partition("\r")[0]:
+        raise InputError(f"{file.location}: its lines end with \\r alone; save it with \\n, or \\r\\n, between them")
 
 
 def table_columns(files: Sequence[TextFile], spec: InputSpec) -> tuple[pa.Schema, dict[str, str]]:
@@ -157,7 +183,16 @@ def row_item(record: Record, file: TextFile) -> tuple[dict[str, str | None], Row
 
 def cast_texts(field: pa.Field, values: Sequence[Any]) -> tuple[pa.Array, list[RowError | None]]:
     """Texts as a column of the field's type, null where one spells no such value, and what is wrong then."""
-    column, problems = cast_checked(pa.array(values, pa.string()), field.type)
+    texts = pa.array(values, pa.string())
+    if pa.types.is_time(field.type):  # Arrow reads a time only behind a date
+        texts = pc.binary_join_element_wise(_ANY_DATE, texts, "")
+        moments, problems = cast_checked(texts, pa.timestamp(field.type.unit))
+        problems = [
+            None if each is None else repr(value) for each, value in zip(problems, values, strict=bool(problems))
+        ]
+        column = moments.cast(field.type)
+    else:
+        column, problems = cast_checked(texts, field.type)
     return column, [None if each is None else malformed(f"is no {field.type}: {each}") for each in problems]
 
 
@@ -172,11 +207,10 @@ class _IdCheck:
         if self._column is None:
             return
         item, _ = row_item(record, file)
-        try:
-            value = pa.scalar(item.get(self._column), pa.string()).cast(self._type)
-            reason = "is empty" if not value.is_valid else None
-        except pa.ArrowException as error:
-            reason = str(error)
+        column, problems = cast_texts(pa.field(self._column, self._type), [item.get(self._column)])
+        reason = next(
+            (each.message for each in problems if each is not None), "is empty" if column.null_count else None
+        )
         if reason is not None:
             raise InputError(
                 f"{file.name}, line {record.number}: {self._column!r}, the row's id, {reason}. Repair the line, or "

@@ -1,8 +1,8 @@
 """JSON values as columns: the type of each key, and each value in that type, or an error for its row.
 
 A text stays as it is. A key whose values are all whole numbers, all numbers or all booleans becomes int64, float64 or
-bool; everything else becomes text, in which a value that is not one is written as JSON. So do whole numbers with more
-digits than a float holds, where others of the key have a fraction.
+bool; everything else becomes text, in which a value that is not one is written as JSON. So do numbers among which a
+whole one has more digits than a float64 holds.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from ray_job.inputs.source import malformed
 from ray_job.prompts.json_text import has_half_pair, parse_json
 
 _INT64 = range(-(2**63), 2**63)
-_IN_FLOAT64 = range(-(2**53), 2**53 + 1)  # whole numbers that it holds exactly
+_EXACT = range(-(2**53), 2**53 + 1)  # whole numbers that a float64 holds, each one
+_SEQUENCE_MARK = b"\x1e"  # before each text of a JSON text sequence, RFC 7464
 MAX_KEYS = 10_000  # so that keys which are data themselves do not fill the memory
-_NUMBERS = {"int": pa.int64(), "long int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+_NUMBERS = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
         RowError: as `parse_json`, or it is no object.
     """
     # A text with half a character costs a row its column, not the line its id.
-    value = parse_json(text_of(content), stage=Stage.READ, allow_surrogates=True)
+    value = parse_json(text_of(content.removeprefix(_SEQUENCE_MARK)), stage=Stage.READ, allow_surrogates=True)
     if not isinstance(value, dict):
         raise malformed(f"must be a JSON object, got {type(value).__name__}")
     return value
@@ -53,9 +54,7 @@ class KeyTypes:
                     continue
                 kinds = counts[key] = {}
             if value is not None:
-                kind = type(value).__name__
-                if kind == "int" and value not in _IN_FLOAT64:
-                    kind = "long int" if value in _INT64 else "other"
+                kind = kind_of(value)
                 kinds[kind] = kinds.get(kind, 0) + 1
 
     def columns(self) -> dict[str, pa.DataType]:
@@ -70,6 +69,14 @@ class KeyTypes:
     def is_full(self) -> bool:
         """Whether there are more keys than are learned."""
         return len(self._counts) >= MAX_KEYS
+
+
+def kind_of(value: Any) -> str:
+    """Values of one kind decide alike about the type of their column."""
+    kind = type(value).__name__
+    if kind != "int" or value in _EXACT:
+        return kind
+    return "long" if value in _INT64 else "longer"
 
 
 def converter(type_: pa.DataType) -> Callable[[Any], Any]:
@@ -115,7 +122,7 @@ def _reference(item: Any) -> str:
 def _type_of(kinds: set[str]) -> pa.DataType:
     if kinds == {"int", "float"}:
         return pa.float64()
-    if kinds == {"int", "long int"}:
+    if "long" in kinds and kinds <= {"int", "long"}:
         return pa.int64()
     return _NUMBERS.get(next(iter(kinds)), pa.string()) if len(kinds) == 1 else pa.string()
 
@@ -127,10 +134,8 @@ def _as_int(value: Any) -> int | None:
 
 
 def _as_float(value: Any) -> float | None:
-    if value is None:
-        return None
-    if type(value) in (int, float) and abs(value) < 2**1023:
-        return float(value)  # Arrow takes no whole number that it would have to round
+    if value is None or type(value) is float or (type(value) is int and value in _EXACT):
+        return value
     raise malformed(f"must be a number like in the other rows, got {json.dumps(value)[:60]}")
 
 

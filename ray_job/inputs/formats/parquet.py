@@ -22,6 +22,7 @@ from ray_job.inputs.formats.parquet_splits import ParquetSplit, plan_splits
 from ray_job.inputs.formats.row_groups import iter_pieces
 from ray_job.inputs.formats.schemas import hive_values, is_text
 from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit, find_columns, null_id
+from ray_job.inputs.table_folders import check_loose
 from ray_job.spec import JobSpec
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
@@ -57,6 +58,7 @@ def open_parquet(spec: JobSpec, found: InputFiles) -> ParquetSource:
         InputError: a footer is broken, or the files are an output that is not finished.
         SpecError: the spec does not fit the columns.
     """
+    check_loose(found.root, [file.name for file in found.files])
     check_finished(found.root, [file.name for file in found.files])
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         footers = list(pool.map(read_footer, found.files))

@@ -1,6 +1,7 @@
 """The columns that WebDataset samples have, by the extensions of their members and the keys of their JSON.
 
 image          the picture, whatever its extension; where samples have several (jpg and png), the first kind seen
+left.jpg, …    are the pictures, each in its own column, where no sample has one without such a first part
 jpg, seg.png   further pictures, and everything else that is not text, as bytes under its extension
 txt, cls       texts
 json           the whole text; and a column for each of its keys that has no other column's name
@@ -16,12 +17,11 @@ from typing import Any
 import pyarrow as pa
 
 from ray_job.errors import RowError, Stage
-from ray_job.inputs.formats.json_columns import KeyTypes, converter, parse_object
+from ray_job.inputs.formats.json_columns import KeyTypes, converter, kind_of, parse_object
 from ray_job.inputs.formats.samples import Sample
 
 KEY, URL, IMAGE = "__key__", "__url__", "image"
 MAX_KEYS = 4096
-_INT64 = range(-(2**63), 2**63)
 _PICTURES = frozenset(
     [
         *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
@@ -108,9 +108,7 @@ class Keys:
     def see(self, item: Mapping[str, Any]) -> None:
         """Takes the keys of an object."""
         for key, value in item.items():
-            kind = type(value).__name__
-            if kind == "int" and value not in _INT64:
-                kind = "large"
+            kind = kind_of(value)
             if (key, kind) not in self._examples and not self.is_full:
                 small = {"str": "", "list": [], "dict": {}}
                 self._examples[key, kind] = small.get(kind, value)
@@ -152,7 +150,8 @@ def sample_columns(layouts: Iterable[frozenset[str]], keys: Keys) -> SampleColum
     own = {field.name for field in fields}
     types = {key: type_ for key, type_ in keys.types().items() if key not in own}
     fields += [pa.field(key, type_) for key, type_ in types.items()]
-    return SampleColumns(pa.schema(fields), extensions, tuple(types), (IMAGE,) if images else None)
+    parts = [extension for extension in found if extension.rpartition(".")[2] in _PICTURES]  # left.jpg, right.jpg
+    return SampleColumns(pa.schema(fields), extensions, tuple(types), (IMAGE,) if images else tuple(parts) or None)
 
 
 def _alternatives(pictures: Sequence[str], layouts: Sequence[frozenset[str]]) -> tuple[str, ...]:

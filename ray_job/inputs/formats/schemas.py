@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_job.arrow.column_types import plain_type
+from ray_job.arrow.column_types import carried_field, plain_type
 from ray_job.arrow.list_views import as_lists
 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -52,10 +52,12 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> tuple[pa.Schema, dict[str
 
 def _merged(first: pa.Field, second: pa.Field) -> pa.Field | None:
     """A field that holds the values of both; None where there is none."""
-    try:
-        return pa.unify_schemas([pa.schema([first]), pa.schema([second])], promote_options="permissive").field(0)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return None
+    for one, other in ((first, second), (carried_field(first), carried_field(second))):  # views go with no other kind
+        try:
+            return pa.unify_schemas([pa.schema([one]), pa.schema([other])], promote_options="permissive").field(0)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            continue
+    return None
 
 
 def _other_type(field: pa.Field, merged: pa.Field, seen: Sequence[tuple[str, pa.Schema]]) -> str:

@@ -96,7 +96,7 @@ class _Places:
                 starts.append(index)
         return [
             self._split(file, first, last, last == len(self._offsets))
-            for first, last in zip(starts, [*starts[1:], len(self._offsets)], strict=True)
+            for first, last in zip(starts, [*starts, len(self._offsets)][1:], strict=True)
         ]
 
     def _split(self, file: InputFile, first: int, last: int, is_last: bool) -> ShardSplit:

@@ -109,8 +109,8 @@ def open_tar(location: Location) -> Iterator[TarReader]:
         InputError: it cannot be opened.
     """
     with open_input(location) as handle:
-        codec = next((codec for magic, codec in _CODECS.items() if handle.read(4).startswith(magic)), None)
-        handle.seek(0)
+        head = handle.read(4)
+        codec = next((codec for magic, codec in _CODECS.items() if head.startswith(magic)), None)
     if codec is not None:
         with location.filesystem.open_input_stream(location.path, compression=codec) as stream:
             yield TarReader(stream, None)

@@ -20,6 +20,7 @@ from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
 Framing = Literal["lines", "items", "table"]
 UTF_8 = "utf-8"
+MARKING = "ray_job.marked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,14 @@ def open_text(file: TextFile, start: int = 0, end: int | None = None) -> Iterato
 
 
 class _Transcoded:
-    """A stream in another encoding as UTF-8. What cannot be decoded becomes bytes that are no UTF-8 either."""
+    """A stream in another encoding as UTF-8. What cannot be decoded becomes bytes that are no UTF-8 either.
+
+    Half of a surrogate pair stands for it until then: all that follows is decoded, whatever a codec makes of a mistake.
+    """
 
     def __init__(self, stream: Any, encoding: str) -> None:
         self._stream = stream
-        errors = "surrogatepass" if encoding.startswith("utf-") else "surrogateescape"
-        self._decoder = codecs.getincrementaldecoder(encoding)(errors)
+        self._decoder = codecs.getincrementaldecoder(encoding)(MARKING)
         self._is_done = False
 
     def read(self, size: int) -> bytes:
@@ -103,13 +106,19 @@ class _Transcoded:
         while not self._is_done:
             data = self._stream.read(size)
             self._is_done = not data
-            try:
-                text = self._decoder.decode(data, final=self._is_done)
-            except UnicodeDecodeError:
-                return b"\xff"  # the file ends within a character
+            text = self._decoder.decode(data, final=self._is_done)
             if text:
                 return text.encode("utf-8", "surrogatepass")
         return b""
+
+
+def _marked(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\udcff", error.end
+
+
+codecs.register_error(MARKING, _marked)
 
 
 def _has_items(text: str) -> bool:
