@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ray_job.engine.batching import DEFAULT_MAX_TOKENS, SampleSize, num_batches
-from ray_job.inputs.formats.documents import num_documents
+from ray_job.inputs.documents.source import num_documents
 from ray_job.inputs.skipped import NOTHING, Skipped
 from ray_job.inputs.source import iter_tables
 from ray_job.spec import GenerationParams, JobSpec

@@ -25,7 +25,7 @@ from ray_job.demo.pictures import encode
 from ray_job.demo.questions import make_split
 from ray_job.demo.run import score_answers
 from ray_job.errors import SpecError, TooManyRowErrors
-from ray_job.inputs.formats.parquet import ParquetSource
+from ray_job.inputs.formats.tables.parquet import ParquetSource
 from ray_job.inputs.opening import open_source
 from ray_job.inputs.source import Split
 from ray_job.output.status import job_status
@@ -181,7 +181,7 @@ def test_first_parts_are_committed_while_rows_are_still_read(tmp_path: Path, mon
     out = tmp_path / "out"
     table = pa.table({"id": range(2000), "question": ["what?"] * 2000})
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=500)
-    monkeypatch.setattr("ray_job.inputs.formats.parquet_splits.SPLIT_ROWS", 500)
+    monkeypatch.setattr("ray_job.inputs.formats.tables.parquet_splits.SPLIT_ROWS", 500)
     monkeypatch.setattr("ray_job.stages.open_job.open_source", open_half)
     spec = job(tmp_path / "rows.parquet", out, input={"id_column": "id", "image_columns": []})
     assert run_job(spec, stream=io.StringIO()).totals.answered == 2000

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from ray_job.arrow.values import python_values
 from ray_job.errors import InputError
-from ray_job.inputs.formats.documents import DocumentsSplit
-from ray_job.inputs.formats.images import ImagesSource
+from ray_job.inputs.documents.source import DocumentsSplit
+from ray_job.inputs.formats.folders.images import ImagesSource
 from ray_job.inputs.source import FileSplit, Source
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
 

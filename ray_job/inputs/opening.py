@@ -6,18 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ray_job.errors import InputError, SpecError
+from ray_job.inputs.documents.source import open_documents
 from ray_job.inputs.files import InputFiles, find_files
-from ray_job.inputs.formats.arrow import open_arrow
-from ray_job.inputs.formats.csv_table import open_csv
-from ray_job.inputs.formats.delta import open_delta
-from ray_job.inputs.formats.documents import open_documents
-from ray_job.inputs.formats.hf import open_hf
-from ray_job.inputs.formats.iceberg import open_iceberg
-from ray_job.inputs.formats.images import open_images
-from ray_job.inputs.formats.jsonl import open_json
-from ray_job.inputs.formats.lance import open_lance
-from ray_job.inputs.formats.parquet import open_parquet
-from ray_job.inputs.formats.webdataset import open_webdataset
+from ray_job.inputs.formats.folders.images import open_images
+from ray_job.inputs.formats.tables.arrow import open_arrow
+from ray_job.inputs.formats.tables.delta import open_delta
+from ray_job.inputs.formats.tables.hf import open_hf
+from ray_job.inputs.formats.tables.iceberg import open_iceberg
+from ray_job.inputs.formats.tables.lance import open_lance
+from ray_job.inputs.formats.tables.parquet import open_parquet
+from ray_job.inputs.formats.text.csv_table import open_csv
+from ray_job.inputs.formats.text.jsonl import open_json
+from ray_job.inputs.formats.webdataset.source import open_webdataset
 from ray_job.inputs.skipped import Skipped
 from ray_job.inputs.source import Source, Split, iter_tables
 from ray_job.redaction.text import public_uri

@@ -13,7 +13,7 @@ import pyarrow.feather as feather
 import pytest
 
 from ray_job.errors import InputError, SpecError
-from ray_job.inputs.formats.row_groups import PIECE_BYTES
+from ray_job.inputs.formats.tables.row_groups import PIECE_BYTES
 from ray_job.inputs.identity import input_identity
 from ray_job.inputs.source import iter_tables
 

@@ -18,9 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ray_job.errors import InputError, SpecError
-from ray_job.inputs.formats.csv_rows import join_lines, split_fields
-from ray_job.inputs.formats.lines import iter_all_lines
-from ray_job.inputs.formats.records import Record
+from ray_job.inputs.formats.text.csv_rows import join_lines, split_fields
+from ray_job.inputs.formats.text.lines import iter_all_lines
+from ray_job.inputs.formats.text.records import Record
 from ray_job.inputs.pictures.references import read_picture
 from ray_job.spec import LimitsSpec
 
@@ -84,17 +84,17 @@ def test_a_broken_row_is_an_error_that_names_its_line(
     assert [row["row_id"] for row in rows] == [f"a.csv#{number}" for number in range(2, len(lines) + 2)]
     for message, problem in zip(_errors(rows), problems, strict=True):
         assert message == problem or (problem and f"a.csv, {problem}" in str(message))
-    monkeypatch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", 1)
+    monkeypatch.setattr("ray_job.inputs.formats.text.record_splits.SPLIT_ROWS", 1)
     assert rows_of(opened(path)) == rows
 
 
 def test_a_row_of_too_many_lines_does_not_swallow_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_job.inputs.formats.record_splits.MAX_ROW_BYTES", 40)
+    monkeypatch.setattr("ray_job.inputs.formats.text.record_splits.MAX_ROW_BYTES", 40)
     path = _write(tmp_path / "a.csv", 'a\n"open\n' + "x\n" * 50 + '"closed"\n')
     rows = rows_of(opened(path))
     assert len(rows) == 52
     assert [message is None for message in _errors(rows)] == [False] + [True] * 51
-    monkeypatch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", 7)
+    monkeypatch.setattr("ray_job.inputs.formats.text.record_splits.SPLIT_ROWS", 7)
     assert rows_of(opened(path)) == rows
 
 
@@ -216,7 +216,7 @@ def test_columns_of_several_files_add_up(tmp_path: Path) -> None:
 
 
 def test_csv_on_s3_with_pictures(s3: Callable[[str, bytes], str], png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", 2)
+    monkeypatch.setattr("ray_job.inputs.formats.text.record_splits.SPLIT_ROWS", 2)
     s3("csvs/p.png", png)
     uri = s3("csvs/a.csv", b"image,q\n" + b'p.png,"a,\nb"\n' * 5)
     source = pickle.loads(pickle.dumps(opened(uri, template="{q}")))
@@ -237,7 +237,7 @@ def test_ids_and_rows_do_not_depend_on_splits(lines: list[str], split_rows: int,
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = _write(Path(folder) / "a.csv", "\n".join(["a,b", "first,", *lines]))
         whole = rows_of(opened(path, input={"limit": limit}), 100)
-        patch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", split_rows)
+        patch.setattr("ray_job.inputs.formats.text.record_splits.SPLIT_ROWS", split_rows)
         assert rows_of(opened(path, input={"limit": limit}), 2) == whole
 
 

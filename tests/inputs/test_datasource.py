@@ -32,7 +32,7 @@ def test_groups_hold_every_split_once_in_order_and_evenly(sizes: list[int], num_
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
-    monkeypatch.setattr("ray_job.inputs.formats.parquet_splits.SPLIT_ROWS", 100)
+    monkeypatch.setattr("ray_job.inputs.formats.tables.parquet_splits.SPLIT_ROWS", 100)
     for file in range(3):
         table = pa.table(
             {"n": pa.array(range(1000 * file, 1000 * file + 1000)), "image": [b"%0100d" % n for n in range(1000)]}

@@ -179,7 +179,7 @@ def test_another_image_root_gets_full_paths(folder: Path, png: bytes) -> None:
 
 
 def test_splits_of_a_large_folder_are_small_and_complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_job.inputs.formats.images.SPLIT_ROWS", 2)
+    monkeypatch.setattr("ray_job.inputs.formats.folders.images.SPLIT_ROWS", 2)
     source = opened(folder, input={"limit": 3})
     assert [split.num_rows for split in source.splits] == [2, 1]
     assert all(len(pickle.dumps(split)) < 3000 for split in source.splits)

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_job.errors import InputError, SpecError
-from ray_job.inputs.formats.json_items import iter_items
+from ray_job.inputs.formats.text.json_items import iter_items
 
 from .conftest import ids_of, opened, rows_of
 
@@ -67,7 +67,7 @@ def test_a_single_object_is_a_row(tmp_path: Path) -> None:
 def test_a_large_array_is_cut_and_its_splits_are_read_anywhere(
     s3: Callable[[str, bytes], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", 2)
+    monkeypatch.setattr("ray_job.inputs.formats.text.record_splits.SPLIT_ROWS", 2)
     uri = s3("array/a.json", json.dumps([{"x": n} for n in range(5)], indent=1).encode())
     source = pickle.loads(pickle.dumps(opened(uri)))
     assert [split.num_rows for split in source.splits] == [2, 2, 1]
@@ -93,7 +93,7 @@ def test_a_broken_item_is_a_row_with_its_error(
     for message, problem in zip(_errors(whole), problems, strict=True):
         assert (message is None) == (problem is None)
         assert message is None or f"a.json, {problem}" in message
-    monkeypatch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", 1)
+    monkeypatch.setattr("ray_job.inputs.formats.text.record_splits.SPLIT_ROWS", 1)
     source = opened(tmp_path / "a.json")
     assert len(source.splits) == len(problems)
     assert rows_of(source) == whole
@@ -195,7 +195,7 @@ def test_ids_and_rows_do_not_depend_on_splits(items: list[Any], split_rows: int)
         path = Path(folder) / "a.json"
         path.write_text(json.dumps(items, indent=1))
         whole = rows_of(opened(path), 100)
-        patch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", split_rows)
+        patch.setattr("ray_job.inputs.formats.text.record_splits.SPLIT_ROWS", split_rows)
         assert rows_of(opened(path), 2) == whole
 
 

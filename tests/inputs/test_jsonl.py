@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ray_job.errors import InputError, SpecError
-from ray_job.inputs.formats.lines import iter_lines
+from ray_job.inputs.formats.text.lines import iter_lines
 from ray_job.inputs.pictures.decode import pictures_of
 from ray_job.inputs.pictures.references import read_picture
 from ray_job.inputs.source import iter_tables
@@ -174,7 +174,7 @@ def test_long_whole_numbers_among_fractions_keep_their_digits(tmp_path: Path, nu
 
 
 def test_keys_that_are_data_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_job.inputs.formats.json_columns.MAX_KEYS", 3)
+    monkeypatch.setattr("ray_job.inputs.formats.text.json_columns.MAX_KEYS", 3)
     lines: list[Any] = [{"image": "p.png", f"k{i}": i} for i in range(9)]
     source = opened(write_lines(tmp_path / "a.jsonl", lines))
     assert source.columns.names == ["image", "k0", "k1"]
@@ -306,8 +306,8 @@ def test_ids_and_rows_do_not_depend_on_splits(
         path = Path(folder) / "a.jsonl"
         path.write_bytes(newline.join(lines).encode())
         whole = rows_of(opened(path, input={"limit": limit}), 1000)
-        patch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", split_rows)
-        patch.setattr("ray_job.inputs.formats.record_splits.SPLIT_BYTES", split_bytes)
+        patch.setattr("ray_job.inputs.formats.text.record_splits.SPLIT_ROWS", split_rows)
+        patch.setattr("ray_job.inputs.formats.text.record_splits.SPLIT_BYTES", split_bytes)
         source = opened(path, input={"limit": limit})
         assert rows_of(source, 2) == whole
     assert [row["row_id"] for row in whole] == [
@@ -316,7 +316,7 @@ def test_ids_and_rows_do_not_depend_on_splits(
 
 
 def test_jsonl_on_s3(s3: Callable[[str, bytes], str], png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_job.inputs.formats.record_splits.SPLIT_ROWS", 2)
+    monkeypatch.setattr("ray_job.inputs.formats.text.record_splits.SPLIT_ROWS", 2)
     s3("lines/p.png", png)
     content = "".join(json.dumps({"image": "p.png", "n": n}) + "\n" for n in range(5)).encode()
     uri = s3("lines/a.jsonl", content)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_job.inputs.formats.row_groups import PIECE_BYTES, iter_pieces, rows_at_once
+from ray_job.inputs.formats.tables.row_groups import PIECE_BYTES, iter_pieces, rows_at_once
 from ray_job.inputs.windows import WINDOW_BYTES, iter_windows
 
 ROOT = Path(__file__).parents[2]

@@ -173,7 +173,7 @@ def test_ids_are_unique_and_stable_under_any_layout(
 ) -> None:
     expected = [f"{file}.parquet#{row}" for file, size in enumerate(sizes) for row in range(size)][:limit]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray_job.inputs.formats.parquet_splits.SPLIT_ROWS", split_rows)
+        patch.setattr("ray_job.inputs.formats.tables.parquet_splits.SPLIT_ROWS", split_rows)
         for file, size in enumerate(sizes):
             _write(Path(folder) / f"{file}.parquet", _numbered(size, 100 * file), row_group_size=group)
         source = opened(folder, input={"limit": limit})

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_job.errors import InputError, SpecError
-from ray_job.inputs.formats.captions import MAX_BYTES
+from ray_job.inputs.formats.folders.captions import MAX_BYTES
 from ray_job.inputs.pictures.decode import pictures_of
 from ray_job.inputs.pictures.references import read_picture
 from ray_job.inputs.source import Source

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from ray_job.errors import InputError
-from ray_job.inputs.formats.row_groups import PIECE_BYTES
+from ray_job.inputs.formats.tables.row_groups import PIECE_BYTES
 from ray_job.inputs.source import iter_tables
 
 from .conftest import ids_of, opened, rows_of

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_job.errors import ModelError, RowError, SpecError, Stage
-from ray_job.inputs.formats.openai import parse_request
+from ray_job.inputs.formats.text.openai import parse_request
 from ray_job.output.parts import DATA, ERRORS
 from ray_job.plan import plan_job
 from ray_job.prompts.conversation import Conversations
@@ -104,7 +104,7 @@ def test_a_line_that_reading_fails_on_is_a_row(tmp_path: Path, monkeypatch: pyte
             raise Panic("reading")
         return parse_request(line)
 
-    monkeypatch.setattr("ray_job.inputs.formats.jsonl.parse_request", failing)
+    monkeypatch.setattr("ray_job.inputs.formats.text.jsonl.parse_request", failing)
     messages = [{"role": "user", "content": "?"}]
     lines = [json.dumps({"custom_id": row_id, "messages": messages}) for row_id in ("good", "bad", "also good")]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))

@@ -50,7 +50,7 @@ def always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QuietJob:
-    monkeypatch.setattr("ray_job.inputs.formats.parquet_splits.SPLIT_ROWS", 10)
+    monkeypatch.setattr("ray_job.inputs.formats.tables.parquet_splits.SPLIT_ROWS", 10)
     job = QuietJob(tmp_path, {"generation": {"max_new_tokens": 2}})
     job.write_input(NUM_ROWS)
     rows = job.folder / "rows.parquet"

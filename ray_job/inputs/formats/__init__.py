@@ -1,1 +1,1 @@
-"""Parquet, JSON lines and picture folders as sources of rows."""
+"""The forms in which inputs hold rows: text files, tables, picture folders, WebDataset shards."""

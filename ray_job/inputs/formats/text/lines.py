@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ray_job.inputs.formats.records import CHUNK_BYTES, Record
+from ray_job.inputs.formats.text.records import CHUNK_BYTES, Record
 
 _BOM = b"\xef\xbb\xbf"
 

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from ray_job.arrow.column_types import carried_field
 from ray_job.errors import InputError, RowError
-from ray_job.inputs.formats.captions import Captions
-from ray_job.inputs.formats.metadata import Metadata
-from ray_job.inputs.formats.schemas import unify
+from ray_job.inputs.formats.folders.captions import Captions
+from ray_job.inputs.formats.folders.metadata import Metadata
+from ray_job.inputs.formats.tables.schemas import unify
 from ray_job.rows import ERROR_TYPE, INTERNAL_PREFIX, error_record
 from ray_job.storage.places import Location, parse_uri, reason
 

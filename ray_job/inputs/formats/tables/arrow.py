@@ -16,9 +16,9 @@ import pyarrow as pa
 from ray_job.errors import InputError
 from ray_job.inputs.columns import choose_roles
 from ray_job.inputs.files import InputFile, InputFiles
-from ray_job.inputs.formats.arrow_messages import ArrowLayout, arrow_layout
-from ray_job.inputs.formats.row_groups import iter_bounded
-from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit, find_columns
+from ray_job.inputs.formats.tables.arrow_messages import ArrowLayout, arrow_layout
+from ray_job.inputs.formats.tables.row_groups import iter_bounded
+from ray_job.inputs.formats.tables.table_source import Rows, TableSource, TableSplit, find_columns
 from ray_job.spec import JobSpec
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from ray_job.errors import RowError, Stage
-from ray_job.inputs.formats.json_columns import KeyTypes, converter, kind_of, parse_object
-from ray_job.inputs.formats.samples import Sample
+from ray_job.inputs.formats.text.json_columns import KeyTypes, converter, kind_of, parse_object
+from ray_job.inputs.formats.webdataset.samples import Sample
 
 KEY, URL, IMAGE = "__key__", "__url__", "image"
 MAX_KEYS = 4096

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 
 from ray_job.errors import InputError, RowError
 from ray_job.inputs.files import InputFile
-from ray_job.inputs.formats.csv_table import cast_texts, open_table, row_item, table_columns
-from ray_job.inputs.formats.json_columns import KeyTypes, converter, parse_object
-from ray_job.inputs.formats.record_splits import open_records
-from ray_job.inputs.formats.records import Record, located
-from ray_job.inputs.formats.text_files import look_into
+from ray_job.inputs.formats.text.csv_table import cast_texts, open_table, row_item, table_columns
+from ray_job.inputs.formats.text.json_columns import KeyTypes, converter, parse_object
+from ray_job.inputs.formats.text.record_splits import open_records
+from ray_job.inputs.formats.text.records import Record, located
+from ray_job.inputs.formats.text.text_files import look_into
 from ray_job.inputs.source import malformed
 from ray_job.prompts.conversation import nearest
 from ray_job.prompts.json_text import parse_json

@@ -18,10 +18,10 @@ from ray_job.errors import InputError
 from ray_job.inputs.columns import choose_roles
 from ray_job.inputs.earlier_output import check_finished
 from ray_job.inputs.files import InputFile, InputFiles
-from ray_job.inputs.formats.parquet_splits import ParquetSplit, plan_splits
-from ray_job.inputs.formats.row_groups import iter_pieces
-from ray_job.inputs.formats.schemas import hive_values, is_text
-from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit, find_columns, null_id
+from ray_job.inputs.formats.tables.parquet_splits import ParquetSplit, plan_splits
+from ray_job.inputs.formats.tables.row_groups import iter_pieces
+from ray_job.inputs.formats.tables.schemas import hive_values, is_text
+from ray_job.inputs.formats.tables.table_source import Rows, TableSource, TableSplit, find_columns, null_id
 from ray_job.inputs.table_folders import check_loose
 from ray_job.spec import JobSpec
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason

@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 from ray_job.errors import InputError, SpecError
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFiles
-from ray_job.inputs.formats.captions import read_captions
-from ray_job.inputs.formats.metadata import check_one_each, read_metadata
-from ray_job.inputs.formats.picture_rows import ERROR, MADE_ID, PATH, PictureColumns, list_rows, picture_columns
-from ray_job.inputs.formats.schemas import is_text
+from ray_job.inputs.formats.folders.captions import read_captions
+from ray_job.inputs.formats.folders.metadata import check_one_each, read_metadata
+from ray_job.inputs.formats.folders.picture_rows import ERROR, MADE_ID, PATH, PictureColumns, list_rows, picture_columns
+from ray_job.inputs.formats.tables.schemas import is_text
 from ray_job.inputs.source import Source, Split, first_rows, malformed
 from ray_job.prompts.conversation import nearest
 from ray_job.rows import ERROR_TYPE, READ_ERROR, ROW_ID, error_record, travelling_name

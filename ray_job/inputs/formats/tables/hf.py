@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_job.errors import InputError, SpecError
 from ray_job.inputs.files import InputFile, InputFiles
-from ray_job.inputs.formats.arrow import ArrowSource, open_arrow
+from ray_job.inputs.formats.tables.arrow import ArrowSource, open_arrow
 from ray_job.prompts.conversation import nearest
 from ray_job.spec import JobSpec
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason

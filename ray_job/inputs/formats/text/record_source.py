@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from ray_job.errors import RowError, Stage
-from ray_job.inputs.formats.record_splits import RecordSplit, changed, open_records
-from ray_job.inputs.formats.records import Record, located
-from ray_job.inputs.formats.text_files import TextFile
+from ray_job.inputs.formats.text.record_splits import RecordSplit, changed, open_records
+from ray_job.inputs.formats.text.records import Record, located
+from ray_job.inputs.formats.text.text_files import TextFile
 from ray_job.inputs.source import Source, Split, malformed
 from ray_job.spec import LimitsSpec
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from ray_job.arrow.column_types import carried_field
 from ray_job.errors import InputError, RowError
 from ray_job.inputs.columns import Found
-from ray_job.inputs.formats.schemas import (
+from ray_job.inputs.formats.tables.schemas import (
     cast_checked,
     hive_fields,
     hive_values,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ray_job.inputs.formats.records import CHUNK_BYTES, Record
+from ray_job.inputs.formats.text.records import CHUNK_BYTES, Record
 
 CUT = "the file ends inside its array; it was cut short, and what else it held is not there"
 UNCLOSED = "holds a text that is not closed, so that nothing behind it can be told apart; repair the file"

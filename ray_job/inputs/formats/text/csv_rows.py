@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from ray_job.inputs.formats.records import Record
+from ray_job.inputs.formats.text.records import Record
 from ray_job.inputs.source import malformed
 
 MAX_ROW_BYTES = 16 * 2**20  # of a row over several lines

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ray_job.errors import ErrorCode, RowError, Stage
-from ray_job.inputs.formats.tar_members import BrokenTarError, Member, TarReader
+from ray_job.inputs.formats.webdataset.tar_members import BrokenTarError, Member, TarReader
 from ray_job.inputs.source import malformed
 
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)

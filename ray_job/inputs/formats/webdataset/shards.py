@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from ray_job.errors import InputError, RowError
 from ray_job.inputs.files import InputFile
-from ray_job.inputs.formats.json_columns import parse_object
-from ray_job.inputs.formats.sample_columns import JSON, Keys
-from ray_job.inputs.formats.samples import Loose, Sample, iter_samples
-from ray_job.inputs.formats.tables import TableSplit
-from ray_job.inputs.formats.tar_members import iter_members, open_tar
+from ray_job.inputs.formats.tables.table_source import TableSplit
+from ray_job.inputs.formats.text.json_columns import parse_object
+from ray_job.inputs.formats.webdataset.sample_columns import JSON, Keys
+from ray_job.inputs.formats.webdataset.samples import Loose, Sample, iter_samples
+from ray_job.inputs.formats.webdataset.tar_members import iter_members, open_tar
 
 SPLIT_BYTES = 32 * 2**20
 SPLIT_ROWS = 4096

@@ -22,12 +22,12 @@ import pyarrow as pa
 from ray_job.errors import InputError, RowError, Stage
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFiles
-from ray_job.inputs.formats.json_columns import MAX_KEYS, KeyTypes, as_text, converter, parse_object
-from ray_job.inputs.formats.openai import REQUEST_FIELDS, is_request, parse_request
-from ray_job.inputs.formats.record_source import RecordSource, max_record_bytes
-from ray_job.inputs.formats.record_splits import RecordSplit, open_records, scan
-from ray_job.inputs.formats.records import Record, located
-from ray_job.inputs.formats.text_files import TextFile, look_into
+from ray_job.inputs.formats.text.json_columns import MAX_KEYS, KeyTypes, as_text, converter, parse_object
+from ray_job.inputs.formats.text.openai import REQUEST_FIELDS, is_request, parse_request
+from ray_job.inputs.formats.text.record_source import RecordSource, max_record_bytes
+from ray_job.inputs.formats.text.record_splits import RecordSplit, open_records, scan
+from ray_job.inputs.formats.text.records import Record, located
+from ray_job.inputs.formats.text.text_files import TextFile, look_into
 from ray_job.inputs.source import malformed
 from ray_job.prompts.messages import is_chat as is_messages
 from ray_job.redaction.logs import logger_of

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from ray_job.errors import InputError
 from ray_job.inputs.columns import Found, choose_roles
 from ray_job.inputs.files import InputFile, InputFiles
-from ray_job.inputs.formats.parquet import FOOTER_THREADS, ParquetSource, check_ids, read_footer
-from ray_job.inputs.formats.parquet_splits import ParquetSplit, plan_splits
-from ray_job.inputs.formats.schemas import unify
-from ray_job.inputs.formats.tables import Rows, TableSplit
+from ray_job.inputs.formats.tables.parquet import FOOTER_THREADS, ParquetSource, check_ids, read_footer
+from ray_job.inputs.formats.tables.parquet_splits import ParquetSplit, plan_splits
+from ray_job.inputs.formats.tables.schemas import unify
+from ray_job.inputs.formats.tables.table_source import Rows, TableSplit
 from ray_job.spec import JobSpec
 from ray_job.storage.places import Location, account_of, locate, parse_uri
 

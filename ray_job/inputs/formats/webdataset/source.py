@@ -13,12 +13,20 @@ import pyarrow as pa
 
 from ray_job.inputs.columns import Found, choose_roles
 from ray_job.inputs.files import InputFiles
-from ray_job.inputs.formats.row_groups import PIECE_BYTES
-from ray_job.inputs.formats.sample_columns import JSON, KEY, MAX_KEYS, URL, Keys, SampleColumns, sample_columns
-from ray_job.inputs.formats.samples import Sample, iter_samples
-from ray_job.inputs.formats.shards import Shard, ShardSplit, walk
-from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit
-from ray_job.inputs.formats.tar_members import iter_members, open_tar
+from ray_job.inputs.formats.tables.row_groups import PIECE_BYTES
+from ray_job.inputs.formats.tables.table_source import Rows, TableSource, TableSplit
+from ray_job.inputs.formats.webdataset.sample_columns import (
+    JSON,
+    KEY,
+    MAX_KEYS,
+    URL,
+    Keys,
+    SampleColumns,
+    sample_columns,
+)
+from ray_job.inputs.formats.webdataset.samples import Sample, iter_samples
+from ray_job.inputs.formats.webdataset.shards import Shard, ShardSplit, walk
+from ray_job.inputs.formats.webdataset.tar_members import iter_members, open_tar
 from ray_job.inputs.skipped import Skipped, SkippedFiles
 from ray_job.inputs.source import malformed
 from ray_job.redaction.logs import logger_of

@@ -23,13 +23,13 @@ import pyarrow.compute as pc
 from ray_job.errors import InputError, RowError, SpecError
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFile, InputFiles
-from ray_job.inputs.formats.column_types import parse_type
-from ray_job.inputs.formats.csv_rows import split_fields
-from ray_job.inputs.formats.record_source import RecordSource, max_record_bytes
-from ray_job.inputs.formats.record_splits import RecordSplit, open_records, scan
-from ray_job.inputs.formats.records import Record, located, text_of
-from ray_job.inputs.formats.schemas import cast_checked, is_text
-from ray_job.inputs.formats.text_files import TextFile, look_into
+from ray_job.inputs.formats.tables.schemas import cast_checked, is_text
+from ray_job.inputs.formats.text.column_types import parse_type
+from ray_job.inputs.formats.text.csv_rows import split_fields
+from ray_job.inputs.formats.text.record_source import RecordSource, max_record_bytes
+from ray_job.inputs.formats.text.record_splits import RecordSplit, open_records, scan
+from ray_job.inputs.formats.text.records import Record, located, text_of
+from ray_job.inputs.formats.text.text_files import TextFile, look_into
 from ray_job.inputs.source import malformed
 from ray_job.prompts.conversation import nearest
 from ray_job.redaction.logs import logger_of

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_job.errors import Stage
-from ray_job.inputs.formats.records import text_of
+from ray_job.inputs.formats.text.records import text_of
 from ray_job.inputs.source import malformed
 from ray_job.prompts.json_text import has_half_pair, parse_json
 

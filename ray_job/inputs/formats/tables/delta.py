@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ray_job.errors import InputError
 from ray_job.inputs.files import InputFile, InputFiles
-from ray_job.inputs.formats.data_files import (
+from ray_job.inputs.formats.tables.data_files import (
     NO_POSITIONS,
     DataFile,
     DataFileSource,

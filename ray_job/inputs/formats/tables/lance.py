@@ -17,9 +17,9 @@ import pyarrow as pa
 from ray_job.errors import InputError
 from ray_job.inputs.columns import Found, choose_roles
 from ray_job.inputs.files import InputFiles
-from ray_job.inputs.formats.row_groups import PIECE_BYTES, iter_bounded
-from ray_job.inputs.formats.schemas import unify
-from ray_job.inputs.formats.tables import Rows, TableSource, TableSplit
+from ray_job.inputs.formats.tables.row_groups import PIECE_BYTES, iter_bounded
+from ray_job.inputs.formats.tables.schemas import unify
+from ray_job.inputs.formats.tables.table_source import Rows, TableSource, TableSplit
 from ray_job.redaction.text import without_parts_of
 from ray_job.spec import JobSpec
 from ray_job.storage.object_store import storage_options

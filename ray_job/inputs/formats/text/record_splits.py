@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ray_job.errors import InputError
-from ray_job.inputs.formats.csv_rows import MAX_ROW_BYTES, join_lines
-from ray_job.inputs.formats.json_items import CUT, iter_items
-from ray_job.inputs.formats.lines import iter_all_lines, iter_lines
-from ray_job.inputs.formats.records import Record
-from ray_job.inputs.formats.text_files import TextFile, open_text
+from ray_job.inputs.formats.text.csv_rows import MAX_ROW_BYTES, join_lines
+from ray_job.inputs.formats.text.json_items import CUT, iter_items
+from ray_job.inputs.formats.text.lines import iter_all_lines, iter_lines
+from ray_job.inputs.formats.text.records import Record
+from ray_job.inputs.formats.text.text_files import TextFile, open_text
 from ray_job.inputs.source import FileSplit
 
 SPLIT_BYTES = 32 * 2**20

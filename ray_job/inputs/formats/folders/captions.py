@@ -17,8 +17,8 @@ import pyarrow as pa
 from ray_job.errors import RowError
 from ray_job.inputs.detection import encoding_of
 from ray_job.inputs.files import InputFile
-from ray_job.inputs.formats.json_columns import parse_object
-from ray_job.inputs.formats.metadata import json_table
+from ray_job.inputs.formats.folders.metadata import json_table
+from ray_job.inputs.formats.text.json_columns import parse_object
 from ray_job.inputs.source import malformed
 from ray_job.storage.heads import read_head
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pyarrow.parquet as pq
 
 from ray_job.inputs.files import InputFile
-from ray_job.inputs.formats.tables import TableSplit
+from ray_job.inputs.formats.tables.table_source import TableSplit
 
 SPLIT_BYTES = 32 * 2**20
 SPLIT_ROWS = 4096

@@ -1,0 +1,1 @@
+"""Folders of pictures as sources of rows, with metadata files and captions."""

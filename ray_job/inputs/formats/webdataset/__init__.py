@@ -1,0 +1,1 @@
+"""WebDataset shards as sources of rows: the samples of tar files."""
