@@ -250,3 +250,23 @@ def test_the_encoding_that_is_said_tells_the_format_too(tmp_path: Path) -> None:
 def test_what_is_no_encoding_of_files_is_refused(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(SpecError, match=f"input.encoding: no encoding '{encoding}'"):
         opened(tmp_path, input={"encoding": encoding})
+
+
+@pytest.mark.parametrize(("name", "rows"), [("part-00000", '{"x": 1}\n{"x": 2}\n'), ("part-00000.csv", "x\n1\n2\n")])
+def test_folders_of_partitions_become_columns_as_those_of_parquet_do(tmp_path: Path, name: str, rows: str) -> None:
+    for folder in ("day=1/site=a%20b", "day=22/site=007", "day=__HIVE_DEFAULT_PARTITION__/site=z"):
+        file = tmp_path / "in" / folder / name
+        file.parent.mkdir(parents=True)
+        file.write_text(rows)
+    found = rows_of(opened(tmp_path / "in", template="{site} on {day}"))
+    places = [(1, "a b")] * 2 + [(22, "007")] * 2 + [(None, "z")] * 2
+    assert [(row["day"], row["site"]) for row in found] == places
+    assert {int(row["x"]) for row in found} == {1, 2}
+    assert found[0]["row_id"] == f"day=1/site=a%20b/{name}#{1 if name == 'part-00000' else 2}"
+
+
+def test_a_key_of_the_rows_wins_over_a_folder_of_that_name(tmp_path: Path) -> None:
+    file = tmp_path / "in" / "x=9" / "a.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"x": 1}\n{"x": 2}\n')
+    assert [row["x"] for row in rows_of(opened(tmp_path / "in", template="{x}"))] == [1, 2]

@@ -165,6 +165,11 @@ def hive_fields(values: Sequence[Mapping[str, str | None]]) -> list[pa.Field]:
     return [pa.field(key, _hive_type([partition.get(key) for partition in values])) for key in keys]
 
 
+def repeated(value: str | None, field: pa.Field, num_rows: int) -> pa.Array:
+    """A folder's value as a column of the field's type."""
+    return pa.nulls(num_rows, field.type) if value is None else pa.repeat(pa.scalar(value).cast(field.type), num_rows)
+
+
 def _hive_type(values: Sequence[str | None]) -> pa.DataType:
     texts = [value for value in values if value is not None]
     return pa.int64() if texts and all(_INTEGER.fullmatch(text) for text in texts) else pa.string()

@@ -24,7 +24,7 @@ from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFiles
 from ray_job.inputs.formats.text.json_columns import MAX_KEYS, KeyTypes, as_text, converter, parse_object
 from ray_job.inputs.formats.text.openai import REQUEST_FIELDS, is_request, parse_request
-from ray_job.inputs.formats.text.record_source import RecordSource, max_record_bytes
+from ray_job.inputs.formats.text.record_source import RecordSource, max_record_bytes, partition_columns
 from ray_job.inputs.formats.text.record_splits import RecordSplit, open_records, scan
 from ray_job.inputs.formats.text.records import Record, located
 from ray_job.inputs.formats.text.text_files import TextFile, look_into
@@ -124,17 +124,18 @@ def open_json(spec: JobSpec, found: InputFiles) -> JsonSource:
         raise InputError(f"{files[0].location}: holds no JSON object, on a line or in an array{problem}; is it JSON?")
     if learned.keys.is_full:
         _LOG.warning("more than %d different keys; those seen first are columns", MAX_KEYS)
-    columns, is_chat, roles = _choose(spec, learned)
+    partitions = partition_columns(spec.input, files, learned.keys.columns())
+    columns, is_chat, roles = _choose(spec, learned, partitions)
     schema = pa.schema(columns.items())
     if roles.id is not None and columns[roles.id] == pa.int64():
         _check_ids(splits, max_bytes, roles.id, learned)
-    own = {"id_column": roles.id, "max_record_bytes": max_bytes, "is_chat": is_chat}
+    own = {"id_column": roles.id, "max_record_bytes": max_bytes, "is_chat": is_chat, "partitions": partitions}
     return JsonSource.planned(spec, found, schema, roles, splits, **own)
 
 
-def _choose(spec: JobSpec, learned: _Learned) -> tuple[dict[str, pa.DataType], bool, Roles]:
+def _choose(spec: JobSpec, learned: _Learned, partitions: pa.Schema) -> tuple[dict[str, pa.DataType], bool, Roles]:
     """The columns' types, whether the objects are OpenAI requests, and what each column is for."""
-    columns = learned.keys.columns()
+    columns = {**learned.keys.columns(), **{field.name: field.type for field in partitions}}
     prompt = spec.prompt
     is_other = prompt.template is not None or prompt.questions is not None or prompt.questions_column is not None
     is_chat = not is_other and prompt.messages_column in (None, MESSAGES) and bool(learned.is_chat)

@@ -7,7 +7,7 @@ the item), and its error says what is wrong.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import pyarrow as pa
 
 from ray_job.errors import RowError, Stage
+from ray_job.inputs.formats.tables.schemas import hive_fields, hive_values, repeated
 from ray_job.inputs.formats.text.record_splits import RecordSplit, changed, open_records
 from ray_job.inputs.formats.text.records import Record, located
 from ray_job.inputs.formats.text.text_files import TextFile
 from ray_job.inputs.source import Source, Split, malformed
-from ray_job.spec import LimitsSpec
+from ray_job.spec import InputSpec, LimitsSpec
 
 TABLE_BYTES = 8 * 2**20
 
@@ -30,6 +31,7 @@ class RecordSource(Source):
 
     id_column: str | None
     max_record_bytes: int
+    partitions: pa.Schema  # columns that the `key=value` folders give, each with one value in a file
 
     @abstractmethod
     def item(self, record: Record, file: TextFile) -> tuple[Mapping[str, Any], RowError | None]:
@@ -68,7 +70,11 @@ class RecordSource(Source):
                 text = f"{self.id_column!r}, the row's id, {error.message}"
                 problems[place] = problems[place] or malformed(text)
         columns = [pa.array(ids, self.id_field.type)]
+        constants = hive_values(file.name)
         for field in self.columns:
+            if field.name in self.partitions.names:
+                columns.append(repeated(constants.get(field.name), field, len(items)))
+                continue
             column, wrong = self.column(field, [item.get(field.name) for item in items])
             columns.append(column)
             for place, problem in enumerate(wrong):
@@ -84,6 +90,12 @@ class RecordSource(Source):
             return self.item(record, file)
         limit = f"longer than {self.max_record_bytes} bytes, 4 × limits.max_image_bytes"
         return {}, malformed(record.problem or limit)
+
+
+def partition_columns(spec: InputSpec, files: Sequence[TextFile], names: Collection[str]) -> pa.Schema:
+    """Columns of the folders `key=value` that files lie in, where the files have none of that name; never the id."""
+    fields = hive_fields([hive_values(file.name) for file in files])
+    return pa.schema([field for field in fields if field.name not in names and field.name != spec.id_column])
 
 
 def max_record_bytes(limits: LimitsSpec) -> int:
