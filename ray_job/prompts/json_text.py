@@ -1,8 +1,8 @@
 """JSON that a row holds as text, read by one set of rules wherever it stands: messages, parameters, JSON lines.
 
-What Python's own reader lets through or dies of is the row's error here: NaN and Infinity, numbers too large to hold,
-half of a surrogate pair, and arrays or objects nested deeper than MAX_DEPTH, which no later code need fear. A key that
-an object has twice has the last of its values, as in nearly every other reader.
+What Python's own reader lets through or dies of is the row's error here: NaN and Infinity (in the lines of a file they
+are numbers), numbers too large to hold, half of a surrogate pair, and arrays or objects nested deeper than MAX_DEPTH,
+which no later code need fear. A key that an object has twice has the last of its values, as in nearly every other reader.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def parse_json(
     stage: Stage = Stage.PREPARE,
     *,
     allow_surrogates: bool = False,
+    allow_nan: bool = False,
 ) -> Any:
     """The value a text holds.
 
@@ -36,12 +37,14 @@ def parse_json(
         code: of the error.
         stage: of the error.
         allow_surrogates: half of a surrogate pair is no error here; whoever uses a text of it must then check that.
+        allow_nan: NaN and Infinity are numbers, as Python's `json` and others write them.
 
     Raises:
         RowError: it is not UTF-8, not JSON, or holds what the module's docstring refuses.
     """
     try:
-        value = _parsed(text.decode("utf-8") if isinstance(text, bytes) else text)
+        decoder = _LENIENT_DECODER if allow_nan else _DECODER
+        value = _parsed(text.decode("utf-8") if isinstance(text, bytes) else text, decoder)
         if not allow_surrogates:
             _check_pairs(text, value)
     except UnicodeDecodeError as error:
@@ -58,11 +61,11 @@ def has_half_pair(text: str) -> bool:
     return not text.isascii() and text.encode(errors="replace").decode() != text
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str, decoder: json.JSONDecoder) -> Any:
     # Counting brackets is quick, and few texts have so many that their depth must be looked at.
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _check_depth(text)
-    return _DECODER.decode(text)
+    return decoder.decode(text)
 
 
 def _check_depth(text: str) -> None:
@@ -105,3 +108,4 @@ def _number(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_whole_number, parse_float=_number)
+_LENIENT_DECODER = json.JSONDecoder(parse_constant=float, parse_int=_whole_number, parse_float=_number)

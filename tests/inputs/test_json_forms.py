@@ -270,3 +270,12 @@ def test_a_key_of_the_rows_wins_over_a_folder_of_that_name(tmp_path: Path) -> No
     file.parent.mkdir(parents=True)
     file.write_text('{"x": 1}\n{"x": 2}\n')
     assert [row["x"] for row in rows_of(opened(tmp_path / "in", template="{x}"))] == [1, 2]
+
+
+def test_nan_and_infinity_are_numbers_as_python_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    scores = [float("nan"), 1, float("inf"), None, -float("inf")]
+    path.write_text("".join(json.dumps({"score": score, "x": 1}) + "\n" for score in scores))
+    rows = rows_of(opened(path, template="{x}"))
+    assert _errors(rows) == [None] * 5
+    assert repr([row["score"] for row in rows]) == repr([float("nan"), 1.0, float("inf"), None, -float("inf")])

@@ -123,7 +123,7 @@ def test_every_broken_line_is_a_row(tmp_path: Path) -> None:
     ]
     rows = rows_of(opened(write_lines(tmp_path / "a.jsonl", lines), template=None))
     assert [row["row_id"] for row in rows] == [
-        "good", "a.jsonl#3", "a.jsonl#4", "a.jsonl#5", "a.jsonl#6", "a.jsonl#7", "a.jsonl#8", "no messages", "empty",
+        "good", "a.jsonl#3", "a.jsonl#4", "nan", "a.jsonl#6", "a.jsonl#7", "a.jsonl#8", "no messages", "empty",
         "text", "url", "half", "a.jsonl#14", "a.jsonl#15", "17",
     ]  # fmt: skip
     assert _errors(rows) == [None, *["row_malformed"] * 13, None]

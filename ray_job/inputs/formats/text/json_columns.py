@@ -31,8 +31,9 @@ def parse_object(content: bytes) -> dict[str, Any]:
     Raises:
         RowError: as `parse_json`, or it is no object.
     """
+    text = text_of(content.removeprefix(_SEQUENCE_MARK))
     # A text with half a character costs a row its column, not the line its id.
-    value = parse_json(text_of(content.removeprefix(_SEQUENCE_MARK)), stage=Stage.READ, allow_surrogates=True)
+    value = parse_json(text, stage=Stage.READ, allow_surrogates=True, allow_nan=True)
     if not isinstance(value, dict):
         raise malformed(f"must be a JSON object, got {type(value).__name__}")
     return value
