@@ -1,6 +1,7 @@
 """From a row's columns to chat messages: one conversation for each question asked about the row.
 
-Text from columns is data: unless the spec says otherwise, nothing in it becomes a picture tag or a chat token. The
+Text from columns is data: unless the spec says otherwise, nothing in it becomes a picture tag or a chat token, apart from
+`<image>` where it can only mean the row's pictures. The
 template, the system prompt and the spec's own questions are written by the user, so picture tags in them count.
 """
 
@@ -17,13 +18,13 @@ from typing import Any, TypeAlias
 from ray_job.errors import ErrorCode, RowError, SpecError
 from ray_job.prompts.column_text import text_of
 from ray_job.prompts.json_text import has_half_pair
-from ray_job.prompts.messages import read_turns
+from ray_job.prompts.messages import IMAGE_TAG, read_turns
 from ray_job.prompts.parts import ImageTag, Message, Part, Text, parse_markup, parse_tags
 from ray_job.rows import travelling_name
 from ray_job.spec import MAX_QUESTIONS, PromptSpec
 
 QUESTION = "question"
-_Question: TypeAlias = Callable[[Iterator[int]], list[Part]]  # numbers for the pictures it shows → its parts
+_Question: TypeAlias = Callable[[Iterator[int], str | None], list[Part]]  # numbers and tag of pictures → its parts
 
 
 def template_fields(template: str) -> list[str]:
@@ -126,13 +127,16 @@ class Conversations:
         """
         if self._prompt.messages_column is not None:
             messages = self._from_messages(_required(row, self._prompt.messages_column), num_pictures, iter(counts))
-            return [_place_pictures([*self._system(itertools.count(1)), *messages], num_pictures)]
-        return [_place_pictures(self._asked(row, question), num_pictures) for question in self._questions(row)]
+            return [
+                _place_pictures([*self._system(itertools.count(1), self._prompt.image_tag), *messages], num_pictures)
+            ]
+        questions = self._questions(row)
+        return [_place_pictures(self._asked_about(row, question, num_pictures), num_pictures) for question in questions]
 
     def _questions(self, row: Mapping[str, Any]) -> list[_Question | None]:
         """What makes the parts of each question of a row; None for a row whose template is all."""
         if self._prompt.questions is not None:
-            return [partial(self._parse, parse_tags, question) for question in self._prompt.questions]
+            return [partial(_parsed, question, parse_tags) for question in self._prompt.questions]
         column = self._prompt.questions_column
         if column is None:
             return [None]
@@ -144,34 +148,36 @@ class Conversations:
                 ErrorCode.TOO_MANY_QUESTIONS,
                 f"{len(questions)} questions; a row may have {MAX_QUESTIONS}. Split it into several rows",
             )
-        return [partial(self._parse, self._parse_column, _text(column, question)) for question in questions]
+        return [partial(_parsed, _text(column, question), self._parse_column) for question in questions]
 
-    def _asked(self, row: Mapping[str, Any], question: _Question | None) -> list[Message]:
+    def _asked_about(self, row: Mapping[str, Any], question: _Question | None, num_pictures: int) -> list[Message]:
+        """One question; `<image>` shows pictures if nothing else does and it stands there as often as there are any."""
+        tag = self._prompt.image_tag
+        messages = self._asked(row, question, tag)
+        parts = [part for message in messages for part in message.parts]
+        may_be_tagged = tag is None and num_pictures and any(isinstance(p, Text) and IMAGE_TAG in p.text for p in parts)
+        if not may_be_tagged or _num_tags(messages):
+            return messages
+        tagged = self._asked(row, question, IMAGE_TAG)
+        return tagged if _num_tags(tagged) == num_pictures else messages
+
+    def _asked(self, row: Mapping[str, Any], question: _Question | None, tag: str | None) -> list[Message]:
         """The system prompt, and the template with its fields filled."""
         numbers = itertools.count(1)
-        messages = self._system(numbers)
+        messages = self._system(numbers, tag)
         parts: list[Part] = []
         for literal, name, _, _ in string.Formatter().parse(self._prompt.template or ""):
-            parts += self._parse(parse_tags, literal, numbers)
+            parts += _parsed(literal, parse_tags, numbers, tag)
             if name == QUESTION and question is not None:
-                parts += question(numbers)
+                parts += question(numbers, tag)
             elif name is not None:
-                parts += self._parse(self._parse_column, _text(name, _required(row, name)), numbers)
+                parts += _parsed(_text(name, _required(row, name)), self._parse_column, numbers, tag)
         return [*messages, Message("user", tuple(parts))]
 
-    def _system(self, numbers: Iterator[int]) -> list[Message]:
+    def _system(self, numbers: Iterator[int], tag: str | None) -> list[Message]:
         if self._prompt.system is None:
             return []
-        return [Message("system", tuple(self._parse(parse_tags, self._prompt.system, numbers)))]
-
-    def _parse(self, parse: Callable[[str], list[Part]], text: str, numbers: Iterator[int]) -> list[Part]:
-        """The parts of a text in which the spec's image tag shows the next picture."""
-        tag = self._prompt.image_tag
-        first, *others = text.split(tag) if tag else [text]
-        parts = parse(first)
-        for other in others:
-            parts += [ImageTag(next(numbers)), *parse(other)]
-        return [part for part in parts if part != Text("")] if others else parts
+        return [Message("system", tuple(_parsed(self._prompt.system, parse_tags, numbers, tag)))]
 
     def _parse_column(self, text: str) -> list[Part]:
         if has_half_pair(text):
@@ -196,10 +202,22 @@ class Conversations:
         return messages
 
 
+def _parsed(text: str, parse: Callable[[str], list[Part]], numbers: Iterator[int], tag: str | None) -> list[Part]:
+    """The parts of a text in which the tag shows the next picture."""
+    first, *others = text.split(tag) if tag else [text]
+    parts = parse(first)
+    for other in others:
+        parts += [ImageTag(next(numbers)), *parse(other)]
+    return [part for part in parts if part != Text("")] if others else parts
+
+
+def _num_tags(messages: Sequence[Message]) -> int:
+    return sum(isinstance(part, ImageTag) for message in messages for part in message.parts)
+
+
 def _place_pictures(messages: list[Message], num_pictures: int) -> list[Message]:
     """Where no tag places them, pictures stand first in the first user message, each on a line of its own."""
-    has_tags = any(isinstance(part, ImageTag) for message in messages for part in message.parts)
-    if has_tags or num_pictures == 0:
+    if _num_tags(messages) or num_pictures == 0:
         return messages
     tags: list[Part] = []
     for index in range(1, num_pictures + 1):

@@ -2,7 +2,7 @@
 
 What Python's own reader lets through or dies of is the row's error here: NaN and Infinity (in the lines of a file they
 are numbers), numbers too large to hold, half of a surrogate pair, and arrays or objects nested deeper than MAX_DEPTH,
-which no later code need fear. A key that an object has twice has the last of its values, as in nearly every other reader.
+which no later code need fear. A key that an object has twice has the last of its values, as in most other readers.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class PromptSpec(Section):
     image_tag: str | None = Field(
         None,
         description="Text that shows the next of the row's pictures wherever it stands in the prompt, such as "
-        "`<image>`. Default: `<image>` in {from, value} messages, and in others if it stands there as often as the row "
-        "has pictures; none in templates. An empty text: none at all.",
+        "`<image>`. Default: `<image>` in {from, value} messages, and elsewhere if no other tag places pictures and it "
+        "stands there as often as the row has pictures. An empty text: none at all.",
     )
     questions: Strings | None = Field(
         None, description="Ask each of these about every row; fills {question} in the template."

@@ -112,9 +112,19 @@ def test_sharegpt_with_a_system_turn(tmp_path: Path) -> None:
     assert asked(path) == [("system: Be terse. | user: Hi <|end|> | assistant: Hi. <image> | user: Bye", [])]
 
 
-def test_an_image_tag_is_text_where_no_form_or_spec_makes_it_one(tmp_path: Path) -> None:
-    path = lines(tmp_path / "a.jsonl", {"image": ["a", "b"], "prompt": "<image> and <image>?"})
-    assert asked(path) == [("user: «1»\n«2»\n<image> and <image>?", ["a", "b"])]
+def test_an_image_tag_in_a_template_counts_where_it_stands_as_often_as_the_row_has_pictures(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "a.jsonl",
+        {"image": ["a", "b"], "prompt": "<image> and <image>?"},
+        {"image": ["a"], "prompt": "<image> and <image>?"},
+        {"image": [], "prompt": "<image> and <image>?"},
+    )
+    literal = [("user: «1»\n<image> and <image>?", ["a"]), ("user: <image> and <image>?", [])]
+    assert asked(path) == [("user: «1» and «2»?", ["a", "b"]), *literal]
+    assert asked(path, prompt={"image_tag": ""})[0][0] == "user: «1»\n«2»\n<image> and <image>?"
+    tagged = {"template": "<|image_1|>, <|image_2|>: {prompt}"}
+    assert asked(path, prompt=tagged)[0][0] == "user: «1», «2»: <image> and <image>?"
+    path = lines(tmp_path / "one.jsonl", {"image": ["a", "b"], "prompt": "<image> and <image>?"})
     assert asked(path, prompt={"image_tag": "<image>"}) == [("user: «1» and «2»?", ["a", "b"])]
     template = {"template": "[IMG] or [IMG]: {prompt}", "system": "Look.", "image_tag": "[IMG]"}
     assert asked(path, prompt=template)[0][0] == "system: Look. | user: «1» or «2»: <image> and <image>?"
