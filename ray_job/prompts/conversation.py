@@ -1,8 +1,8 @@
 """From a row's columns to chat messages: one conversation for each question asked about the row.
 
 Text from columns is data: unless the spec says otherwise, nothing in it becomes a picture tag or a chat token, apart
-from `<image>` where it can only mean the row's pictures. The template, the system prompt and the spec's own questions are
-written by the user, so picture tags in them count.
+from `<image>` where it can only mean the row's pictures. The template, the system prompt and the spec's own questions
+are written by the user, so picture tags in them count.
 """
 
 from __future__ import annotations
