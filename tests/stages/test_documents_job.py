@@ -30,7 +30,11 @@ def test_every_page_of_every_document_is_accounted_for(tmp_path: Path) -> None:
     }
     report = run_job(JobSpec.from_dict(data), stream=io.StringIO())
     assert (report.input_rows, report.totals.answered) == (206, 200)
-    assert report.totals.error_codes == {"document_unreadable": 4, "deadline": 2}
+    codes = report.totals.error_codes
+    assert codes.pop("document_unreadable") == 4
+    # Two pages of forms within forms: which of their limits they meet first, time or memory, is the machine's.
+    assert codes.keys() <= {"deadline", "page_unreadable"}
+    assert sum(codes.values()) == 2
     rows = [
         row
         for folder in ("data", "errors")
