@@ -175,6 +175,11 @@ class RowError(Exception):
         return type(self), (self.code, self.message, self.stage)
 
 
+def is_retryable(error: Exception) -> bool:
+    """Whether the same row may succeed when it is tried again unchanged: for `Retrying`."""
+    return isinstance(error, RowError) and error.is_retryable
+
+
 def first_line(error: BaseException) -> str:
     """What an error says in one line; its type where it says nothing."""
     return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])

@@ -8,7 +8,6 @@ name depends only on the input's own layout: not on the machine, the order of th
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from functools import partial
 from ray_job.errors import InputError
 from ray_job.inputs.choosing import CAPTION_SUFFIXES, FileKinds, is_metadata
 from ray_job.inputs.detection import HEAD_BYTES, Kind, by_content, by_name
-from ray_job.inputs.skipped import NOTHING, Skipped
+from ray_job.inputs.skipped import NOTHING, Skipped, counted
 from ray_job.inputs.table_folders import find_table
 from ray_job.redaction.text import public_uri
 from ray_job.spec import InputSpec
@@ -26,8 +25,6 @@ from ray_job.storage.heads import read_head
 from ray_job.storage.places import Location, expand, expand_braces, locate, parse_uri
 
 _THREADS = 16
-# Few of many names are worth a closer look.
-_OF_A_TABLE = re.compile(r"_delta_log/|metadata\.json|_versions/|dataset_dict\.json$|state\.json$|dataset_info\.json$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +55,20 @@ class InputFiles:
         """How many there are: `3 files of format csv`."""
         num_aside = sum(file.is_metadata or file.kind in ("text", "object") for file in self.files)
         if self.format != "images" or not num_aside:
-            return f"{_counted(len(self.files))} of format {self.format}"
-        return f"{_counted(len(self.files) - num_aside)} of format images, and {_counted(num_aside)} about them"
+            return f"{counted(len(self.files))} of format {self.format}"
+        return f"{counted(len(self.files) - num_aside)} of format images, and {counted(num_aside)} about them"
+
+    def required_image_root(self, spec: InputSpec) -> Location:
+        """The same, for formats whose pictures are files.
+
+        Raises:
+            InputError: there is none.
+        """
+        root = self.image_root(spec)
+        if root is None:
+            text = "no folder holds all these inputs; bring them together, or set input.image_root"
+            raise InputError(f"input.path: {text}")
+        return root
 
     def image_root(self, spec: InputSpec) -> Location | None:
         """Where relative picture paths start: `input.image_root`, else the input's folder.
@@ -89,16 +98,12 @@ def find_files(spec: InputSpec) -> InputFiles:
             name = info.path[prefix:].lstrip("/")
             found.setdefault(name, InputFile(root.at(info.path), name, info.size))
     where = ", ".join(map(public_uri, spec.path[:3])) + (", …" if len(spec.path) > 3 else "")
-    table = find_table(spec, [name for name in found if _OF_A_TABLE.search(name)], root)
+    table = find_table(spec, found, root)
     if table is not None:
         return InputFiles(table, tuple(found.values()), root)
     named = {location.path[prefix:].lstrip("/") for location in located}
     kinds = _kinds(spec, found.values(), named)
     return _chosen(spec, root, found, kinds, named, where)
-
-
-def _counted(num_files: int) -> str:
-    return "1 file" if num_files == 1 else f"{num_files} files"
 
 
 def _chosen(

@@ -49,17 +49,21 @@ class Skipped:
 
     def text(self) -> str:
         """All of it on a line: `3 files: 2 texts (a.txt, b.md), 1 hidden (.DS_Store)`."""
-        files = "1 file" if self.num_files == 1 else f"{self.num_files} files"
         groups = [
             f"{group.num_files} {group.reason} ({', '.join(group.examples)}"
             + (", …)" if group.num_files > len(group.examples) else ")")
             for group in self.groups
         ]
-        return f"{files}: {', '.join(groups)}"
+        return f"{counted(self.num_files)}: {', '.join(groups)}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON: reason → how many files, and the names of the first."""
         return {group.reason: {"files": group.num_files, "examples": list(group.examples)} for group in self.groups}
+
+
+def counted(num_files: int) -> str:
+    """`1 file`, `2 files`."""
+    return "1 file" if num_files == 1 else f"{num_files} files"
 
 
 NOTHING = Skipped()

@@ -22,6 +22,9 @@ from ray_job.rows import ERROR_TYPE, READ_ERROR, ROW_ID, error_record, kept_name
 from ray_job.spec import JobSpec, PromptSpec
 from ray_job.storage.places import Location
 
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""Of columns of pictures that a reader makes, as Hugging Face's are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Split:

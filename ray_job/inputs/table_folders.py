@@ -26,6 +26,8 @@ _SIGNS: tuple[tuple[TableFormat, tuple[str, ...]], ...] = (
     ("hf", (r"dataset_dict\.json",)),
     ("hf", (r"state\.json", r"dataset_info\.json")),
 )
+# Few of many names are worth a closer look.
+_OF_A_TABLE = re.compile(r"_delta_log/|metadata\.json|_versions/|dataset_dict\.json$|state\.json$|dataset_info\.json$")
 
 
 def find_table(spec: InputSpec, names: Collection[str], root: Location) -> TableFormat | None:
@@ -39,6 +41,7 @@ def find_table(spec: InputSpec, names: Collection[str], root: Location) -> Table
     Raises:
         InputError: a table lies among other files, or its files are asked for as loose ones.
     """
+    names = [name for name in names if _OF_A_TABLE.search(name)]
     for format_, signs in _SIGNS:
         if spec.format == format_:
             return format_

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from ray_job.arrow.column_types import with_types
 from ray_job.arrow.values import PromptRows, prompt_rows
-from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.errors import ErrorCode, RowError, Stage, is_retryable
 from ray_job.inputs.pictures.decode import decode, picture_size
 from ray_job.inputs.pictures.rules import PictureRules
 from ray_job.inputs.source import Source
@@ -165,7 +165,7 @@ class Preparer:
     def _prepared(
         self, row: Mapping[str, Any], wanted: Collection[int] | None, headers_only: bool, retrying: Retrying
     ) -> Prepared:
-        pictures, sizes, counts = retrying(lambda: self._pictures(row, headers_only), _is_retryable)
+        pictures, sizes, counts = retrying(lambda: self._pictures(row, headers_only), is_retryable)
         conversations = self._conversations.of_row(row, len(sizes), counts)
         params = self._row_params(row)
         asked = set(range(len(conversations)) if wanted is None else wanted)
@@ -286,10 +286,6 @@ def _failed_row(wanted: list[int] | None, error: Mapping[str, Any], num_retries:
     """A row that could not be asked anything: one error, or one for each question that was left of it."""
     samples = [_failed(index, error) for index in wanted or [0]]
     return Prepared(samples, num_questions=max(wanted or [0]) + 1, num_retries=num_retries)
-
-
-def _is_retryable(error: Exception) -> bool:
-    return isinstance(error, RowError) and error.is_retryable
 
 
 def _failed(index: int, error: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.errors import ErrorCode, RowError, Stage, is_retryable
 from ray_job.inputs.documents.opening import open_document, opened_file
 from ray_job.inputs.documents.passwords import Passwords
 from ray_job.inputs.documents.process import DocumentProcess
@@ -52,7 +52,7 @@ def count_documents(
     def count(file: InputFile) -> Document:
         process = idle.get()
         try:
-            return Retrying(max_attempts)(lambda: _counted(process, file, spec, passwords), _is_passing)
+            return Retrying(max_attempts)(lambda: _counted(process, file, spec, passwords), is_retryable)
         except RowError as error:
             return Document(file.name, file.location, error=RowError(error.code, error.message, Stage.READ))
         finally:
@@ -86,7 +86,3 @@ def _counted(process: DocumentProcess, file: InputFile, spec: DocumentsSpec, pas
         text = f"the document has {num_pages} pages, and none is among documents.pages, {spec.pages!r}"
         raise RowError(ErrorCode.DOCUMENT_EMPTY, text)
     return Document(file.name, file.location, num_pages, pages)
-
-
-def _is_passing(error: Exception) -> bool:
-    return isinstance(error, RowError) and error.is_retryable

@@ -15,7 +15,7 @@ from itertools import groupby, islice
 
 import pyarrow as pa
 
-from ray_job.errors import InputError, RowError, SpecError, Stage
+from ray_job.errors import RowError, SpecError, Stage
 from ray_job.inputs.columns import Found, choose_roles
 from ray_job.inputs.documents.counting import Document, count_documents
 from ray_job.inputs.documents.document import OpenDocument
@@ -24,13 +24,12 @@ from ray_job.inputs.documents.passwords import Passwords
 from ray_job.inputs.documents.process import shared_process
 from ray_job.inputs.documents.references import page_reference, range_reference
 from ray_job.inputs.files import InputFiles
-from ray_job.inputs.source import Source, Split, first_rows
+from ray_job.inputs.source import IMAGE_TYPE, Source, Split, first_rows
 from ray_job.rows import ROW_ID
 from ray_job.spec import DocumentsSpec, JobSpec
 from ray_job.storage.places import Location
 
 IMAGE, PAGE_TEXT = "image", "page_text"
-IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SPLIT_ROWS = 256
 _ROW_BYTES = 512
 
@@ -138,9 +137,7 @@ def open_documents(spec: JobSpec, found: InputFiles) -> DocumentsSource:
         InputError: no folder holds all inputs.
         SpecError: the spec does not fit the columns.
     """
-    root = found.image_root(spec.input)
-    if root is None:
-        raise InputError("input.path: no folder holds all these inputs; bring them together, or set input.image_root")
+    root = found.required_image_root(spec.input)
     if spec.input.id_column is not None:
         raise SpecError(["input.id_column: a row of documents is called by its document and page; leave it out"])
     columns = _columns(spec.documents)

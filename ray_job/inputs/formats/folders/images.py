@@ -59,9 +59,7 @@ def open_images(spec: JobSpec, found: InputFiles) -> ImagesSource:
         InputError: metadata is broken, an id cannot be made, or no folder holds all inputs.
         SpecError: the spec does not fit the columns.
     """
-    root = found.image_root(spec.input)
-    if root is None:
-        raise InputError("input.path: no folder holds all these inputs; bring them together, or set input.image_root")
+    root = found.required_image_root(spec.input)
     files = [file for file in found.files if file.is_metadata]
     check_one_each(files)
     names = [file.name for file in found.files if not file.is_metadata and file.kind not in ("text", "object")]

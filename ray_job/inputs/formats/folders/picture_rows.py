@@ -16,11 +16,11 @@ from ray_job.errors import InputError, RowError
 from ray_job.inputs.formats.folders.captions import Captions
 from ray_job.inputs.formats.folders.metadata import Metadata
 from ray_job.inputs.formats.tables.schemas import unify
+from ray_job.inputs.source import IMAGE_TYPE
 from ray_job.rows import ERROR_TYPE, INTERNAL_PREFIX, error_record
 from ray_job.storage.places import Location, parse_uri, reason
 
 IMAGE, LABEL = "image", "label"
-IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 PATH = f"{INTERNAL_PREFIX}path"
 MADE_ID = f"{INTERNAL_PREFIX}made_id"
 ERROR = f"{INTERNAL_PREFIX}error"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -159,10 +159,14 @@ def hive_values(name: str) -> dict[str, str | None]:
     return {unquote(key): None if value == _HIVE_NULL else unquote(value) for key, value in pairs}
 
 
-def hive_fields(values: Sequence[Mapping[str, str | None]]) -> list[pa.Field]:
-    """A column for each key: int64 where all its values are whole numbers without leading zeros, else string."""
-    keys = dict.fromkeys(key for partition in values for key in partition)
-    return [pa.field(key, _hive_type([partition.get(key) for partition in values])) for key in keys]
+def hive_columns(names: Iterable[str], known: Collection[str | None]) -> pa.Schema:
+    """A column for each key of the folders that files lie in, except where the files have one of that name.
+
+    It is int64 where all its values are whole numbers without leading zeros, else string.
+    """
+    values = [hive_values(name) for name in names]
+    keys = dict.fromkeys(key for partition in values for key in partition if key not in known)
+    return pa.schema([(key, _hive_type([partition.get(key) for partition in values])) for key in keys])
 
 
 def repeated(value: str | None, field: pa.Field, num_rows: int) -> pa.Array:

@@ -19,10 +19,11 @@ from ray_job.errors import InputError, RowError
 from ray_job.inputs.columns import Found
 from ray_job.inputs.formats.tables.schemas import (
     cast_checked,
-    hive_fields,
+    hive_columns,
     hive_values,
     image_features,
     is_text,
+    repeated,
     text_checked,
     unify,
 )
@@ -135,9 +136,7 @@ def find_columns(files: Iterable[tuple[str, pa.Schema]]) -> Found:
     """The columns of all files, given by name with their schemas, and of the `key=value` folders they lie in."""
     listed = list(files)
     columns, clashes = unify(listed)
-    known = {*columns.names, *clashes}
-    partitions = hive_fields([hive_values(name) for name, _ in listed])
-    columns = pa.schema([*columns, *(field for field in partitions if field.name not in known)])
+    columns = pa.schema([*columns, *hive_columns((name for name, _ in listed), {*columns.names, *clashes})])
     return Found(columns, clashes=clashes, image_columns=image_features([schema for _, schema in listed]))
 
 
@@ -153,10 +152,7 @@ def _column(batch: pa.RecordBatch, field: pa.Field, split: TableSplit) -> tuple[
     try:
         if field.name in batch.schema.names:
             return cast_checked(batch.column(field.name), field.type)
-        value = split.constants.get(field.name)
-        if value is None:
-            return pa.nulls(batch.num_rows, field.type), []
-        return pa.repeat(pa.scalar(value, pa.string()), batch.num_rows).cast(field.type), []
+        return repeated(split.constants.get(field.name), field, batch.num_rows), []
     except pa.ArrowException as error:
         raise InputError(f"{split.location}: column {field.name!r} is not {field.type}: {reason(error)}") from None
 

@@ -23,10 +23,10 @@ import pyarrow.compute as pc
 from ray_job.errors import InputError, RowError, SpecError
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFile, InputFiles
-from ray_job.inputs.formats.tables.schemas import cast_checked, is_text
+from ray_job.inputs.formats.tables.schemas import cast_checked, hive_columns, is_text
 from ray_job.inputs.formats.text.column_types import parse_type
 from ray_job.inputs.formats.text.csv_rows import split_fields
-from ray_job.inputs.formats.text.record_source import RecordSource, max_record_bytes, partition_columns
+from ray_job.inputs.formats.text.record_source import RecordSource, max_record_bytes
 from ray_job.inputs.formats.text.record_splits import RecordSplit, open_records, scan
 from ray_job.inputs.formats.text.records import Record, located, text_of
 from ray_job.inputs.formats.text.text_files import TextFile, look_into
@@ -76,7 +76,8 @@ def open_csv(spec: JobSpec, found: InputFiles) -> CsvSource:
     if not any(file.header for file in files):
         raise InputError(f"{files[0].location}: is empty; a CSV file begins with the names of its columns")
     columns, clashes = table_columns(files, spec.input)
-    partitions = partition_columns(spec.input, files, [*columns.names, *clashes])
+    known = {*columns.names, *clashes, spec.input.id_column}
+    partitions = hive_columns((file.name for file in files), known)
     columns = pa.schema([*columns, *partitions])
     roles = choose_roles(spec, Found(columns, clashes=clashes), "input")
     id_type = pa.string() if roles.id is None else columns.field(roles.id).type

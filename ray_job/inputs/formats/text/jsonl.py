@@ -22,9 +22,10 @@ import pyarrow as pa
 from ray_job.errors import InputError, RowError, Stage
 from ray_job.inputs.columns import Found, Roles, choose_roles
 from ray_job.inputs.files import InputFiles
+from ray_job.inputs.formats.tables.schemas import hive_columns
 from ray_job.inputs.formats.text.json_columns import MAX_KEYS, KeyTypes, as_text, converter, parse_object
 from ray_job.inputs.formats.text.openai import REQUEST_FIELDS, is_request, parse_request
-from ray_job.inputs.formats.text.record_source import RecordSource, max_record_bytes, partition_columns
+from ray_job.inputs.formats.text.record_source import RecordSource, max_record_bytes
 from ray_job.inputs.formats.text.record_splits import RecordSplit, open_records, scan
 from ray_job.inputs.formats.text.records import Record, located
 from ray_job.inputs.formats.text.text_files import TextFile, look_into
@@ -124,7 +125,7 @@ def open_json(spec: JobSpec, found: InputFiles) -> JsonSource:
         raise InputError(f"{files[0].location}: holds no JSON object, on a line or in an array{problem}; is it JSON?")
     if learned.keys.is_full:
         _LOG.warning("more than %d different keys; those seen first are columns", MAX_KEYS)
-    partitions = partition_columns(spec.input, files, learned.keys.columns())
+    partitions = hive_columns((file.name for file in files), {spec.input.id_column, *learned.keys.columns()})
     columns, is_chat, roles = _choose(spec, learned, partitions)
     schema = pa.schema(columns.items())
     if roles.id is not None and columns[roles.id] == pa.int64():

@@ -7,7 +7,7 @@ the item), and its error says what is wrong.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 
 from ray_job.errors import RowError, Stage
-from ray_job.inputs.formats.tables.schemas import hive_fields, hive_values, repeated
+from ray_job.inputs.formats.tables.schemas import hive_values, repeated
 from ray_job.inputs.formats.text.record_splits import RecordSplit, changed, open_records
 from ray_job.inputs.formats.text.records import Record, located
 from ray_job.inputs.formats.text.text_files import TextFile
 from ray_job.inputs.source import Source, Split, malformed
-from ray_job.spec import InputSpec, LimitsSpec
+from ray_job.spec import LimitsSpec
 
 TABLE_BYTES = 8 * 2**20
 
@@ -90,12 +90,6 @@ class RecordSource(Source):
             return self.item(record, file)
         limit = f"longer than {self.max_record_bytes} bytes, 4 × limits.max_image_bytes"
         return {}, malformed(record.problem or limit)
-
-
-def partition_columns(spec: InputSpec, files: Sequence[TextFile], names: Collection[str]) -> pa.Schema:
-    """Columns of the folders `key=value` that files lie in, where the files have none of that name; never the id."""
-    fields = hive_fields([hive_values(file.name) for file in files])
-    return pa.schema([field for field in fields if field.name not in names and field.name != spec.id_column])
 
 
 def max_record_bytes(limits: LimitsSpec) -> int:
