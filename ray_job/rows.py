@@ -11,7 +11,7 @@ No heavy imports here: numpy and pyarrow only.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -57,12 +57,18 @@ SAMPLE_TYPE = pa.struct(
         ("error", ERROR_TYPE),
     ]
 )
+ARRAY_TYPE = pa.struct(
+    [
+        ("name", pa.string()),
+        ("dtype", pa.string()),  # numpy's name
+        ("shape", pa.list_(pa.int32())),
+        ("data", pa.large_binary()),  # in C order
+    ]
+)
 PICTURE_TYPE = pa.struct(
     [
         ("digest", pa.binary()),  # 16-byte hash of all its encoded bytes
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("pixels", pa.large_binary()),  # uint8, height × width × 3, the HD picture
+        ("arrays", pa.list_(ARRAY_TYPE)),  # what the model's processor made of it
     ]
 )
 RESULT_FIELDS = (
@@ -100,10 +106,10 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A prepared picture: resized and padded to whole crops, not yet normalised."""
+    """A prepared picture, as its model's processor made it."""
 
-    digest: bytes  # equal digests mean equal pixels within one job
-    pixels_HWC: npt.NDArray[np.uint8]
+    digest: bytes  # equal digests mean equal arrays within one job
+    arrays: Mapping[str, npt.NDArray[Any]]  # by the names that the model knows; not to be written to
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,21 @@ class Result:
     completion_tokens: int = 0  # tokens the model produced, the ending one included
     latency_ms: float = 0.0
     error: RowError | None = None
+
+
+def array_records(arrays: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, Any]]:
+    """A picture's arrays as values of ARRAY_TYPE."""
+    return [
+        {"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "data": array.tobytes()}
+        for name, array in arrays.items()
+    ]
+
+
+def arrays_of(records: Iterable[Mapping[str, Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The inverse of `array_records`; the arrays are the records' own bytes."""
+    return {
+        record["name"]: np.frombuffer(record["data"], record["dtype"]).reshape(record["shape"]) for record in records
+    }
 
 
 def error_record(error: RowError) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from ray_job.engine.static import StaticEngine
 from ray_job.models.casting import cast_where_slow
 from ray_job.models.loading import DEMO, model_folder
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
-from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+from ray_job.models.phi3_vision.processor import PIXELS, Phi3VisionProcessor
 from ray_job.models.phi3_vision.weights import load
 from ray_job.rows import Picture, Sample
 from ray_job.spec import GenerationParams, ModelSpec
@@ -95,7 +95,7 @@ def samples(processor: Phi3VisionProcessor, count: int) -> list[Sample]:
     rows: list[Sample] = []
     for example in make_split("test", count):
         pictures = [
-            Picture(b"%d/%d" % (example.seed, number), processor.picture(picture))
+            Picture(b"%d/%d" % (example.seed, number), {PIXELS: processor.picture(picture)})
             for number, picture in enumerate(example.pictures)
         ]
         tokens = [processor.image_tokens(*picture.size) for picture in example.pictures]

@@ -19,6 +19,7 @@ from ray_job.engine.collate import Batch, collate
 from ray_job.models.phi3_vision.cache import KVCache
 from ray_job.models.phi3_vision.crops import pixels_to_crops
 from ray_job.models.phi3_vision.model import Phi3VisionModel
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.rows import Sample
 
 BATCH_ROWS = 8
@@ -58,7 +59,7 @@ def library(model: Phi3VisionModel) -> Runner:
         for first in range(0, len(ordered), BATCH_ROWS):
             rows = ordered[first : first + BATCH_ROWS]
             batch = collate(rows, pad_id=0)
-            pixels = [torch.tensor(picture.pixels_HWC) for sample in rows for picture in sample.pictures]
+            pixels = [torch.tensor(picture.arrays[PIXELS]) for sample in rows for picture in sample.pictures]
             found = iter(model.encode_pictures(pixels))
             features = [[next(found) for _ in sample.pictures] for sample in rows]
             tokens_BL = decoder.generate(
@@ -81,11 +82,11 @@ def _padded_features(model: Phi3VisionModel, sample: Sample, num_crops: int) -> 
     vision = model.model.vision_embed_tokens
     found = []
     for picture in sample.pictures:
-        crops_N3CC = pixels_to_crops(torch.tensor(picture.pixels_HWC).to(model.device))
+        crops_N3CC = pixels_to_crops(torch.tensor(picture.arrays[PIXELS]).to(model.device))
         missing = max(0, num_crops + 1 - len(crops_N3CC))
         padded_N3CC = torch.cat([crops_N3CC, crops_N3CC.new_zeros((missing, *crops_N3CC.shape[1:]))])
         merged_NSSM = vision.merge(vision.tower(padded_N3CC))[: len(crops_N3CC)]
-        rows, cols = picture.pixels_HWC.shape[0] // 336, picture.pixels_HWC.shape[1] // 336
+        rows, cols = picture.arrays[PIXELS].shape[0] // 336, picture.arrays[PIXELS].shape[1] // 336
         found.append(vision.img_projection(vision.arrange(merged_NSSM, rows, cols)))
     return found
 

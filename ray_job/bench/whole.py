@@ -36,6 +36,7 @@ from PIL import Image
 from ray_job.bench.engine import build_model, commit, cpu_name
 from ray_job.bench.peers.peer import WHOLE_PEERS, PeerError, named_python, run_logged, vllm_environment
 from ray_job.bench.workloads import Workload
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.models.phi3_vision.weights import save
 from ray_job.rows import Sample
 
@@ -201,7 +202,7 @@ def write_processor(folder: Path, vocab_size: int, num_crops: int) -> None:
 
 def _row(sample: Sample) -> dict[str, Any]:
     stream = io.BytesIO()
-    Image.fromarray(sample.pictures[0].pixels_HWC).save(stream, "JPEG", quality=90)
+    Image.fromarray(sample.pictures[0].arrays[PIXELS]).save(stream, "JPEG", quality=90)
     return {
         "id": sample.key,
         "image": {"bytes": stream.getvalue(), "path": None},

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ray_job.models.phi3_vision.image_processing import hd_size, num_image_tokens
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.rows import Picture, Sample
 from ray_job.spec import GenerationParams
 
@@ -78,14 +79,14 @@ class Workload:
         for number, each in enumerate(shown, start=1):
             ids += [-number] * self._num_tokens(each) + [1]
         if not self._share:
-            shown = [Picture(each.digest + key.to_bytes(4), each.pixels_HWC) for each in shown]
+            shown = [Picture(each.digest + key.to_bytes(4), each.arrays) for each in shown]
         return Sample(key, ids + text, shown, GenerationParams(max_new_tokens=max_new_tokens))
 
     def _picture(self, width: int | None = None, height: int | None = None) -> Picture:
         size = hd_size(width or self._rng.randint(*_SIDES_PX), height or self._rng.randint(*_SIDES_PX), self._num_crops)
         seed = self._rng.getrandbits(64)
         pixels = np.random.default_rng(seed).integers(0, 256, (size.rows * 336, size.cols * 336, 3), dtype=np.uint8)
-        return Picture(seed.to_bytes(16), pixels)
+        return Picture(seed.to_bytes(16), {PIXELS: pixels})
 
     def _text(self, low: int, high: int) -> list[int]:
         return [self._rng.randrange(3, self._vocab_size) for _ in range(self._rng.randint(low, high))]
@@ -96,7 +97,7 @@ class Workload:
 
     @staticmethod
     def _num_tokens(shown: Picture) -> int:
-        height, width, _ = shown.pixels_HWC.shape
+        height, width, _ = shown.arrays[PIXELS].shape
         return num_image_tokens(height // 336, width // 336)
 
 

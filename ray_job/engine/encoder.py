@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor
 
 from ray_job.engine.memory import is_out_of_memory
@@ -59,7 +58,7 @@ class PictureEncoder:
             for picture in row.missing_pictures().values():
                 if picture.digest in chosen or self._cache.get(picture.digest) is not None:
                     continue
-                room -= self._model.num_crops(*picture.pixels_HWC.shape[:2])
+                room -= self._model.num_crops(picture)
                 if room < 0 and chosen:
                     return chosen
                 chosen[picture.digest] = picture
@@ -68,8 +67,7 @@ class PictureEncoder:
     def _encode(self, pictures: Mapping[bytes, Picture]) -> dict[bytes, Tensor | Exception]:
         """Features, or why there are none, of each picture."""
         try:
-            pixels = [torch.tensor(picture.pixels_HWC) for picture in pictures.values()]
-            found = self._model.encode_pictures(pixels, self.max_crops) if pixels else []
+            found = self._model.encode_pictures(list(pictures.values()), self.max_crops) if pictures else []
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -79,7 +77,7 @@ class PictureEncoder:
         if found is None:  # one of them is at fault
             alone = [self._encode({digest: picture}) for digest, picture in pictures.items()]
             return {digest: features for each in alone for digest, features in each.items()}
-        crops = sum(self._model.num_crops(*picture.pixels_HWC.shape[:2]) for picture in pictures.values())
+        crops = sum(map(self._model.num_crops, pictures.values()))
         self._meter.add(pictures_encoded=len(pictures), crops=crops)
         return {digest: self._cache.put(digest, features) for digest, features in zip(pictures, found, strict=True)}
 

@@ -12,6 +12,8 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from ray_job.rows import Picture
+
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Layer, rotated queries (S, N, C) and keys (T, H, C), values (T, H, C) → (S, N · C); S is T, or only `wanted_S`."""
 
@@ -39,12 +41,12 @@ class PackedModel(Protocol):
         """Which of two position encodings a row of so many tokens takes; keys of the other are stale."""
         ...
 
-    def num_crops(self, height: int, width: int) -> int:
-        """What encoding a picture of that size costs."""
+    def num_crops(self, picture: Picture) -> int:
+        """What encoding a picture costs."""
         ...
 
-    def encode_pictures(self, pictures: Sequence[Tensor], max_crops: int | None = None) -> list[Tensor]:
-        """uint8 (H, W, 3) each → features (tokens, D) each; at most `max_crops` crops at once in memory."""
+    def encode_pictures(self, pictures: Sequence[Picture], max_crops: int | None = None) -> list[Tensor]:
+        """Features (tokens, D) of each; at most `max_crops` crops at once in memory."""
         ...
 
     def embed(self, input_ids_L: Tensor, features: Sequence[Tensor] = ()) -> Tensor:

@@ -140,7 +140,7 @@ class StaticEngine:
     def _encode_pictures(self, samples: list[Sample]) -> list[list[Tensor]]:
         """Features of each row's pictures; every distinct picture is encoded once."""
         batch = collate(samples, self._vocabulary.pad_id)
-        pixels = [torch.tensor(picture.pixels_HWC) for picture in batch.pictures]
+        pixels = [torch.tensor(picture.arrays["pixels"]) for picture in batch.pictures]
         features = self._model.encode_pictures(pixels) if pixels else []
         return [[features[index] for index in indices] for indices in batch.picture_indices]
 

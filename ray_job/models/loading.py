@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from ray_job.errors import ModelError, first_line
 from ray_job.models.cuda import Cuda, is_usable
 from ray_job.models.hub import snapshot_folder
-from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.placement import Placement
 from ray_job.models.store import download_model
@@ -52,11 +51,6 @@ def settle_model(model: ModelSpec) -> ModelSpec:
 def load_processor(model: ModelSpec) -> Phi3VisionProcessor:
     """The model's processor; kept, since a worker prepares many batches."""
     return Phi3VisionProcessor.from_pretrained(model_folder(model, with_weights=False), num_crops=model.num_crops)
-
-
-def load_config(model: ModelSpec) -> Phi3VisionConfig:
-    """The model's configuration, without weights."""
-    return Phi3VisionConfig.from_pretrained(model_folder(model, with_weights=False))
 
 
 def load_model(spec: JobSpec, placement: Placement | None = None) -> Phi3VisionModel:

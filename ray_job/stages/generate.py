@@ -19,6 +19,7 @@ from dataclasses import asdict
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -277,17 +278,24 @@ class _PreparedRows:
 
 
 def _pictures(table: pa.Table) -> list[list[Picture]]:
-    """Each row's pictures, their pixels still where Arrow holds them."""
+    """Each row's pictures, their arrays still where Arrow holds them."""
     lists = table.column(PICTURES).combine_chunks()
     if isinstance(lists, pa.ChunkedArray):
         lists = pa.concat_arrays(lists.chunks)
     structs = lists.values
-    digests, heights, widths = (structs.field(name).to_pylist() for name in ("digest", "height", "width"))
-    pixels = structs.field("pixels")
-    offsets = lists.offsets.to_pylist()
+    digests, arrays = structs.field("digest").to_pylist(), _arrays(structs.field("arrays"))
+    pictures = [Picture(digest, own) for digest, own in zip(digests, arrays, strict=True)]
+    return [pictures[start:stop] for start, stop in itertools.pairwise(lists.offsets.to_pylist())]
 
-    def picture(index: int) -> Picture:
-        flat = np.frombuffer(pixels[index].as_buffer(), dtype=np.uint8)
-        return Picture(digests[index], flat.reshape(heights[index], widths[index], 3))
 
-    return [[picture(i) for i in range(start, stop)] for start, stop in itertools.pairwise(offsets)]
+def _arrays(lists: pa.ListArray) -> list[dict[str, npt.NDArray[Any]]]:
+    """The arrays of each picture, by name."""
+    structs = lists.values
+    names, dtypes, shapes = (structs.field(name).to_pylist() for name in ("name", "dtype", "shape"))
+    data = structs.field("data")
+
+    def array(index: int) -> npt.NDArray[Any]:
+        return np.frombuffer(data[index].as_buffer(), dtype=dtypes[index]).reshape(shapes[index])
+
+    offsets = itertools.pairwise(lists.offsets.to_pylist())
+    return [{names[index]: array(index) for index in range(start, stop)} for start, stop in offsets]

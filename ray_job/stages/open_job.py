@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray_job.inputs.documents.passwords import Passwords
 from ray_job.inputs.opening import open_source
 from ray_job.inputs.source import Source
-from ray_job.models.loading import load_config, load_processor, settle_model
+from ray_job.models.loading import load_processor, settle_model
 from ray_job.spec import JobSpec
 from ray_job.stages.prepare import Preparer
 
@@ -22,5 +22,6 @@ def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
     version = spec.input.version if source.version is None else source.version
     settled = {"input": spec.input.model_copy(update={"version": version}), "prompt": source.prompt}
     spec = spec.model_copy(update={**settled, "model": settle_model(spec.model)})
-    limit = spec.limits.max_prompt_tokens or load_config(spec.model).max_position_embeddings - 1
-    return spec, source, Preparer(spec, source.without_splits(), load_processor(spec.model), limit)
+    processor = load_processor(spec.model)
+    limit = spec.limits.max_prompt_tokens or processor.max_len - 1
+    return spec, source, Preparer(spec, source.without_splits(), processor, limit)

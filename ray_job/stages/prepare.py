@@ -23,7 +23,7 @@ from ray_job.errors import ErrorCode, RowError, Stage, is_retryable
 from ray_job.inputs.pictures.decode import decode, picture_size
 from ray_job.inputs.pictures.rules import PictureRules
 from ray_job.inputs.source import Source
-from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+from ray_job.models.processor import Placeholder, Processor
 from ray_job.prompts.conversation import Conversations, template_fields
 from ray_job.prompts.json_text import parse_json
 from ray_job.prompts.parts import Message
@@ -37,6 +37,7 @@ from ray_job.rows import (
     READ_ERROR,
     ROW_ID,
     SAMPLES,
+    array_records,
     error_record,
     kept_names,
     prepared_schema,
@@ -71,7 +72,7 @@ class Preparer:
         max_prompt_tokens: longer prompts are an error.
     """
 
-    def __init__(self, spec: JobSpec, source: Source, processor: Phi3VisionProcessor, max_prompt_tokens: int) -> None:
+    def __init__(self, spec: JobSpec, source: Source, processor: Processor, max_prompt_tokens: int) -> None:
         self._spec = spec
         self._source = source
         self._processor = processor
@@ -165,12 +166,12 @@ class Preparer:
     def _prepared(
         self, row: Mapping[str, Any], wanted: Collection[int] | None, headers_only: bool, retrying: Retrying
     ) -> Prepared:
-        pictures, sizes, counts = retrying(lambda: self._pictures(row, headers_only), is_retryable)
-        conversations = self._conversations.of_row(row, len(sizes), counts)
+        pictures, placeholders, counts = retrying(lambda: self._pictures(row, headers_only), is_retryable)
+        conversations = self._conversations.of_row(row, len(placeholders), counts)
         params = self._row_params(row)
         asked = set(range(len(conversations)) if wanted is None else wanted)
         samples = [
-            self._sample(index, messages, sizes, self._seeded(params, row[ROW_ID], index))
+            self._sample(index, messages, placeholders, self._seeded(params, row[ROW_ID], index))
             for index, messages in enumerate(conversations)
             if index in asked
         ]
@@ -178,39 +179,42 @@ class Preparer:
 
     def _pictures(
         self, row: Mapping[str, Any], headers_only: bool
-    ) -> tuple[list[dict[str, Any]], list[int], list[int]]:
-        """The row's pictures as values of PICTURE_TYPE, how many tokens each takes, and how many each part became."""
+    ) -> tuple[list[dict[str, Any]], list[Placeholder], list[int]]:
+        """The row's pictures as values of PICTURE_TYPE, what stands for each, and how many each part became."""
         values = picture_values(row, self._source)
         values, counts = self._pages.expanded(values, row, self._bytes_of, self._spec.limits.max_images)
         if len(values) > self._spec.limits.max_images:
             limit = self._spec.limits.max_images
             raise RowError(ErrorCode.TOO_MANY_IMAGES, f"{len(values)} pictures; limits.max_images is {limit}")
-        pictures, num_tokens = [], []
+        pictures, placeholders = [], []
         for index, value in enumerate(values, start=1):
             try:
-                picture, (width, height) = self._picture(row, value, headers_only)
-                num_tokens.append(self._processor.image_tokens(width, height))
+                picture, placeholder = self._picture(row, value, headers_only)
             except RowError as error:
                 raise RowError(error.code, f"picture {index}: {error.message}", error.stage) from None
             pictures.append(picture)
-        return pictures, num_tokens, counts
+            placeholders.append(placeholder)
+        return pictures, placeholders, counts
 
-    def _picture(
-        self, row: Mapping[str, Any], value: Any, headers_only: bool
-    ) -> tuple[dict[str, Any], tuple[int, int]]:
-        """One picture as a value of PICTURE_TYPE, and its own width and height."""
-        if headers_only and (header := self._pages.header_of(value, row)) is not None:
-            return {"digest": header[0]}, header[1]
+    def _picture(self, row: Mapping[str, Any], value: Any, headers_only: bool) -> tuple[dict[str, Any], Placeholder]:
+        """One picture as a value of PICTURE_TYPE, and what stands for it in a prompt."""
+        processor = self._processor
+        header = self._pages.header_of(value, row) if headers_only else None
+        if header is not None and (placeholder := processor.placeholder(*header[1])) is not None:
+            return {"digest": header[0]}, placeholder
         data, limits, rules = self._bytes_of(value), self._spec.limits, self._picture_rules
         is_page = self._pages.holds(data, value)
         content = self._pages.digest(data, value) if is_page else data
         picture: dict[str, Any] = {"digest": hashlib.blake2b(content, digest_size=16, key=self._digest_key).digest()}
         if headers_only:
-            return picture, self._pages.size(data, value, row) if is_page else picture_size(data, limits, rules)
+            size = self._pages.size(data, value, row) if is_page else picture_size(data, limits, rules)
+            if (placeholder := processor.placeholder(*size)) is not None:
+                return picture, placeholder
         image = self._pages.picture(data, value, row) if is_page else decode(data, limits, rules)
-        pixels_HWC = self._processor.picture(image)
-        picture |= {"height": pixels_HWC.shape[0], "width": pixels_HWC.shape[1], "pixels": pixels_HWC.tobytes()}
-        return picture, image.size
+        prepared = processor.prepare(image)
+        if not headers_only:
+            picture["arrays"] = array_records(prepared.arrays)
+        return picture, prepared.placeholder
 
     def _bytes_of(self, value: Any) -> bytes:
         if self._fetched:
@@ -247,14 +251,15 @@ class Preparer:
         return params.model_copy(update={"seed": seed})
 
     def _sample(
-        self, index: int, messages: list[Message], image_tokens: list[int], params: GenerationParams
+        self, index: int, messages: list[Message], placeholders: list[Placeholder], params: GenerationParams
     ) -> dict[str, Any]:
         try:
-            input_ids = self._processor.encode(self._processor.chat_parts(messages), image_tokens)
+            input_ids = self._processor.encode_chat(messages, placeholders)
             if len(input_ids) > self._max_prompt_tokens:
+                num_tokens = sum(placeholder.num_tokens for placeholder in placeholders)
                 raise RowError(
                     ErrorCode.PROMPT_TOO_LONG,
-                    f"{len(input_ids)} tokens, {sum(image_tokens)} of them pictures; the limit is "
+                    f"{len(input_ids)} tokens, {num_tokens} of them pictures; the limit is "
                     f"{self._max_prompt_tokens}. Shorten the prompt or lower model.num_crops",
                 )
         except RowError as error:

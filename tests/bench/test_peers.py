@@ -23,6 +23,7 @@ from ray_job.models.phi3_vision.crops import pixels_to_crops
 from ray_job.models.phi3_vision.image_processing import num_image_tokens
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.models.phi3_vision.weights import init_weights, save
 
 OPENVINO = "RAY_JOB_OPENVINO_PYTHON"
@@ -80,7 +81,7 @@ def test_a_peer_is_asked_what_our_engine_is_asked(tmp_path: Path) -> None:
         assert ids == sample.input_ids
         assert row["max_new_tokens"] == sample.params.max_new_tokens
         for pixels, picture in zip(pictures, sample.pictures, strict=True):
-            assert np.array_equal(pixels, picture.pixels_HWC)
+            assert np.array_equal(pixels, picture.arrays[PIXELS])
 
 
 def test_what_a_peer_died_of_is_told(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ray_job.bench.workloads import Workload
 from ray_job.inputs.source import iter_tables
 from ray_job.models.loading import load_processor
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.rows import ROW_ID
 from ray_job.spec import JobSpec
 from ray_job.stages.open_job import open_job
@@ -40,7 +41,7 @@ def test_a_table_asks_what_the_workload_asks(tmp_path: Path) -> None:
         assert found.key == sample.key
         assert found.params == sample.params
         [theirs], [ours] = found.pictures, sample.pictures
-        assert theirs.pixels_HWC.shape == ours.pixels_HWC.shape
+        assert theirs.arrays[PIXELS].shape == ours.arrays[PIXELS].shape
         chat = {processor.bos_id, *range(32000, 32064)}
         assert [id for id in found.input_ids if id not in chat] == [id for id in sample.input_ids if id not in chat]
     digests = [found.pictures[0].digest for found in asked]

@@ -82,7 +82,8 @@ def test_a_job_whose_ray_dies_says_so_ends_with_75_and_is_finished_by_resuming(
     assert code == 75, text
     last = text.splitlines()[-1]
     # With its raylet, Ray ends the head's control process too, a moment later: then both are named.
-    assert last.startswith("error: ") and f"{name} at " in last, text
+    assert last.startswith("error: "), text
+    assert f"{name} at " in last, text
     assert last.endswith("died. What is committed is whole: finish with --mode resume"), text
     manifest = job.manifest()
     assert (manifest["state"], f"error: {manifest['error']}") == ("failed", last)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_job.engine.collate import PaddingSide, collate, split_rows
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.rows import Picture, Sample
 from ray_job.spec import GenerationParams
 
@@ -16,7 +17,7 @@ PAD = 32000
 
 
 def sample(ids: list[int], *digests: bytes) -> Sample:
-    pictures = [Picture(digest, np.zeros((1, 1, 3), np.uint8)) for digest in digests]
+    pictures = [Picture(digest, {PIXELS: np.zeros((1, 1, 3), np.uint8)}) for digest in digests]
     return Sample(0, ids, pictures, GenerationParams())
 
 

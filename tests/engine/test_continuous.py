@@ -27,7 +27,7 @@ from ray_job.engine.varlen import plain
 from ray_job.errors import ErrorCode
 from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
-from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+from ray_job.models.phi3_vision.processor import PIXELS, Phi3VisionProcessor
 from ray_job.rows import Picture, Result, Sample
 from ray_job.spec import GenerationParams
 from tests.conftest import GOLDEN
@@ -190,15 +190,15 @@ def test_running_out_of_memory_loses_no_row(
 class TooLarge(Faulty):
     """Out of memory whenever a certain picture is encoded."""
 
-    def encode_pictures(self, pictures: Sequence[torch.Tensor], *args: Any) -> Any:
-        if any(pixels.shape[0] > 28 for pixels in pictures):
+    def encode_pictures(self, pictures: Sequence[Picture], *args: Any) -> Any:
+        if any(each.arrays[PIXELS].shape[0] > 28 for each in pictures):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().encode_pictures(pictures, *args)
 
 
 def test_a_row_that_never_fits_fails_alone_and_lowers_nothing() -> None:
     model = tiny_model()
-    rows = [sample for sample in samples(5, 12) if all(p.pixels_HWC.shape[0] == 28 for p in sample.pictures)]
+    rows = [sample for sample in samples(5, 12) if all(p.arrays[PIXELS].shape[0] == 28 for p in sample.pictures)]
     big = picture(1, 2, 2)
     poison = Sample(99, prompt([5, 6], [big]), [big], GenerationParams(max_new_tokens=3))
     engine = ContinuousEngine(TooLarge(PackedPhi3Vision(model), {}), VOCABULARY, max_tokens=1000)
@@ -215,8 +215,8 @@ class Poisoned(Faulty):
             raise ValueError("poison")
         return self._model.embed(ids_L, *args)
 
-    def encode_pictures(self, pictures: Sequence[torch.Tensor], *args: Any) -> Any:
-        if any(pixels.shape[:2] == (56, 28) for pixels in pictures):
+    def encode_pictures(self, pictures: Sequence[Picture], *args: Any) -> Any:
+        if any(each.arrays[PIXELS].shape[:2] == (56, 28) for each in pictures):
             raise ValueError("poison")
         return self._model.encode_pictures(pictures, *args)
 
@@ -225,7 +225,7 @@ class Poisoned(Faulty):
 def test_a_row_that_fails_changes_no_other(sharing: bool) -> None:
     model = tiny_model()
     good = [row for row in samples(7, 12) if 60 not in row.input_ids]
-    assert all(shown.pixels_HWC.shape != (56, 28, 3) for row in good for shown in row.pictures)
+    assert all(shown.arrays[PIXELS].shape != (56, 28, 3) for row in good for shown in row.pictures)
     tall, flat = picture(3, 2, 1), picture(4)
     params = GenerationParams(max_new_tokens=4)
     bad = [
@@ -324,7 +324,7 @@ def test_the_golden_pictures(tiny_folder: Path) -> None:
     rows = []
     for key, item in enumerate(items):
         encoded = processor.process(item["text"], [Image.open(GOLDEN / "images" / name) for name in item["images"]])
-        pictures = [Picture(f"{key}/{k}".encode(), pixels) for k, pixels in enumerate(encoded.pictures)]
+        pictures = [Picture(f"{key}/{k}".encode(), {PIXELS: pixels}) for k, pixels in enumerate(encoded.pictures)]
         rows.append(Sample(key, encoded.input_ids, pictures, GenerationParams(max_new_tokens=16)))
     vocabulary = Vocabulary(processor.pad_id, frozenset(), processor.decode)
     engine = ContinuousEngine(PackedPhi3Vision(model), vocabulary, max_tokens=20_000, step_tokens=700, max_crops=3)

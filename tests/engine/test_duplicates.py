@@ -18,7 +18,7 @@ PIXELS = np.zeros((1, 1, 3), np.uint8)
 
 
 def sample(key: int, ids: tuple[int, ...] = (1, 2), digests: tuple[bytes, ...] = (), **params: Any) -> Sample:
-    return Sample(key, ids, [Picture(digest, PIXELS) for digest in digests], GenerationParams(**params))
+    return Sample(key, ids, [Picture(digest, {"pixels": PIXELS}) for digest in digests], GenerationParams(**params))
 
 
 def answer(key: int, text: str = "yes") -> Result:

@@ -14,6 +14,7 @@ from ray_job.engine.running import RunningRow
 from ray_job.engine.stats import EngineStats, Meter
 from ray_job.engine.vision_cache import VisionCache
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.rows import Picture, Sample
 from ray_job.spec import GenerationParams
 from tests.engine.tiny import VOCABULARY, num_tokens, picture, prompt, tiny_model
@@ -24,17 +25,17 @@ class Watched:
 
     def __init__(self, fails: Sequence[Picture] = (), error: Exception | None = None) -> None:
         self._model = PackedPhi3Vision(tiny_model())
-        self._fails = [shown.pixels_HWC for shown in fails]
+        self._fails = [shown.arrays[PIXELS] for shown in fails]
         self._error = error or ValueError("no such picture")
         self.calls: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def encode_pictures(self, pictures: Sequence[Tensor], max_crops: int | None = None) -> list[Tensor]:
+    def encode_pictures(self, pictures: Sequence[Picture], max_crops: int | None = None) -> list[Tensor]:
         self.calls.append(len(pictures))
-        for pixels in pictures:
-            if any((pixels.numpy() == failing).all() for failing in self._fails if pixels.shape == failing.shape):
+        for pixels in (each.arrays[PIXELS] for each in pictures):
+            if any((pixels == failing).all() for failing in self._fails if pixels.shape == failing.shape):
                 raise self._error
         return self._model.encode_pictures(pictures, max_crops)
 
@@ -75,7 +76,7 @@ def test_each_picture_is_encoded_once_for_all_rows() -> None:
     assert second.is_ready
     assert bench.model.calls == [2]
     assert counts(bench.stats) == (4, 2, 4)
-    (expected_TD,) = PackedPhi3Vision(tiny_model()).encode_pictures([torch.tensor(DOG.pixels_HWC)])
+    (expected_TD,) = PackedPhi3Vision(tiny_model()).encode_pictures([DOG])
     assert len(expected_TD) == num_tokens(DOG)
     for features_TD in (first.features[2], second.features[1], second.features[2]):
         torch.testing.assert_close(features_TD, expected_TD, atol=1e-5, rtol=1e-5)

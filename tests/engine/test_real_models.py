@@ -21,7 +21,7 @@ from ray_job.engine.static import StaticEngine
 from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
-from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+from ray_job.models.phi3_vision.processor import PIXELS, Phi3VisionProcessor
 from ray_job.rows import Picture, Sample
 from ray_job.spec import GenerationParams
 from tests.engine.tiny import essence
@@ -73,7 +73,7 @@ class Bench:
         words = "Look at the shapes. " * rng.choice((0, 0, 1, 12))
         text = f"<|user|>\n{tags}{words}{example.questions[0].question}<|end|>\n<|assistant|>\n"
         encoded = self.processor.process(text, example.pictures)
-        pictures = [Picture(pixels.tobytes(), pixels) for pixels in encoded.pictures]
+        pictures = [Picture(pixels.tobytes(), {PIXELS: pixels}) for pixels in encoded.pictures]
         return Sample(0, encoded.input_ids, pictures, GenerationParams(max_new_tokens=rng.choice((1, 5, 9))))
 
 
@@ -91,7 +91,7 @@ def test_the_rows_are_of_every_kind(bench: Any, name: str) -> None:
     rows: list[Sample] = bench(name).samples
     assert {len(row.pictures) for row in rows} == {0, 1, 2}
     assert len({len(row.input_ids) for row in rows}) > 8
-    assert len({picture.pixels_HWC.shape for row in rows for picture in row.pictures}) > 2
+    assert len({picture.arrays[PIXELS].shape for row in rows for picture in row.pictures}) > 2
     assert len({answer[0] for answer in bench(name).alone}) > 8
 
 

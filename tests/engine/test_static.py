@@ -22,7 +22,7 @@ from ray_job.engine.static import StaticEngine
 from ray_job.errors import ErrorCode
 from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.model import Phi3VisionModel
-from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+from ray_job.models.phi3_vision.processor import PIXELS, Phi3VisionProcessor
 from ray_job.rows import FinishReason, Picture, Result, Sample
 from ray_job.spec import GenerationParams
 from tests.conftest import GOLDEN
@@ -66,7 +66,7 @@ def make_samples(processor: Phi3VisionProcessor, seed: int, count: int) -> list[
             seed=rng.randrange(1000),
             repetition_penalty=rng.choice([1.0, 1.3]),
         )
-        prepared = [Picture(hashlib.sha256(p.tobytes()).digest(), p) for p in encoded.pictures]
+        prepared = [Picture(hashlib.sha256(p.tobytes()).digest(), {PIXELS: p}) for p in encoded.pictures]
         samples.append(Sample(key, encoded.input_ids, prepared, params))
     return samples
 
@@ -177,7 +177,7 @@ def test_the_golden_pictures_in_one_batch(tiny_folder: Path) -> None:
     samples = []
     for key, item in enumerate(items):
         encoded = processor.process(item["text"], [Image.open(GOLDEN / "images" / name) for name in item["images"]])
-        pictures = [Picture(f"{key}/{k}".encode(), pixels) for k, pixels in enumerate(encoded.pictures)]
+        pictures = [Picture(f"{key}/{k}".encode(), {PIXELS: pixels}) for k, pixels in enumerate(encoded.pictures)]
         samples.append(Sample(key, encoded.input_ids, pictures, GenerationParams(max_new_tokens=16)))
     vocabulary = Vocabulary(processor.pad_id, frozenset(), processor.decode)
     results = {result.key: result for result in run(StaticEngine(model, vocabulary), samples)}

@@ -15,6 +15,7 @@ from ray_job.engine.static import StaticEngine
 from ray_job.engine.varlen import MIN_CAPABILITY
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig, VisionConfig
 from ray_job.models.phi3_vision.model import Phi3VisionModel
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.models.phi3_vision.weights import init_weights
 from ray_job.rows import Picture, Result, Sample
 from ray_job.spec import GenerationParams
@@ -66,12 +67,12 @@ def picture(number: int, rows: int = 1, cols: int = 1) -> Picture:
     """A random picture of rows × cols crops; equal numbers are equal pictures."""
     rng = np.random.default_rng(number)
     pixels = rng.integers(0, 256, (CROP * rows, CROP * cols, 3), dtype=np.uint8)
-    return Picture(f"{number}/{rows}/{cols}".encode(), pixels)
+    return Picture(f"{number}/{rows}/{cols}".encode(), {PIXELS: pixels})
 
 
 def num_tokens(shown: Picture) -> int:
     """Placeholders of a picture for the tiny model."""
-    rows, cols = shown.pixels_HWC.shape[0] // CROP, shown.pixels_HWC.shape[1] // CROP
+    rows, cols = shown.arrays[PIXELS].shape[0] // CROP, shown.arrays[PIXELS].shape[1] // CROP
     return (rows * cols + 1) * 4 + 1 + (rows + 1) * 2
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +22,8 @@ from ray_job.inputs.pictures.embedded import is_base64_picture
 from ray_job.inputs.pictures.fetching import reference_of
 from ray_job.inputs.pictures.references import read_picture
 from ray_job.inputs.source import iter_tables
+from ray_job.models.phi3_vision.processor import PIXELS
+from ray_job.rows import arrays_of
 from ray_job.spec import LimitsSpec
 from ray_job.stages.open_job import open_job
 from ray_job.storage.places import locate
@@ -179,5 +180,5 @@ def test_base64_in_a_column_of_text(tmp_path: Path) -> None:
     source = {"path": str(tmp_path / "in.parquet"), "id_column": "id"}
     rows = prepared(tmp_path / "in.parquet", input=source, prompt={"template": "What?"})
     assert {name: row.samples[0]["error"] for name, row in rows.items()} == dict.fromkeys(SPELLINGS)
-    pixels = [np.frombuffer(row.pictures[0]["pixels"], np.uint8) for row in rows.values()]
+    pixels = [arrays_of(row.pictures[0]["arrays"])[PIXELS] for row in rows.values()]
     assert all((each == pixels[0]).all() for each in pixels)

@@ -22,6 +22,7 @@ from ray_job.models.cuda import Cuda, driver_version, has_gpu
 from ray_job.models.loading import load_engine, load_model, load_processor
 from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.image_processing import hd_size, max_image_tokens, num_image_tokens
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.models.placement import Machine, Placement, settle_device, settle_dtype, settle_threads
 from ray_job.models.threads import restore_threads
 from ray_job.rows import Picture, Sample
@@ -125,7 +126,7 @@ def test_an_actor_on_a_cpu_never_touches_cuda(gpus: Any, monkeypatch: pytest.Mon
     input_ids = [*prompt, *[-1] * processor.image_tokens(50, 40), *prompt]
     for engine in ("continuous", "static"):
         chosen = job.model_copy(update={"batching": job.batching.model_copy(update={"engine": engine})})
-        sample = Sample(0, input_ids, [Picture(b"digest", pixels)], GenerationParams(max_new_tokens=3))
+        sample = Sample(0, input_ids, [Picture(b"digest", {PIXELS: pixels})], GenerationParams(max_new_tokens=3))
         (result,) = run(load_engine(chosen), [sample])
         assert (result.error, result.completion_tokens > 0) == (None, True)
     assert touched == []

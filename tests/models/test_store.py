@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from pyarrow import fs
 
 from ray_job.errors import ModelError
-from ray_job.models.loading import load_config, model_folder
+from ray_job.models.loading import load_processor, model_folder
 from ray_job.models.store import download_model
 from ray_job.spec import ModelSpec
 
@@ -42,7 +42,7 @@ def test_processes_of_one_machine_download_once(uri: str, store: fs.S3FileSystem
     assert (folder / "config.json").exists()
     assert not (folder / "model.safetensors").exists()
     model = ModelSpec(path=uri)
-    assert load_config(model) == load_config(ModelSpec())
+    assert load_processor(model).options == load_processor(ModelSpec()).options
 
     asking = [
         subprocess.Popen(

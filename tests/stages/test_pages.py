@@ -10,7 +10,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,8 +19,9 @@ from pyarrow import fs
 
 from ray_job.errors import SpecError
 from ray_job.inputs.source import iter_tables
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.plan import plan_job
-from ray_job.rows import PICTURES, POSITION, ROW_ID, SAMPLES
+from ray_job.rows import PICTURES, POSITION, ROW_ID, SAMPLES, arrays_of
 from ray_job.spec import JobSpec
 from ray_job.stages.open_job import open_job
 from ray_job.views.gallery.cards import CardMaker, Thumbnail
@@ -118,8 +118,8 @@ def test_pages_of_a_picture_column(tmp_path: Path) -> None:
     pictures = {row_id: value[0] for row_id, value in found.items() if isinstance(value, list)}
     assert pictures["only page"] == pictures["uri"] == pictures["bytes"]
     assert pictures["page 1"]["digest"] != pictures["page 3"]["digest"]
-    assert pictures["page 1"]["pixels"] != pictures["page 3"]["pixels"]
-    green = np.frombuffer(pictures["tiff page"]["pixels"], np.uint8).reshape(-1, 3).mean(axis=0)
+    assert pictures["page 1"]["arrays"] != pictures["page 3"]["arrays"]
+    green = arrays_of(pictures["tiff page"]["arrays"])[PIXELS].mean(axis=(0, 1))
     assert green[1] > green[0] + 20, "the second page is the green one"
 
 
@@ -147,7 +147,7 @@ def test_a_page_is_drawn_at_what_the_models_crops_can_use(tmp_path: Path) -> Non
     assert (size[0] * 336 / crop, size[1] * 336 / crop) == pytest.approx((949, 1344), abs=336 / crop)
     (table,) = iter_tables(source)
     rows = {row[ROW_ID]: preparer.row(row) for row in preparer.values(table)}
-    assert rows["a4.pdf#page=1"].pictures[0]["height"] == 4 * crop
+    assert rows["a4.pdf#page=1"].pictures[0]["arrays"][0]["shape"][0] == 4 * crop
     assert rows["huge.pdf#page=1"].samples[0]["error"] is None
     assert rows["thin.pdf#page=1"].samples[0]["error"]["code"] == "image_too_narrow"
 

@@ -85,7 +85,7 @@ def test_a_turned_picture_has_the_crops_of_its_upright_form(folder: Path) -> Non
         _, source, preparer = open_job(job(folder, pictures=pictures))
         (table,) = iter_tables(source)
         rows[pictures] = {row["row_id"]: preparer.row(row) for row in preparer.values(table)}
-    wide, tall = ((row.pictures[0]["width"], row.pictures[0]["height"]) for row in _both(rows, "rotated"))
+    wide, tall = (row.pictures[0]["arrays"][0]["shape"][1::-1] for row in _both(rows, "rotated"))
     assert wide == tall[::-1]
     assert wide[0] > wide[1]
     upright, stored = (len(row.samples[0]["input_ids"]) for row in _both(rows, "rotated")[::-1])

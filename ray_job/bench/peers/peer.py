@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.rows import Sample
 
 PEERS = {"vllm": "vLLM", "openvino": "OpenVINO GenAI"}
@@ -89,7 +90,7 @@ class Peer:
         for stale in pictures.iterdir():
             stale.unlink()
         for picture in {picture.digest: picture for each in (*samples, *warm_up) for picture in each.pictures}.values():
-            np.save(pictures / f"{picture.digest.hex()}.npy", picture.pixels_HWC)
+            np.save(pictures / f"{picture.digest.hex()}.npy", picture.arrays[PIXELS])
         model = self.folder / "model"
         if not model.exists():
             model.symlink_to(self.checkpoint.resolve(), target_is_directory=True)

@@ -17,6 +17,7 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from ray_job.bench.peers.peer import placeholders_once
 from ray_job.bench.peers.rows import answer_text, sample_of
 from ray_job.models.loading import load_processor
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.spec import JobSpec
 from ray_job.stages.open_job import open_job
 
@@ -30,7 +31,7 @@ def main() -> None:
         sample = sample_of(preparer, row)
         return {
             "tokenized_prompt": placeholders_once(sample.input_ids),
-            "multimodal_data": {"image": [Image.fromarray(each.pixels_HWC) for each in sample.pictures]},
+            "multimodal_data": {"image": [Image.fromarray(each.arrays[PIXELS]) for each in sample.pictures]},
             "multimodal_uuids": {"image": [each.digest.hex() for each in sample.pictures]},
             "sampling_params": {
                 "temperature": 0.0,

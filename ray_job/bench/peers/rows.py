@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-import numpy as np
-
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
-from ray_job.rows import ROW_ID, Picture, Sample
+from ray_job.rows import ROW_ID, Picture, Sample, arrays_of
 from ray_job.spec import GenerationParams
 from ray_job.stages.prepare import Preparer
 
@@ -20,10 +18,7 @@ def sample_of(preparer: Preparer, row: Mapping[str, Any]) -> Sample:
     [found] = prepared.samples
     if found["error"] is not None:
         raise ValueError(f"row {row['id']}: {found['error']['message']}")
-    pictures = [
-        Picture(each["digest"], np.frombuffer(each["pixels"], np.uint8).reshape(each["height"], each["width"], 3))
-        for each in prepared.pictures
-    ]
+    pictures = [Picture(each["digest"], arrays_of(each["arrays"])) for each in prepared.pictures]
     return Sample(row["id"], found["input_ids"], pictures, GenerationParams.model_validate_json(found["params"]))
 
 

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from ray_job.models.casting import linear
 from ray_job.models.phi3_vision.decoder_layer import DecoderLayer
 from ray_job.models.phi3_vision.model import Phi3VisionModel
+from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.models.phi3_vision.rope import rotate
 from ray_job.models.projection import Projection, can_pack
+from ray_job.rows import Picture
 
 
 class Attend(Protocol):
@@ -68,14 +70,15 @@ class PackedPhi3Vision:
         """Whether a row of so many tokens takes the long rotary factors; keys of the short ones are then stale."""
         return self._model.config.is_long(num_tokens)
 
-    def num_crops(self, height: int, width: int) -> int:
-        """Pieces a picture of that size, in pixels, is encoded in."""
+    def num_crops(self, picture: Picture) -> int:
+        """Pieces a picture is encoded in."""
+        height, width = map(int, picture.arrays[PIXELS].shape[:2])
         size = self._model.config.vision.image_size
         return 1 + (height // size) * (width // size)
 
-    def encode_pictures(self, pictures: Sequence[Tensor], max_crops: int | None = None) -> list[Tensor]:
-        """uint8 (H, W, 3) each → features (tokens, D) each."""
-        return self._model.encode_pictures(pictures, max_crops)
+    def encode_pictures(self, pictures: Sequence[Picture], max_crops: int | None = None) -> list[Tensor]:
+        """Features (tokens, D) of each."""
+        return self._model.encode_pictures([torch.tensor(each.arrays[PIXELS]) for each in pictures], max_crops)
 
     def embed(self, input_ids_L: Tensor, features: Sequence[Tensor] = ()) -> Tensor:
         """int64 (L,) on the CPU, −k for picture k → (L, D). Raises ValueError as `Phi3VisionModel.embed_row`."""

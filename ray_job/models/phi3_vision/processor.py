@@ -22,8 +22,10 @@ from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.image_processing import hd_size, hd_transform, max_image_tokens, num_image_tokens
 from ray_job.models.phi3_vision.preprocessor_config import CLIP_MEAN, CLIP_STD, PreprocessorConfig
 from ray_job.models.phi3_vision.prompt_tokenizer import PromptTokenizer
+from ray_job.models.processor import Placeholder, PreparedPicture
 from ray_job.prompts.parts import ImageTag, Message, Part, Special, Text, parse_markup, parse_specials
 
+PIXELS = "pixels"  # the name of a prepared picture's only array
 BOS, PAD, END = "<s>", "<|endoftext|>", "<|end|>"
 
 
@@ -44,6 +46,7 @@ class ProcessorOptions:
     tokens_per_crop_side: int = 12
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
+    max_len: int = 4096
 
 
 class Phi3VisionProcessor:
@@ -76,6 +79,7 @@ class Phi3VisionProcessor:
             tokens_per_crop_side=config.tokens_per_crop_side,
             image_mean=preprocessor.image_mean,
             image_std=preprocessor.image_std,
+            max_len=config.max_position_embeddings,
         )
         processor = cls(path, options)
         processor._tokenizer.require(BOS, PAD, END)
@@ -104,6 +108,11 @@ class Phi3VisionProcessor:
     def max_image_tokens(self) -> int:
         """Tokens of the picture that takes most."""
         return max_image_tokens(self.num_crops, self.tokens_per_crop_side)
+
+    @property
+    def max_len(self) -> int:
+        """Tokens of the longest row that the model can run, prompt and answer."""
+        return self.options.max_len
 
     @property
     def image_mean(self) -> tuple[float, float, float]:
@@ -168,6 +177,10 @@ class Phi3VisionProcessor:
             piece = []
         return ids + self._tokenizer.encode(piece)
 
+    def encode_chat(self, messages: Sequence[Message], placeholders: Sequence[Placeholder]) -> list[int]:
+        """`encode` of `chat_parts`: the ids of a prompt that asks for an answer. Raises as both do."""
+        return self.encode(self.chat_parts(messages), [each.num_tokens for each in placeholders])
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of generated ids. Raises ValueError for a picture placeholder: cut the prompt off first."""
         return self._tokenizer.decode(ids, skip_special_tokens)
@@ -175,6 +188,14 @@ class Phi3VisionProcessor:
     def picture(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """HD pixels, uint8 (H, W, 3). Raises RowError IMAGE_TOO_NARROW."""
         return hd_transform(image, self.num_crops, self.crop_size)
+
+    def prepare(self, image: Image.Image) -> PreparedPicture:
+        """HD pixels, uint8 (H, W, 3), as array `PIXELS`. Raises RowError IMAGE_TOO_NARROW."""
+        return PreparedPicture({PIXELS: self.picture(image)}, self.placeholder(image.width, image.height))
+
+    def placeholder(self, width: int, height: int) -> Placeholder:
+        """What stands for a picture of that size: its tokens alone. Raises RowError IMAGE_TOO_NARROW."""
+        return Placeholder(self.image_tokens(width, height))
 
     def image_tokens(self, width: int, height: int) -> int:
         """Tokens of a `width` × `height` picture, without decoding it. Raises RowError IMAGE_TOO_NARROW."""
