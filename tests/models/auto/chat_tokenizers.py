@@ -129,7 +129,8 @@ def instructions(image: str) -> str:
         "{% elif block['type'] in ['image', 'image_url'] %}" + image + "{% else %}"
         "{{ raise_exception('Only text and image blocks are supported in message content!') }}{% endif %}{% endfor %}"
         "[/INST]{% elif message['role'] == 'system' %}[SYSTEM_PROMPT]{{ message['content'][0]['text'] }}"
-        "[/SYSTEM_PROMPT]{% elif message['role'] == 'assistant' %}{{ message['content'][0]['text'] }}{{ eos_token }}{% else %}"
+        "[/SYSTEM_PROMPT]{% elif message['role'] == 'assistant' %}{{ message['content'][0]['text'] }}{{ eos_token }}"
+        "{% else %}"
         "{{ raise_exception('Only user, system and assistant roles are supported!') }}{% endif %}{% endfor %}"
     )
 

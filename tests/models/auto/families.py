@@ -318,7 +318,7 @@ def _glm4v() -> Pair:
     rope = {**_ROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
     ids = tok.convert_tokens_to_ids
     config = transformers.Glm4vConfig(
-        text_config={**_TEXT, "rope_parameters": rope},
+        text_config={**_TEXT, "rope_parameters": rope, "tie_word_embeddings": False},
         vision_config={
             "depth": 2,
             "hidden_size": 32,
@@ -334,7 +334,6 @@ def _glm4v() -> Pair:
         image_end_token_id=ids("<|end_of_image|>"),
         video_start_token_id=ids("<|begin_of_video|>"),
         video_end_token_id=ids("<|end_of_video|>"),
-        tie_word_embeddings=False,
     )
     return processor, transformers.Glm4vForConditionalGeneration(config)
 
