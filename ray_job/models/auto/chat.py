@@ -50,10 +50,19 @@ def template_of(library: Any, folder: Path) -> str:
 
 def literals(template: str) -> str:
     """What a template writes or looks for by itself. Raises ModelError for one that is no Jinja."""
-    from transformers.utils.chat_template_utils import _get_template_literal_text
+    from jinja2 import nodes
+
+    tree = _compiled(template).environment.parse(template)
+    texts = [node.data for node in tree.find_all(nodes.TemplateData)]
+    texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+    return "\0".join(texts)
+
+
+def _compiled(template: str) -> Any:
+    from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
-        return str(_get_template_literal_text(template))
+        return _compile_jinja_template(template)
     except Exception as error:
         raise ModelError(f"the chat template is no Jinja template: {_reason(error)}") from error
 
@@ -72,7 +81,7 @@ class ChatTemplate:
     """
 
     def __init__(self, template: str, variables: Mapping[str, Any], control: Collection[str], image_token: str) -> None:
-        self._template = template
+        self._template = _compiled(template)
         self._variables = {"tools": None, "documents": None, **variables, "strftime_now": _TODAY.strftime}
         self._control = control
         self._image_token = image_token
@@ -136,17 +145,11 @@ class ChatTemplate:
             for message in (earlier if is_begun else messages)
         ]
         rendered = str(
-            self._compiled.render(messages=conversation, add_generation_prompt=not is_begun, **self._variables)
+            self._template.render(messages=conversation, add_generation_prompt=not is_begun, **self._variables)
         )
         if is_begun and _CUT not in rendered:
             raise ValueError("it does not show the assistant's last message")
         return rendered.partition(_CUT)[0] if is_begun else rendered
-
-    @cached_property
-    def _compiled(self) -> Any:
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
-        return _compile_jinja_template(self._template)
 
     def _content(self, parts: Sequence[Part]) -> list[dict[str, str]] | str:
         """A message's content as the library's templates take it; neighbouring texts are one."""
