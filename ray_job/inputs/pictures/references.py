@@ -29,7 +29,7 @@ from ray_job.inputs.pictures.web import WebSession
 from ray_job.prompts.json_text import has_half_pair
 from ray_job.redaction.text import public_uri
 from ray_job.spec import LimitsSpec
-from ray_job.storage.places import STORAGE_ERRORS, Location, account_of, parse_uri, reason
+from ray_job.storage.places import STORAGE_ERRORS, Location, account_of, is_same_storage, parse_uri, reason
 
 _DENIED = ("ACCESS_DENIED", "Access Denied", "Forbidden", "Permission denied")
 _SHOWN_CHARS = 200
@@ -122,7 +122,7 @@ def place_of(reference: str, root: Location | None) -> Location:
         )
     if root is None:
         raise _forbidden(f"{shown}: no folder holds all inputs; say where pictures may lie with input.image_root")
-    if uri is not None and (uri[0], account_of(reference)) != (root.scheme, root.account):
+    if uri is not None and not is_same_storage(uri[0], account_of(reference), root):
         raise _forbidden(f"{shown} is not in {root}, on whose storage pictures must lie; set input.image_root")
     if "\0" in reference or has_half_pair(reference):
         raise RowError(ErrorCode.IMAGE_MISSING, f"{shown}: no such file")
