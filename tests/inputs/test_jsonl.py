@@ -260,9 +260,6 @@ def test_compressed_files(tmp_path: Path) -> None:
     rows = rows_of(source, 999)
     assert [row["x"] for row in rows] == list(range(5000))
     assert rows[-1]["row_id"] == "a.jsonl.gz#5000"
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content)[:-3000])
-    with pytest.raises(InputError, match=r"a\.jsonl\.gz: cannot be read"):
-        opened(tmp_path / "a.jsonl.gz")
 
 
 class _Dribble(io.BytesIO):

@@ -96,7 +96,7 @@ class _Learned:
     def add(self, record: Record) -> None:
         """Learns a record; one that is no object says so when it is read."""
         try:
-            item = parse_object(record.content or b"")
+            item = _object(record)
         except RowError as error:
             self.problem = self.problem or error.message
             return
@@ -172,9 +172,15 @@ def _check_ids(splits: Sequence[RecordSplit], max_bytes: int, column: str, learn
                 _check_id(split.file, record, column)
 
 
+def _object(record: Record) -> dict[str, Any]:
+    if record.problem is not None:
+        raise malformed(record.problem)
+    return parse_object(record.content or b"")
+
+
 def _check_id(file: TextFile, record: Record, column: str) -> None:
     try:
-        if parse_object(record.content or b"").get(column) is None:
+        if _object(record).get(column) is None:
             raise malformed(f"{column!r} must be a whole number, as in other rows")
     except RowError as error:
         raise InputError(

@@ -11,7 +11,7 @@ from ray_job.inputs.formats.text.csv_rows import MAX_ROW_BYTES, join_lines
 from ray_job.inputs.formats.text.json_items import CUT, iter_items
 from ray_job.inputs.formats.text.lines import iter_all_lines, iter_lines
 from ray_job.inputs.formats.text.records import Record
-from ray_job.inputs.formats.text.text_files import TextFile, open_text
+from ray_job.inputs.formats.text.text_files import TextFile, TextStream, open_text
 from ray_job.inputs.source import FileSplit
 
 SPLIT_BYTES = 32 * 2**20
@@ -64,7 +64,7 @@ def open_records(file: TextFile, max_bytes: int, split: RecordSplit | None = Non
     """
     if split is None or file.is_whole:
         with open_text(file) as stream:
-            records = _records(file, stream, max_bytes, 0, 1)
+            records = _up_to_damage(_records(file, stream, max_bytes, 0, 1), file, stream)
             header = file.first_row
             yield (record for record in records if record.start >= header)
     else:
@@ -81,7 +81,28 @@ def _of_split(records: Iterator[Record], split: RecordSplit) -> Iterator[Record]
         yield Record(number, split.end, split.end, None, CUT)
 
 
-def _records(file: TextFile, stream: object, max_bytes: int, start: int, first_number: int) -> Iterator[Record]:
+def _up_to_damage(records: Iterator[Record], file: TextFile, stream: TextStream) -> Iterator[Record]:
+    """The records; where the file breaks, the one in work says so, or one more does."""
+    last: Record | None = None
+    for record in records:
+        if last is not None:
+            yield last
+        last = record
+    if stream.damage is None:
+        if last is not None:
+            yield last
+        return
+    is_whole = last is not None and (last.problem is None if file.framing == "items" else stream.last_byte == b"\n")
+    if last is None:
+        yield Record(1, 0, 0, None, stream.damage)
+    elif is_whole:
+        yield last
+        yield Record(last.number + 1, last.end, last.end, None, stream.damage)
+    else:
+        yield replace(last, content=None, problem=stream.damage)
+
+
+def _records(file: TextFile, stream: TextStream, max_bytes: int, start: int, first_number: int) -> Iterator[Record]:
     if file.framing == "items":
         return iter_items(stream, max_bytes, start=start, first_number=first_number)
     if file.framing == "lines":
