@@ -26,7 +26,7 @@ from ray_job.inputs.formats.tables.schemas import hive_columns
 from ray_job.inputs.formats.text.json_columns import MAX_KEYS, KeyTypes, as_text, converter, parse_object
 from ray_job.inputs.formats.text.openai import REQUEST_FIELDS, is_request, parse_request
 from ray_job.inputs.formats.text.record_source import RecordSource, max_record_bytes
-from ray_job.inputs.formats.text.record_splits import RecordSplit, open_records, scan
+from ray_job.inputs.formats.text.record_splits import RecordSplit, open_records, scan_all
 from ray_job.inputs.formats.text.records import Record, located
 from ray_job.inputs.formats.text.text_files import TextFile, look_into
 from ray_job.inputs.source import malformed
@@ -38,6 +38,7 @@ MESSAGES = "messages"
 PARAMS = "params"
 _PROMPTS = ("prompt", "question")
 _THREADS = 16
+_MIN_LEARNED_ROWS = 10_000  # so that a few rows tried mostly have the columns of all, whose run may continue theirs
 _LOG = logger_of(__name__)
 
 
@@ -109,7 +110,7 @@ class _Learned:
 
 
 def open_json(spec: JobSpec, found: InputFiles) -> JsonSource:
-    """Looks at every object, for columns and types, and cuts the files.
+    """Looks at every object, or with a limit at the first ones, for columns and types, and cuts the files.
 
     Raises:
         InputError: a file cannot be read, none holds an object, or ids are numbers and a row has none.
@@ -119,7 +120,9 @@ def open_json(spec: JobSpec, found: InputFiles) -> JsonSource:
     with ThreadPoolExecutor(_THREADS) as pool:
         look = partial(look_into, framing="lines", encoding=spec.input.encoding)
         files = list(pool.map(look, found.files))
-    splits = [split for file in files for split in scan(file, max_bytes, learned.add)]
+    limit = spec.input.limit
+    max_rows = None if limit is None else max(limit, _MIN_LEARNED_ROWS)
+    splits = scan_all(files, max_bytes, lambda _, record: learned.add(record), max_rows)
     if not learned.num_objects:
         problem = f" (the first row: {learned.problem})" if learned.problem else ""
         raise InputError(f"{files[0].location}: holds no JSON object, on a line or in an array{problem}; is it JSON?")

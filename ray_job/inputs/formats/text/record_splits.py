@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 
 from ray_job.errors import InputError
 from ray_job.inputs.formats.text.csv_rows import MAX_ROW_BYTES, join_lines
@@ -29,19 +31,35 @@ class RecordSplit(FileSplit):
     is_cut: bool  # its last row says that the file was cut short
 
 
-def scan(file: TextFile, max_bytes: int, look_at: Callable[[Record], None]) -> list[RecordSplit]:
+def scan_all(
+    files: Iterable[TextFile], max_bytes: int, look_at: Callable[[TextFile, Record], None], max_rows: int | None
+) -> list[RecordSplit]:
+    """`scan` of files one after the other, until so many rows are found."""
+    splits: list[RecordSplit] = []
+    for file in files:
+        left = None if max_rows is None else max_rows - sum(split.num_rows for split in splits)
+        if left is not None and left <= 0:
+            break
+        splits += scan(file, max_bytes, partial(look_at, file), left)
+    return splits
+
+
+def scan(
+    file: TextFile, max_bytes: int, look_at: Callable[[Record], None], max_rows: int | None = None
+) -> list[RecordSplit]:
     """Counts a file's records and cuts it between them; a file that can only be read from its beginning stays whole.
 
     Args:
         file: where its header, if any, is known.
         max_bytes: of a record.
         look_at: is given every record.
+        max_rows: those behind them are not read.
     """
     splits: list[RecordSplit] = []
     first: Record | None = None
     num_rows = end = 0
     with open_records(file, max_bytes) as records:
-        for record in records:
+        for record in islice(records, max_rows):
             look_at(record)
             is_full = first is not None and (record.end - first.start > SPLIT_BYTES or num_rows >= SPLIT_ROWS)
             if first is not None and is_full and not file.is_whole:
