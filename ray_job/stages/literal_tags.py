@@ -59,8 +59,8 @@ class LiteralTags:
             return None
         return (
             f"{self.num_rows} of {of_rows} show their pictures elsewhere than at {IMAGE_TAG}, which stays text "
-            f"(e.g. {self.example}): set prompt.image_tag: '{IMAGE_TAG}' for a picture at each, where rows with another "
-            "number of pictures fail, or '' if text is what you want"
+            f"(e.g. {self.example}): set prompt.image_tag: '{IMAGE_TAG}' for a picture at each, where rows with "
+            "another number of pictures fail, or '' if text is what you want"
         )
 
     def _may_hold_tags(self, row: Mapping[str, Any]) -> bool:
