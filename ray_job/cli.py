@@ -81,10 +81,11 @@ def _validate(arguments: argparse.Namespace) -> int:
         print(f"{arguments.spec}: skips {source.skipped.text()}")
     if not source.image_columns and source.prompt.messages_column is None:
         print(f"{arguments.spec}: shows no pictures; if columns hold them, name these in input.image_columns")
+    rows = "1 row" if source.num_rows == 1 else f"{source.num_rows} rows"
     hint = first_rows_hint(spec, source)
     if hint:
         print(f"{arguments.spec}: hint: {hint}")
-    print(f"{arguments.spec}: valid; {source.num_rows} rows, fingerprint {fingerprint}")
+    print(f"{arguments.spec}: valid; {rows}, fingerprint {fingerprint}")
     for name, other in source.renamed.items():
         print(f"column {name!r}: in the output it is {other!r}, since {name!r} is the output's own")
     return 0

@@ -9,6 +9,7 @@ from ray_job.engine.batching import DEFAULT_MAX_TOKENS, SampleSize, num_batches
 from ray_job.inputs.documents.source import num_documents
 from ray_job.inputs.skipped import NOTHING, Skipped
 from ray_job.inputs.source import iter_tables
+from ray_job.rows import ROW_ID
 from ray_job.spec import GenerationParams, JobSpec
 from ray_job.stages.literal_tags import LiteralTags
 from ray_job.stages.open_job import open_job
@@ -99,7 +100,7 @@ def plan_job(spec: JobSpec) -> Plan:
                 plan.pictures += len(prepared.pictures)
                 tags.see(row, len(prepared.pictures))
                 for sample in prepared.samples:
-                    _count(plan, sample, sizes)
+                    _count(plan, sample, sizes, str(row[ROW_ID]))
     plan.hint = tags.hint(f"{plan.rows} rows")
     plan.samples = sum(plan.bad_samples.values()) + len(sizes)
     plan.distinct_pictures = len(digests)
@@ -110,11 +111,12 @@ def plan_job(spec: JobSpec) -> Plan:
     return plan
 
 
-def _count(plan: Plan, sample: dict[str, Any], sizes: list[SampleSize]) -> None:
+def _count(plan: Plan, sample: dict[str, Any], sizes: list[SampleSize], row_id: str) -> None:
     error = sample["error"]
     if error is not None:
         plan.bad_samples[error["code"]] = plan.bad_samples.get(error["code"], 0) + 1
-        plan.examples.setdefault(error["code"], error["message"])
+        is_told = error["message"].startswith(f"{row_id.partition('#')[0]}, ")  # as of a line that cannot be read
+        plan.examples.setdefault(error["code"], error["message"] if is_told else f"{row_id}: {error['message']}")
         return
     input_ids = sample["input_ids"]
     plan.prompt_tokens.append(len(input_ids))

@@ -249,6 +249,8 @@ def test_a_line_without_end_is_an_error_and_not_held(tmp_path: Path) -> None:
 def test_no_object_at_all_is_fatal_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no JSON object"):
         opened(write_lines(tmp_path / "a.jsonl", ["hello", "[1]"]))
+    with pytest.raises(InputError, match=r"a\.jsonl: has no bytes"):
+        opened(write_lines(tmp_path / "a.jsonl", []))
     with pytest.raises(SpecError, match=r"no column 'custom'; did you mean 'custom_id'\?"):
         opened(write_lines(tmp_path / "a.jsonl", [_request()]), template=None, input={"id_column": "custom"})
 

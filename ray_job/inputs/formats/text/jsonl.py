@@ -123,6 +123,8 @@ def open_json(spec: JobSpec, found: InputFiles) -> JsonSource:
     limit = spec.input.limit
     max_rows = None if limit is None else max(limit, _MIN_LEARNED_ROWS)
     splits = scan_all(files, max_bytes, lambda _, record: learned.add(record), max_rows)
+    if all(file.num_bytes == 0 for file in found.files):
+        raise InputError(f"{files[0].location}: has no bytes; check that it was written to its end")
     if not learned.num_objects:
         problem = f" (the first row: {learned.problem})" if learned.problem else ""
         raise InputError(f"{files[0].location}: holds no JSON object, on a line or in an array{problem}; is it JSON?")
