@@ -117,7 +117,7 @@ class MixedModel:
             query_TNC = _turned(query_TNC, positions_AT, is_long_T)
             key_THC = _turned(key_THC, positions_AT, is_long_T)
             if index == len(self.layers) - 1:
-                query_TNC, hidden_TD = query_TNC[wanted_S], hidden_TD[wanted_S]
+                query_TNC, hidden_TD, deep_TD = query_TNC[wanted_S], hidden_TD[wanted_S], deep_TD[wanted_S]
             hidden_TD = hidden_TD + attend(index, query_TNC, key_THC, value_THC) @ self._output[index].T
             if index == 0:
                 hidden_TD = hidden_TD + deep_TD
