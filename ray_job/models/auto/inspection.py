@@ -12,9 +12,19 @@ from torch import Tensor
 from ray_job.engine.packed_model import AttentionLayer
 from ray_job.models.auto.attention import AttendLayer
 
-# What the library may tell its attention that changes nothing here: no dropout when a model answers, causal is what the
-# engine's attention is, and positions are in queries and keys already.
-_HARMLESS = {"dropout", "is_causal", "position_ids", "position_embeddings", "use_cache", "output_attentions"}
+# What the library may tell its attention that changes nothing here: there is no dropout when a model answers, positions
+# are in queries and keys already, and the rest concerns other parts of a call.
+_HARMLESS = {
+    "cache",
+    "dropout",
+    "is_causal",
+    "logits_to_keep",
+    "output_attentions",
+    "position_embeddings",
+    "position_ids",
+    "return_dict",
+    "use_cache",
+}
 _UNDERSTOOD = {"scaling", "softcap", "sliding_window"}
 _REASONS = {
     "s_aux": "its attention has sinks",

@@ -1,4 +1,4 @@
-"""From a picture's whole numbers, 0 to 255, to what a vision tower reads: on its device, so that rows travel as uint8."""
+"""A picture's whole numbers, 0 to 255, to what a vision tower reads; on its device, so that rows travel as uint8."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class PackedAuto:
         return ()
 
     def token_types(self, ids_L: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """(L,) of what the library calls the types of a prompt's tokens; its own masks and positions follow from them."""
+        """(L,) of the library's token types, which its own masks and positions of a prompt follow from."""
         return (ids_L < 0).astype(np.int64)
 
     def embed(self, input_ids_L: Tensor, features: Sequence[Tensor] = ()) -> Tensor:

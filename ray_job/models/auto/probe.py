@@ -24,7 +24,7 @@ from ray_job.models.auto.inspection import Unfit
 from ray_job.models.auto.packed import PackedAuto
 from ray_job.rows import Sample
 
-_WINDOW = 5  # of the probe's layers that have one: a model's own is longer than any row here
+_WINDOW = 5  # tokens, of layers that have a window, while they are probed: their own is longer than any row here
 _TOLERANCE = 1e-3  # of the largest logit, in float32
 _TOLERANCE_16_BITS = 0.05
 
@@ -33,8 +33,10 @@ _TOLERANCE_16_BITS = 0.05
 def check_answers(packed: PackedAuto, model: Any, samples: Sequence[Sample]) -> None:
     """Raises Unfit unless the packed rows' logits are the library's."""
     assert any(sample.pictures for sample in samples), "pictures are half of what can go wrong"
-    with _short_windows(model):
-        ours_SV = packed_logits(packed, samples)
+    # Not within a block: of a block that is longer than a window, the library's families see different parts.
+    window = max([_WINDOW, *(end - start for sample in samples for start, end in _layout(packed, sample).blocks)])
+    with _short_windows(model, window):
+        ours_SV = packed_logits(packed, samples, window)
         with packed.released():
             library_SV = torch.stack([library_logits(packed, model, sample) for sample in samples])
     worst = float(((ours_SV - library_SV).abs().amax(1) / library_SV.abs().amax(1)).max())
@@ -43,21 +45,24 @@ def check_answers(packed: PackedAuto, model: Any, samples: Sequence[Sample]) -> 
         raise Unfit(f"its logits differ from the library's by {worst:.2g} of the largest; {tolerance} is allowed")
 
 
-def packed_logits(packed: PackedAuto, samples: Sequence[Sample]) -> Tensor:
-    """float32 (S, V) for the next token of each row, all of them in one call."""
+def packed_logits(packed: PackedAuto, samples: Sequence[Sample], window: int | None = None) -> Tensor:
+    """float32 (S, V) for the next token of each row, all of them in one call.
+
+    Layers with a window have one of `window` tokens, the query itself counted, if their own is not shorter.
+    """
     device = packed.device
-    ids = [np.asarray(sample.input_ids, dtype=np.int32) for sample in samples]
-    layouts = [packed.layout(ids_L, sample.pictures) for ids_L, sample in zip(ids, samples, strict=True)]
+    layouts = [_layout(packed, sample) for sample in samples]
     embeds = [
-        packed.embed(torch.from_numpy(ids_L).long(), packed.encode_pictures(sample.pictures))
-        for ids_L, sample in zip(ids, samples, strict=True)
+        packed.embed(torch.tensor(sample.input_ids), packed.encode_pictures(sample.pictures)) for sample in samples
     ]
     positions_AT = torch.from_numpy(np.concatenate([layout.positions_AL for layout in layouts], axis=1)).to(device)
-    wanted_S = torch.tensor([len(ids_L) for ids_L in ids], device=device).cumsum(0) - 1
+    wanted_S = torch.tensor([len(sample.input_ids) for sample in samples], device=device).cumsum(0) - 1
     is_long_T = torch.zeros(positions_AT.shape[1], dtype=torch.bool, device=device)
 
     def attend(layer: int, query_TNC: Tensor, key_THC: Tensor, value_THC: Tensor) -> Tensor:
-        mask_TT = _mask(packed.layers[layer], layouts).to(device)
+        own = packed.layers[layer].sliding_window
+        shorter = own if own is None or window is None else min(own, window - 1)
+        mask_TT = _mask(layouts, shorter).to(device)
         return _attention(packed.layers[layer], query_TNC, key_THC, value_THC, mask_TT)
 
     return packed.logits(packed.forward(torch.cat(embeds), positions_AT, is_long_T, wanted_S, attend))
@@ -78,27 +83,30 @@ def library_logits(packed: PackedAuto, model: Any, sample: Sample) -> Tensor:
 
 
 @contextmanager
-def _short_windows(model: Any) -> Iterator[None]:
-    """Lets the library make the masks of layers with a window as of a window of `_WINDOW` tokens."""
+def _short_windows(model: Any, window: int) -> Iterator[None]:
+    """Lets the library make the masks of layers that have a window as if it were of so many tokens."""
     text = model.get_decoder().config
-    window = getattr(text, "sliding_window", None)
-    if window is None:
+    own = getattr(text, "sliding_window", None)
+    if own is None:
         yield
         return
-    text.sliding_window = min(window, _WINDOW)
+    text.sliding_window = min(own, window)
     try:
         yield
     finally:
-        text.sliding_window = window
+        text.sliding_window = own
 
 
-def _mask(layer: AttentionLayer, layouts: Sequence[PromptLayout]) -> Tensor:
+def _layout(packed: PackedAuto, sample: Sample) -> PromptLayout:
+    return packed.layout(np.asarray(sample.input_ids, dtype=np.int32), sample.pictures)
+
+
+def _mask(layouts: Sequence[PromptLayout], sliding_window: int | None) -> Tensor:
     """bool (T, T): which keys each query sees, those of its own row alone."""
-    window = layer.sliding_window if layer.sliding_window is None else min(layer.sliding_window, _WINDOW - 1)
     blocks = []
     for layout in layouts:
         num_tokens = layout.positions_AL.shape[1]
-        first_L, last_L = layout.seen(0, num_tokens, window)
+        first_L, last_L = layout.seen(0, num_tokens, sliding_window)
         order_L = np.arange(num_tokens)
         blocks.append(torch.from_numpy((order_L >= first_L[:, None]) & (order_L <= last_L[:, None])))
     lengths = [len(block) for block in blocks]

@@ -9,7 +9,7 @@ from ray_job.models.auto.packed import PackedAuto
 
 
 class PictureBlocks(PackedAuto):
-    """A picture's tokens see one another."""
+    """A picture's tokens see one another. The probe refuses a window that a picture does not fit in."""
 
     def blocks(self, ids_L: npt.NDArray[np.int32]) -> tuple[tuple[int, int], ...]:
         """Each run of pictures' tokens."""
