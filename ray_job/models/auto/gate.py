@@ -24,6 +24,7 @@ _FIELDS = {  # of a text configuration that are set
     "kv_lora_rank": "its layers keep latent keys",
     "num_kv_shared_layers": "its layers share keys",
     "attention_chunk_size": "it attends within chunks",
+    "hidden_size_per_layer_input": "its layers have embeddings of tokens of their own",
     "alibi": "it adds a bias for positions to attention scores",
     "cross_attention_layers": "its pictures are attended to beside the text",
     "is_encoder_decoder": "it has an encoder for the prompt",

@@ -21,6 +21,7 @@ _HARMLESS = {
     "is_causal",
     "logits_to_keep",
     "output_attentions",
+    "output_router_logits",
     "position_embeddings",
     "position_ids",
     "return_dict",
