@@ -57,6 +57,11 @@ def family(name: str, seed: int = 0) -> Family:
     return Family(name, model, normalization, samples, answers)
 
 
+def few(made: Family) -> list[Sample]:
+    """Rows to probe a model with: none whose pictures differ in size."""
+    return [sample for sample in made.samples if len(sample.pictures) < 2][:4]
+
+
 def of_processor(images: Any) -> Normalization:
     """An image processor's own numbers."""
     mean, std = images.image_mean if images.do_normalize else None, images.image_std
