@@ -15,6 +15,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from ray_job.rows import Picture, Sample
+from ray_job.spec import GenerationParams
 from tests.models.auto.decoders import IMAGE_ID, SIZES
 
 Arrays: TypeAlias = dict[str, Any]
@@ -306,3 +308,17 @@ def make(name: str, seed: int = 0) -> PreTrainedModel:
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = SIZES["pad_token_id"]
     return model.eval()
+
+
+def rows(name: str, count: int) -> list[Sample]:
+    """Rows of text and one picture, the third and the sixth of two."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for key in range(count):
+        ids, pictures = rng.integers(0, 256, 3).tolist(), []
+        for number in range(1, 3 if key % 3 == 2 else 2):
+            arrays, num_tokens = MODELS[name].picture(rng)
+            pictures.append(Picture(bytes([key, number] * 8), arrays))
+            ids += [*[-number] * num_tokens, *rng.integers(0, 256, 4 + key).tolist()]
+        samples.append(Sample(key, ids, pictures, GenerationParams(max_new_tokens=4 + 3 * key)))
+    return samples
