@@ -25,8 +25,8 @@ MIXED = (
     AttentionLayer(num_heads=2, head_dim=8, sliding_window=3),
     AttentionLayer(num_heads=1, head_dim=12),
     AttentionLayer(num_heads=3, head_dim=4, softcap=0.8),
-    AttentionLayer(num_heads=2, head_dim=8, sliding_window=7, softcap=1.5),
     AttentionLayer(num_heads=2, head_dim=6),
+    AttentionLayer(num_heads=2, head_dim=8, sliding_window=7, softcap=1.5),
 )
 OPEN = (
     AttentionLayer(num_heads=2, head_dim=8),
@@ -117,7 +117,7 @@ class MixedModel:
             query_TNC = _turned(query_TNC, positions_AT, is_long_T)
             key_THC = _turned(key_THC, positions_AT, is_long_T)
             if index == len(self.layers) - 1:
-                query_TNC, hidden_TD = query_TNC[wanted_S], hidden_TD[wanted_S]
+                query_TNC, hidden_TD, deep_TD = query_TNC[wanted_S], hidden_TD[wanted_S], deep_TD[wanted_S]
             hidden_TD = hidden_TD + attend(index, query_TNC, key_THC, value_THC) @ self._output[index].T
             if index == 0:
                 hidden_TD = hidden_TD + deep_TD
