@@ -42,9 +42,10 @@ def model_folder(model: ModelSpec, *, with_weights: bool = True) -> Path:
 
 
 def settle_model(model: ModelSpec) -> ModelSpec:
-    """The same model with a local folder made absolute: workers start elsewhere."""
-    is_folder = model.path not in (DEMO, NOOP) and os.path.isdir(model.path)
-    return model.model_copy(update={"path": os.path.abspath(model.path)}) if is_folder else model
+    """The same model with local folders made absolute: workers start elsewhere."""
+    named = {"path": "" if model.path in (DEMO, NOOP) else model.path, "adapter": model.adapter or ""}
+    folders = {name: os.path.abspath(path) for name, path in named.items() if os.path.isdir(path)}
+    return model.model_copy(update=folders)
 
 
 @functools.lru_cache(maxsize=4)
@@ -61,29 +62,42 @@ def load_model(spec: JobSpec, placement: Placement | None = None) -> Phi3VisionM
         placement: where and how it computes; by default as an actor that has this process's machine for itself.
 
     Raises:
-        ModelError: the configuration or the weights are not right, or the GPU cannot be used or lacks the dtype.
+        ModelError: the configuration, the weights or the adapter are not right, a package that they need is not
+            installed, or the GPU cannot be used or lacks the dtype.
     """
     import torch
 
     from ray_job.engine.memory import is_out_of_memory
+    from ray_job.models.adapters import adapter_folder, merge_adapter
     from ray_job.models.casting import cast_where_slow
     from ray_job.models.phi3_vision import weights
+    from ray_job.models.quantization import quantize_layers
 
     placement = placement or Placement.local(spec)
     if placement.device == "cuda":
         _check_gpu(placement)
     compute_with(placement.threads)
     folder = model_folder(spec.model)
+    adapter = adapter_folder(spec.model)
     dtype = getattr(torch, placement.dtype)
     try:
-        model = weights.load(folder, dtype=dtype, device=placement.device, attention=spec.model.attention)
+        # What is quantised goes to the GPU layer by layer, which then never holds the whole weights.
+        device = "cpu" if spec.model.quantization else placement.device
+        model = weights.load(folder, dtype=dtype, device=device, attention=spec.model.attention)
+        if adapter is not None:
+            model = merge_adapter(model, adapter)
+        if placement.device == "cpu":
+            cast_where_slow(model)
+        if spec.model.quantization is not None:
+            quantize_layers(model.model.layers, spec.model.quantization, model.dtype, placement.device)
+            model.to(placement.device)
         if placement.device == "cuda":
             _try_gpu()
     except (RuntimeError, AssertionError) as error:
         if placement.device == "cpu" or is_out_of_memory(error) or "cuda" not in str(error).lower():
             raise
         raise Cuda.find().error(first_line(error)) from error
-    return cast_where_slow(model)
+    return model
 
 
 def load_engine(spec: JobSpec, placement: Placement | None = None) -> Engine:
@@ -124,11 +138,12 @@ def _continuous_engine(
     from ray_job.engine.continuous import ContinuousEngine
     from ray_job.engine.memory import free_bytes, pool_tokens
     from ray_job.models.phi3_vision.packed import PackedPhi3Vision
+    from ray_job.models.quantization import stored_bytes
 
     batching = spec.batching
     vision_cache_bytes = batching.vision_cache_mib * 2**20
     # Weights may be pages of their files, which count as available though they are needed all the time.
-    left_bytes = placement.memory_bytes - sum(weight.nbytes for weight in model.parameters())
+    left_bytes = placement.memory_bytes - sum(stored_bytes(weight) for weight in model.parameters())
     packed = PackedPhi3Vision(model, free_bytes=left_bytes)
     left_bytes -= packed.packed_bytes + vision_cache_bytes
     if placement.device == "cuda":
