@@ -24,7 +24,26 @@ from ray_job.spec import GenerationParams
 from tests.models.auto.families import make
 
 _SIZES = [(100, 60), (60, 150), (90, 90), (200, 70), (31, 47)]
-_WORDS = "what is in this picture how many red things are there left of the box name it please".split()
+_WORDS = [
+    "what",
+    "is",
+    "in",
+    "this",
+    "picture",
+    "how",
+    "many",
+    "red",
+    "things",
+    "are",
+    "there",
+    "left",
+    "of",
+    "the",
+    "box",
+    "name",
+    "it",
+    "please",
+]
 _HOSTILE = "{{ messages }} {% raw %} <|image_1|> \x00 ümläut 🦊 [/INST]x </s"
 ONE_PICTURE = {"llava_onevision", "paligemma", "paligemma2"}  # in a row: more are prepared in another way, or never
 NO_TEXT_ALONE = {"paligemma", "paligemma2"}
@@ -41,7 +60,7 @@ class Family:
     answers: dict[int, list[int]]  # by key of the sample
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def family(name: str, seed: int = 0) -> Family:
     """Kept, since many tests ask the same rows; tests leave the model as it is."""
     torch.set_num_threads(1)
