@@ -120,14 +120,14 @@ def load_engine(spec: JobSpec, placement: Placement | None = None) -> Engine:
 def _static_engine(spec: JobSpec, model: Phi3VisionModel, vocabulary: Vocabulary) -> Engine:
     from ray_job.engine.batching import DEFAULT_MAX_TOKENS
     from ray_job.engine.static import StaticEngine
+    from ray_job.models.phi3_vision.padded import PaddedPhi3Vision
 
     batching = spec.batching
     return StaticEngine(
-        model,
+        PaddedPhi3Vision(model, batching.padding_side),
         vocabulary,
         max_batch_rows=batching.max_batch_rows,
         max_batch_tokens=batching.max_batch_tokens or DEFAULT_MAX_TOKENS,
-        padding_side=batching.padding_side,
         row_deadline_s=spec.limits.row_deadline_s,
     )
 

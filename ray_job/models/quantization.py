@@ -64,7 +64,9 @@ def quantize_layers(layers: nn.Module, kind: Quantization, dtype: torch.dtype, d
     config = {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[kind]
     found = [module for module in layers.modules() if isinstance(module, nn.Linear)]
     if not found:
-        raise ModelError(f"{_FIELD}: the decoder of this model has no linear layers that could be quantised; leave it out")
+        raise ModelError(
+            f"{_FIELD}: the decoder of this model has no linear layers that could be quantised; leave it out"
+        )
     for layer in found:
         weight = layer.weight.detach().to(device=device, dtype=dtype)
         layer.weight = nn.Parameter(weight, requires_grad=False)
