@@ -58,7 +58,9 @@ def cast_layerwise(model: nn.Module, dtype: torch.dtype) -> None:
 
 def linear(x_TD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """`F.linear` in the dtype of `x_TD`, whatever the weight is kept in."""
-    return F.linear(x_TD, weight_ND.to(x_TD.dtype), bias_N)
+    if weight_ND.dtype != x_TD.dtype:  # a quantised weight has the dtype it is computed in, and cannot be cast
+        weight_ND = weight_ND.to(x_TD.dtype)
+    return F.linear(x_TD, weight_ND, bias_N)
 
 
 class _Linear(nn.Linear):
