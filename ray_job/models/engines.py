@@ -57,7 +57,7 @@ def choose_engine(spec: JobSpec, placement: Placement | None = None) -> ChosenEn
     processor = load_processor(spec.model)
     vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
     model = load_model(spec, placement)
-    if isinstance(processor, Phi3VisionProcessor):
+    if _is_phi3_vision(processor):
         return _for_phi3_vision(spec, model, processor, vocabulary, placement)
     return _for_library_model(spec, model, processor, vocabulary, placement)
 
@@ -68,7 +68,7 @@ def check_engine(spec: JobSpec) -> None:
     Raises:
         ModelError: the library does not know the model, or it does not fit the engine that is asked for.
     """
-    if spec.model.path == NOOP or isinstance(load_processor(spec.model), Phi3VisionProcessor):
+    if spec.model.path == NOOP or _is_phi3_vision(load_processor(spec.model)):
         return
     from ray_job.models.auto.configuration import read_config
     from ray_job.models.loading import model_folder
@@ -104,8 +104,8 @@ def _for_library_model(
     from ray_job.models.auto.normalization import Normalization
     from ray_job.models.auto.padded import PaddedAuto
     from ray_job.models.auto.padded_gate import why_alone, why_not_padded
-    from ray_job.models.auto.processor import LibraryProcessor
     from ray_job.models.auto.probe_rows import probe_rows
+    from ray_job.models.auto.processor import LibraryProcessor
     from ray_job.models.auto.unfit import Unfit
 
     assert isinstance(processor, LibraryProcessor)
@@ -186,6 +186,10 @@ def _left_bytes(spec: JobSpec, model: Any, placement: Placement) -> int:
 
 def _vision_cache_bytes(spec: JobSpec) -> int:
     return spec.batching.vision_cache_mib * 2**20
+
+
+def _is_phi3_vision(processor: Processor) -> bool:
+    return isinstance(processor, Phi3VisionProcessor)
 
 
 def _check_padding(spec: JobSpec) -> None:

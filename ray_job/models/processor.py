@@ -61,6 +61,16 @@ class Processor(Protocol):
         """Tokens of the picture that takes most."""
         ...
 
+    @property
+    def takes_system(self) -> bool:
+        """Whether the model's template has a place for a system prompt."""
+        ...
+
+    @property
+    def counts_by_size(self) -> bool:
+        """Whether `placeholder` tells of a picture by its size."""
+        ...
+
     def prepare(self, image: Image.Image) -> PreparedPicture:
         """A picture as the model reads it. Raises RowError for one that it cannot read."""
         ...

@@ -257,8 +257,7 @@ class Run:
         self._check(ledger)
         self.totals = Totals.of_ledger(ledger)
         self.totals.check(self._spec.limits, self.expected_rows)
-        placement = {**self._manifest.placement, **self._engine}
-        manifest = self._write_manifest(totals=self.totals, duplicates=find_duplicates(ledger), placement=placement)
+        manifest = self._write_manifest(totals=self.totals, duplicates=find_duplicates(ledger))
         self._write_batch_files(ledger, manifest.fingerprint)
         report = Report.of_manifest(self.root, manifest, self._elapsed_s, self.activity)
         before_commit()
@@ -356,6 +355,8 @@ class Run:
 
     def _write_manifest(self, **changes: Any) -> Manifest:
         assert self._manifest is not None, "begin first"
-        self._manifest = replace(self._manifest, elapsed_s=round(self._elapsed_s, 3), **changes)
+        placement = {**self._manifest.placement, **self._engine}
+        elapsed_s = round(self._elapsed_s, 3)
+        self._manifest = replace(self._manifest, elapsed_s=elapsed_s, placement=placement, **changes)
         self._manifest.write(self.root)
         return self._manifest

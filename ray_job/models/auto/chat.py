@@ -122,13 +122,13 @@ class ChatTemplate:
 
         is_begun = messages[-1].role == "assistant"
         conversation = [{"role": message.role, "content": self._content(message.parts)} for message in messages]
-        prompts, _ = render_jinja_template(
+        prompts = render_jinja_template(
             conversations=[conversation],
             chat_template=self._template,
             add_generation_prompt=not is_begun,
             continue_final_message=is_begun,
             **self._variables,
-        )
+        )[0]
         return str(prompts[0])
 
     def _content(self, parts: Sequence[Part]) -> list[dict[str, str]] | str:

@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray_job.errors import ModelError, first_line
 from ray_job.models.json_file import read_json_object
@@ -64,7 +64,7 @@ def _processor_class(folder: Path) -> type[Any]:
     general = _module("transformers.processing_utils").ProcessorMixin.replace_image_token
     if getattr(found, "replace_image_token", general) is general or "image_processor" not in found.get_attributes():
         raise ModelError(f"{folder}: model_type is {model_type!r}, and {name} places no pictures in texts. {_ADVICE}")
-    return found
+    return cast(type[Any], found)
 
 
 def _class(name: str, model_types: list[str]) -> Any:
@@ -105,6 +105,7 @@ def _let_pixtral_be_imported() -> None:
 def _pictures_only(cls: type[Any], options: Mapping[str, Any]) -> type[Any]:
     """The class, made of a folder's tokenizer and image processor alone."""
     transformers = _module("transformers")
+    general: Any = cls
 
     def image_processor(folder: Path) -> Any:
         return transformers.AutoImageProcessor.from_pretrained(
@@ -119,10 +120,10 @@ def _pictures_only(cls: type[Any], options: Mapping[str, Any]) -> type[Any]:
         return [makers[name](folder) for name in made.get_attributes()]
 
     def check(self: Any, name: str, argument: Any) -> Any:
-        return type(argument) if "video" in name else cls.check_argument_for_proper_class(self, name, argument)
+        return type(argument) if "video" in name else general.check_argument_for_proper_class(self, name, argument)
 
     members = {
-        "get_attributes": classmethod(lambda _: cls.get_attributes()),
+        "get_attributes": classmethod(lambda _: general.get_attributes()),
         "check_argument_for_proper_class": check,
         "_get_arguments_from_pretrained": classmethod(parts),
         "__repr__": object.__repr__,  # the library's writes all parts as JSON, for its log

@@ -35,7 +35,7 @@ _COUNT_BY_SIZE = {
 _MAX_RATIO = 200  # of a picture's sides; Qwen's own limit, and others resize by the short side alone
 _PROBE_SIZES = ((100, 60), (60, 150), (301, 97), (640, 480))
 _PAGE_SIDE = 4096  # pixels along the longer side that a page is drawn at, at most
-_RATIOS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # at which the picture that takes most tokens is sought
+_RATIOS = (1.0, 1.25, 1.5, 2.0, 3.0)  # at which the picture that takes most tokens is sought
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,6 @@ class PictureProcessor:
     Args:
         library: the library's processor.
         image_token: whose places a picture's features take.
-        takes_options: what of the model's specification changes the image processor, for errors.
     """
 
     def __init__(self, library: Any, image_token: str) -> None:
@@ -133,9 +132,15 @@ class PictureProcessor:
         wide, tall = _both_ways(_PAGE_SIDE, ratio)
         size = wide if is_wide else tall
         if self._layout is None:
-            return _num_pixels(self.prepare(_blank(*size))[0])
+            return self._num_pixels(self.prepare(_blank(*size))[0])
         arrays, text = self.prepare(_blank(*_PROBE_SIZES[-1]))
-        return math.ceil(_num_pixels(arrays) / text.count(self._token) * self._count(*size))
+        return math.ceil(self._num_pixels(arrays) / text.count(self._token) * self._count(*size))
+
+    def _num_pixels(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
+        """Of three channels each, all tiles together."""
+        pixels = arrays[PIXELS]
+        repeated = self._images.temporal_patch_size if pixels.ndim == 2 else 1  # a picture in a table of video patches
+        return int(pixels.size // (3 * repeated))
 
     def _num_tokens(self, width: int, height: int) -> int:
         if self._layout is not None:
@@ -228,8 +233,3 @@ def _both_ways(longer: int, ratio: float) -> Iterator[tuple[int, int]]:
     shorter = max(1, int(longer / ratio))
     yield longer, shorter
     yield shorter, longer
-
-
-def _num_pixels(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
-    """Of three channels each."""
-    return arrays[PIXELS].size // 3

@@ -115,6 +115,16 @@ class Phi3VisionProcessor:
         return self.options.max_len
 
     @property
+    def takes_system(self) -> bool:
+        """Its chat template takes any role."""
+        return True
+
+    @property
+    def counts_by_size(self) -> bool:
+        """A picture's tokens follow from its size."""
+        return True
+
+    @property
     def image_mean(self) -> tuple[float, float, float]:
         """Subtracted from pixels in 0..1, by channel."""
         return self.options.image_mean
