@@ -26,6 +26,7 @@ from ray_job.models.auto.attention import ATTEND, NAME, AttendLayer
 from ray_job.models.auto.inspection import inspect_layers
 from ray_job.models.auto.normalization import Normalization
 from ray_job.models.auto.unfit import Unfit
+from ray_job.models.casting import computing_dtype
 from ray_job.rows import Picture
 
 
@@ -49,6 +50,7 @@ class PackedAuto:
         self._decoder = model.get_decoder()
         self._embedding = model.get_input_embeddings()
         self._normalization = normalization
+        self._dtype = computing_dtype(model)
         self._vision = model.base_model.get_image_features
         self._image_arguments = frozenset(inspect.signature(self._vision).parameters)
         self._library_attention = self._decoder.config._attn_implementation
@@ -87,8 +89,7 @@ class PackedAuto:
     @property
     def dtype(self) -> torch.dtype:
         """Of activations, keys and values."""
-        dtype: torch.dtype = self._model.dtype
-        return dtype
+        return self._dtype
 
     def is_long(self, num_tokens: int) -> bool:
         """False: models whose rotary factors follow from a row's length do not fit."""
