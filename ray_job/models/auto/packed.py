@@ -50,6 +50,7 @@ class PackedAuto:
         self._decoder = model.get_decoder()
         self._embedding = model.get_input_embeddings()
         self._normalization = normalization
+        self.dtype = computing_dtype(model)  # of activations, keys and values; some weights may be kept in another
         self._dtype = computing_dtype(model)
         self._vision = model.base_model.get_image_features
         self._image_arguments = frozenset(inspect.signature(self._vision).parameters)
@@ -85,11 +86,6 @@ class PackedAuto:
         """Where the embeddings are."""
         device: torch.device = self._embedding.weight.device
         return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of activations, keys and values."""
-        return self._dtype
 
     def is_long(self, num_tokens: int) -> bool:
         """False: models whose rotary factors follow from a row's length do not fit."""

@@ -26,7 +26,7 @@ from ray_job.models.auto.unfit import Unfit
 from ray_job.rows import Sample
 
 _WINDOW = 5  # tokens, of layers that have a window, while they are probed: their own is longer than any row here
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.05}  # of a row's largest logit
+_TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.05}  # of a row's largest logit
 _MAX_TOLERANCE = 0.15
 _EAGER = "eager"  # what the library calls attention written out
 
@@ -43,7 +43,7 @@ def check_answers(packed: PackedAuto, model: Any, samples: Sequence[Sample]) -> 
         with packed.released():
             library_SV = _library_logits(packed, model, samples)
         difference = _difference(ours_SV, library_SV)
-        tolerance = _TOLERANCE[packed.dtype]
+        tolerance = _TOLERANCES[packed.dtype]
         if difference > tolerance and packed.dtype != torch.float32:
             # Rounding adds up over many layers: as much as between two ways of the library's own, some times over.
             with packed.released(_EAGER):
