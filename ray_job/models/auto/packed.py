@@ -51,7 +51,6 @@ class PackedAuto:
         self._embedding = model.get_input_embeddings()
         self._normalization = normalization
         self.dtype = computing_dtype(model)  # of activations, keys and values; some weights may be kept in another
-        self._dtype = computing_dtype(model)
         self._vision = model.base_model.get_image_features
         self._image_arguments = frozenset(inspect.signature(self._vision).parameters)
         self._library_attention = self._decoder.config._attn_implementation

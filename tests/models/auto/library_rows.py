@@ -62,6 +62,11 @@ def few(made: Family) -> list[Sample]:
     return [sample for sample in made.samples if len(sample.pictures) < 2][:4]
 
 
+def tokenizer_of(name: str) -> Any:
+    """A family's tokenizer."""
+    return make(name)[0].tokenizer
+
+
 def library_pixels(name: str, image: Image.Image) -> torch.Tensor:
     """A picture's pixels as the library hands them to the model."""
     processor, _ = make(name)

@@ -225,14 +225,6 @@ def _exaone4_5() -> PreTrainedModel:
     return transformers.Exaone4_5_ForConditionalGeneration(config)
 
 
-def _video_llama_3() -> PreTrainedModel:
-    vision = {name: value for name, value in _VISION.items() if name != "image_size"}
-    config = transformers.VideoLlama3Config(
-        text_config=transformers.Qwen2Config(**SIZES).to_dict(), vision_config=vision, **_IDS
-    )
-    return transformers.VideoLlama3ForConditionalGeneration(config)
-
-
 def _paddleocr_vl() -> PreTrainedModel:
     config = transformers.PaddleOCRVLConfig(
         text_config={**SIZES, "head_dim": 16, "rope_parameters": _MROPE}, vision_config=_VISION, **_IDS
@@ -280,7 +272,6 @@ MODELS: dict[str, Alone] = {
     "paddleocr_vl": Alone(_paddleocr_vl, lambda rng: _patch_squares(rng)),
     "paligemma2": Alone(_paligemma2, _square(16)),
     "qwen3_vl_moe": Alone(_qwen3_vl_moe, _patches(1536)),
-    "video_llama_3": Alone(_video_llama_3, _patches(588, merge=1, image_merge_sizes=np.array([1]))),
     "vipllava": Alone(_vipllava, _square(16)),
 }
 
