@@ -121,7 +121,8 @@ def test_rows_that_would_change_each_others_rotary_factors_run_one_at_a_time(lla
     assert (chosen.name, chosen.engine.slots().total) == ("static", 1)
     assert chosen.reason is not None
     assert "longrope" in chosen.reason.split("; ")[0]
-    assert chosen.reason.endswith("one row at a time, as it has rotary factors (rope_type longrope) that follow from a batch's longest row")
+    alone = "one row at a time, as it has rotary factors (rope_type longrope) that follow from a batch's longest row"
+    assert chosen.reason.endswith(alone)
     with pytest.raises(ModelError, match=r"cannot run in the continuous engine: .*longrope"):
         check_engine(spec_of(folder, engine="continuous"))
 
