@@ -142,9 +142,17 @@ def test_answers_are_those_of_each_row_alone(layers: tuple[AttentionLayer, ...],
         assert (kernel.num_calls > 0) == (layers is OPEN)
 
 
+def test_no_kernel_computes_a_soft_cap() -> None:
+    layers = (AttentionLayer(num_heads=2, head_dim=8), AttentionLayer(num_heads=2, head_dim=8, softcap=0.8))
+    kernel = Counted()
+    found, _ = answers(MixedModel(layers, "none"), kernel=kernel)
+    assert found == right_answers(layers, "none")
+    assert kernel.num_calls == 0
+
+
 @pytest.mark.parametrize("blocks", ["pictures", "prompt"])
 def test_rows_put_back_are_computed_again(blocks: Blocks) -> None:
-    """Short of memory twice, and with positions that turn faster after 60 tokens."""
+    """Short of memory twice, and with positions that turn faster after 85 tokens."""
     model = MixedModel(MIXED, blocks, switch=85)
     found, stats = answers(Short(model, [3, 8]), max_slots=6, step_tokens=64, min_shared_tokens=3)
     assert found == references(model)

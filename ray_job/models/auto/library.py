@@ -104,8 +104,7 @@ def _let_pixtral_be_imported() -> None:
 
 def _pictures_only(cls: type[Any], options: Mapping[str, Any]) -> type[Any]:
     """The class, made of a folder's tokenizer and image processor alone."""
-    transformers = _module("transformers")
-    general: Any = cls
+    transformers, general = _module("transformers"), cast(Any, cls)
 
     def image_processor(folder: Path) -> Any:
         return transformers.AutoImageProcessor.from_pretrained(

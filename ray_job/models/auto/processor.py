@@ -184,7 +184,7 @@ class LibraryProcessor:
 
     @cached_property
     def _pictures(self) -> PictureProcessor:
-        return PictureProcessor(self._library, self._feature_token)
+        return PictureProcessor(self._library, self._feature_token, self.options)
 
     @cached_property
     def _feature_token(self) -> str:
@@ -230,7 +230,7 @@ class LibraryProcessor:
         """What is written for picture `index`, its features in their places."""
         feature = Special(self._feature_token)
         for part in self._tokenizer.split(placeholder.text):
-            yield Shown(index, 1) if part == feature else part
+            yield Shown(index, 1, self._feature_token) if part == feature else part
 
 
 def _unpickled(folder: Path, options: str) -> LibraryProcessor:

@@ -1,0 +1,80 @@
+"""README's table of library models: which engine runs them, made from what the tests run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import transformers
+
+from ray_job.models.auto.gate import misfit
+
+# By the names of the tiny models that are compared with the library in five settings, processors included.
+COMPARED = {
+    "llava": "LLaVA",
+    "llava_next": "LLaVA-Next",
+    "llava_next_llama": "LLaVA-Next",
+    "llava_next_mistral_window": "LLaVA-Next",
+    "llava_next_qwen2": "LLaVA-Next",
+    "llava_onevision": "LLaVA-OneVision",
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "smolvlm": "SmolVLM",
+    "idefics3": "Idefics3",
+    "internvl": "InternVL",
+    "internvl_qwen3": "InternVL",
+    "gemma3": "Gemma 3",
+    "paligemma": "PaliGemma",
+    "mistral3": "Mistral 3",
+    "glm4v": "GLM-4V",
+}
+# Of those whose pictures are arrays of chance.
+ALONE = {
+    "aria": "Aria",
+    "aya_vision": "Aya Vision",
+    "cohere2_vision": "Command A Vision",
+    "deepseek_vl": "DeepSeek-VL",
+    "exaone4_5": "EXAONE 4.5",
+    "gemma4": "Gemma 4 31B and 26B",
+    "gemma4_causal": "Gemma 4 31B and 26B",
+    "glm46v": "GLM-4.6V",
+    "glm4v_moe": "GLM-4.5V",
+    "glm_ocr": "GLM-OCR",
+    "got_ocr2": "GOT-OCR2",
+    "idefics2": "Idefics2",
+    "lighton_ocr": "LightOnOCR",
+    "paddleocr_vl": "PaddleOCR-VL",
+    "paligemma2": "PaliGemma 2",
+    "qwen3_vl_moe": "Qwen3-VL-MoE",
+    "vipllava": "ViP-LLaVA",
+}
+# By `model_type`: what the gate refuses by the configuration alone.
+REFUSED = {
+    "gemma3n": "Gemma 3n",
+    "gemma4": "Gemma 4 E2B and E4B",
+    "kimi_k25": "Kimi K2.5",
+    "lfm3_vl": "LFM3-VL",
+    "llama4": "Llama 4",
+    "minicpmv4_6": "MiniCPM-V 4.6",
+    "mllama": "Llama 3.2 Vision",
+    "nemotron_h_omni": "Nemotron H Omni",
+    "qwen3_5": "Qwen3.5",
+}
+
+
+def table() -> str:
+    """As Markdown."""
+    rows = [
+        ("continuous", "like the library's `generate`, processor included", _listed(COMPARED.values())),
+        ("continuous", "like the library's `generate`, pictures as arrays of chance", _listed(ALONE.values())),
+    ]
+    reasons: dict[str, list[str]] = {}
+    for model_type, name in REFUSED.items():
+        reasons.setdefault(str(misfit(transformers.AutoConfig.for_model(model_type))), []).append(name)
+    rows += [("static batches", reason, _listed(names)) for reason, names in reasons.items()]
+    lines = ["| Engine | Tested, or why not | Models |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {engine} | {why} | {models} |" for engine, why, models in rows)])
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
