@@ -128,9 +128,7 @@ def _for_library_model(
     padded = PaddedAuto(model, normalization, max_len=processor.max_len)
     if (objection := why_alone(model, padded)) is not None:
         padded.max_rows = 1
-        reason = (
-            f"{reason}; one row at a time, as it {objection}" if reason else f"one row at a time, as it {objection}"
-        )
+        reason = "; ".join([*([reason] if reason else []), f"one row at a time, as it {objection}"])
     return ChosenEngine(_static(spec, padded, vocabulary), "static", reason)
 
 
