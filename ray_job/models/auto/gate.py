@@ -67,7 +67,7 @@ def misfit(config: Any) -> str | None:
     text = config.get_text_config(decoder=True)
     odd = sorted(set(_layer_types(text)) - _ATTENTION)
     if odd:
-        return f"its layers are not all of attention to all tokens or within a window: {', '.join(odd)}"
+        return f"not all its layers are plain attention, to all tokens or within a window ({', '.join(odd)})"
     for field, reason in _FIELDS.items():
         if _is_set(text, field):
             return f"{reason} ({field})"

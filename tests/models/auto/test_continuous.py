@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from ray_job.models.auto.gate import fit
 from tests.models.auto.families import FAMILIES
@@ -29,19 +28,10 @@ def test_with_other_weights(name: str) -> None:
 
 def check(made: Family) -> None:
     """Equal in all settings, and rows that a mix-up would change."""
-    packed = fit(made.model, made.normalization, few(made))
     assert len({tuple(ids) for ids in made.answers.values()}) >= 9
-    for setting, options in SETTINGS.items():
-        assert answers(packed, made.samples, **options) == made.answers, setting
-
-
-@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3"])
-def test_in_bfloat16_a_row_is_answered_as_alone(name: str) -> None:
-    """Greedy tokens of random weights are near ties: most rows agree, and each with its logits within rounding."""
-    made = family(name)
-    model = family.__wrapped__(name).model.to(torch.bfloat16)
-    packed = fit(model, made.normalization, few(made))
-    alone = answers(packed, made.samples, **SETTINGS["one by one"])
-    together = answers(packed, made.samples, **SETTINGS["together"])
-    same = sum(alone[key] == together[key] for key in alone)
-    assert same >= 7, same
+    packed = fit(made.model, made.normalization, few(made))
+    try:
+        for setting, options in SETTINGS.items():
+            assert answers(packed, made.samples, **options) == made.answers, setting
+    finally:
+        packed.release()

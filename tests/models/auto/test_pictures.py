@@ -114,3 +114,23 @@ def test_placeholders_and_features_that_do_not_match() -> None:
             packed.embed(torch.tensor([5, 384]))
     finally:
         packed.release()
+
+
+@pytest.mark.parametrize("ids", [[5, -1, 7], [5, *[-1] * 8, *[-2] * 8, 7], [5, *[-1] * 8, 6, *[-1] * 8]])
+def test_placeholders_that_have_no_positions(ids: list[int]) -> None:
+    """Too few, two pictures without a token between them, and one picture in two places."""
+    made = family("qwen2_5_vl")
+    packed = family_of("qwen2_5_vl")(made.model, made.normalization)
+    try:
+        pictures = [Picture(b"", {"image_grid_thw": np.array([[1, 4, 8]])})] * max(-min(ids), 1)
+        good = packed.layout(np.array([5, *[-1] * 8, 7], dtype=np.int32), pictures[:1])
+        assert good.positions_AL.tolist() == [
+            [0, *[1] * 8, 5],
+            [0, *[1] * 4, *[2] * 4, 5],
+            [0, *[1, 2, 3, 4] * 2, 5],
+        ]
+        assert good.offset == -4
+        with pytest.raises(ValueError, match="placeholders do not match pictures"):
+            packed.layout(np.array(ids, dtype=np.int32), pictures)
+    finally:
+        packed.release()

@@ -32,12 +32,14 @@ class DeepStack(MultimodalRope):
         return [torch.cat(widths, dim=-1) for widths in zip(own, *deep, strict=True)]
 
     def _run(self, embeds_TW: Tensor, positions_AT: Tensor, wanted_S: Tensor, attend: AttendLayer) -> Tensor:
+        # In place of a mask of the pictures' tokens, the number of the one row: a mask would wait for the device.
+        row = torch.zeros(1, dtype=torch.int64, device=embeds_TW.device)
         embeds_TD, *deep = torch.split(embeds_TW, self._embedding.embedding_dim, dim=-1)
         output = self._decoder(
             inputs_embeds=embeds_TD[None],
             position_ids=positions_AT[:, None],
             use_cache=False,
-            visual_pos_masks=torch.ones(1, len(embeds_TD), dtype=torch.bool, device=embeds_TD.device),
+            visual_pos_masks=row,
             deepstack_visual_embeds=deep,
             **{ATTEND: attend},
         )

@@ -21,12 +21,16 @@ class MultimodalRope(PackedAuto):
     num_axes = 3
 
     def layout(self, ids_L: npt.NDArray[np.int32], pictures: Sequence[Picture]) -> PromptLayout:
-        """Positions (3, L)."""
+        """Positions (3, L). Raises ValueError where placeholders are not as many as a picture's grid has places."""
         if not pictures:
             return PromptLayout.in_order(len(ids_L), self.num_axes)
-        positions_A1L, delta = self._model.base_model.get_rope_index(
-            torch.from_numpy(np.maximum(ids_L, 0, dtype=np.int64))[None],
-            mm_token_type_ids=torch.from_numpy(ids_L < 0).int()[None],
-            image_grid_thw=torch.from_numpy(np.concatenate([picture.arrays[GRID] for picture in pictures])),
-        )
+        grids_P3 = np.concatenate([picture.arrays[GRID] for picture in pictures])
+        try:
+            positions_A1L, delta = self._model.base_model.get_rope_index(
+                torch.from_numpy(np.maximum(ids_L, 0, dtype=np.int64))[None],
+                mm_token_type_ids=torch.from_numpy(ids_L < 0).int()[None],
+                image_grid_thw=torch.from_numpy(grids_P3),
+            )
+        except (RuntimeError, StopIteration) as error:
+            raise ValueError(f"placeholders do not match pictures of {grids_P3.tolist()} patches: {error}") from error
         return PromptLayout(positions_A1L[:, 0].numpy(), int(delta), self.blocks(ids_L))
