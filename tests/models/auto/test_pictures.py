@@ -134,3 +134,16 @@ def test_placeholders_that_have_no_positions(ids: list[int]) -> None:
             packed.layout(np.array(ids, dtype=np.int32), pictures)
     finally:
         packed.release()
+
+
+def test_positions_of_pictures_that_the_prompt_has_in_another_order() -> None:
+    made = family("qwen2_5_vl")
+    packed = family_of("qwen2_5_vl")(made.model, made.normalization)
+    wide, tall = (Picture(b"", {"image_grid_thw": np.array([grid])}) for grid in ([1, 4, 8], [1, 8, 4]))
+    try:
+        one = packed.layout(np.array([5, *[-1] * 8, 6, *[-2] * 8], dtype=np.int32), [tall, wide])
+        other = packed.layout(np.array([5, *[-2] * 8, 6, *[-1] * 8], dtype=np.int32), [wide, tall])
+        assert (one.positions_AL == other.positions_AL).all()
+        assert one.positions_AL[1, 1:9].tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
+    finally:
+        packed.release()

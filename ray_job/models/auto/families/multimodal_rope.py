@@ -24,7 +24,8 @@ class MultimodalRope(PackedAuto):
         """Positions (3, L). Raises ValueError where placeholders are not as many as a picture's grid has places."""
         if not pictures:
             return PromptLayout.in_order(len(ids_L), self.num_axes)
-        grids_P3 = np.concatenate([picture.arrays[GRID] for picture in pictures])
+        mentioned = dict.fromkeys((-ids_L[ids_L < 0]).tolist())  # the library takes grids in the order of the prompt
+        grids_P3 = np.concatenate([pictures[number - 1].arrays[GRID] for number in mentioned])
         try:
             positions_A1L, delta = self._model.base_model.get_rope_index(
                 torch.from_numpy(np.maximum(ids_L, 0, dtype=np.int64))[None],
