@@ -6,6 +6,8 @@ from ray_job.errors import SpecError
 from ray_job.inputs.documents.passwords import Passwords
 from ray_job.inputs.opening import open_source
 from ray_job.inputs.source import Source
+from ray_job.models.adapters import check_adapter
+from ray_job.models.engines import check_engine
 from ray_job.models.loading import load_processor, settle_model
 from ray_job.spec import JobSpec
 from ray_job.stages.prepare import Preparer
@@ -17,7 +19,8 @@ def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
     Raises:
         SpecError, InputError: the input is not there, or has not the columns the spec names; a password is not set;
             the model takes no system prompt, and there is one.
-        ModelError: the model's folder has no usable configuration or tokenizer.
+        ModelError: the model's folder has no usable configuration or tokenizer, its adapter cannot be merged, or
+            the engine that is asked for cannot run it.
     """
     Passwords.check(spec.documents)
     source = open_source(spec)
@@ -25,6 +28,8 @@ def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
     settled = {"input": spec.input.model_copy(update={"version": version}), "prompt": source.prompt}
     spec = spec.model_copy(update={**settled, "model": settle_model(spec.model)})
     processor = load_processor(spec.model)
+    check_adapter(spec.model)
+    check_engine(spec)
     if spec.prompt.system is not None and not processor.takes_system:
         raise SpecError(
             ["prompt.system: the model's chat template has no place for a system prompt; write it into prompt.template"]

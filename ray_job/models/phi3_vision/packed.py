@@ -131,13 +131,10 @@ class PackedPhi3Vision:
     ) -> Tensor:
         """The last layer: of a prompt only the last token goes on, while later tokens still read the keys of all."""
         normed_TD = layer.input_layernorm(hidden_TD)
-        weight = layer.qkv_weight
-        width = len(weight) - 2 * self._num_heads * self._head_dim
         cos_T1C, sin_T1C = cos_sin
-        query_SNC = linear(normed_TD[wanted_S], weight[:width]).view(
-            len(wanted_S), width // self._head_dim, self._head_dim
-        )
-        key_value_THC = linear(normed_TD, weight[width:]).view(len(hidden_TD), -1, self._head_dim)
+        num_queries = self._model.config.num_attention_heads
+        query_SNC = linear(normed_TD[wanted_S], layer.query_weight).view(len(wanted_S), num_queries, self._head_dim)
+        key_value_THC = linear(normed_TD, layer.key_value_weight).view(len(hidden_TD), -1, self._head_dim)
         key_THC, value_THC = torch.split(key_value_THC, self._num_heads, dim=1)
         attended_SC = attend(
             len(self.layers) - 1,
@@ -153,7 +150,9 @@ class _Layer:
 
     def __init__(self, layer: DecoderLayer, pack: bool) -> None:
         self.input_layernorm = layer.input_layernorm
-        self.qkv_weight = layer.self_attn.qkv_proj.weight
+        attention, weight = layer.self_attn, layer.self_attn.qkv_proj.weight
+        width = attention.num_heads * attention.head_dim
+        self.query_weight, self.key_value_weight = weight[:width], weight[width:]
         self.qkv_proj = Projection(layer.self_attn.qkv_proj, pack)
         self._o_proj = Projection(layer.self_attn.o_proj, pack)
         self._post_attention_layernorm = layer.post_attention_layernorm

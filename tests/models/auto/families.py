@@ -252,7 +252,7 @@ def _gemma3() -> Pair:
     images = Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
     template = chat.turns("<start_of_image>")
     processor = transformers.Gemma3Processor(images, tok, image_seq_length=16, chat_template=template)
-    text = {**_TEXT, "num_hidden_layers": 4, "head_dim": 16, "sliding_window": 12, "query_pre_attn_scalar": 24}
+    text = {**_TEXT, "num_hidden_layers": 4, "head_dim": 16, "sliding_window": 18, "query_pre_attn_scalar": 24}
     config = transformers.Gemma3Config(
         vision_config=_siglip().to_dict(),
         mm_tokens_per_image=16,
