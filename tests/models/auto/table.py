@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 import transformers
 
 from ray_job.models.auto.gate import misfit
+from ray_job.models.auto.padded_gate import why_not_padded
 
 # By the names of the tiny models that are compared with the library in five settings, processors included.
 COMPARED = {
@@ -50,14 +52,12 @@ ALONE = {
 }
 # By `model_type`: what the gate refuses by the configuration alone.
 REFUSED = {
-    "gemma3n": "Gemma 3n",
     "gemma4": "Gemma 4 E2B and E4B",
     "kimi_k25": "Kimi K2.5",
     "lfm3_vl": "LFM3-VL",
     "llama4": "Llama 4",
     "minicpmv4_6": "MiniCPM-V 4.6",
     "mllama": "Llama 3.2 Vision",
-    "nemotron_h_omni": "Nemotron H Omni",
     "qwen3_5": "Qwen3.5",
 }
 
@@ -65,15 +65,26 @@ REFUSED = {
 def table() -> str:
     """As Markdown."""
     rows = [
-        ("continuous", "like the library's `generate`, processor included", _listed(COMPARED.values())),
-        ("continuous", "like the library's `generate`, pictures as arrays of chance", _listed(ALONE.values())),
+        ("continuous", "answers are those of the library's `generate`, processor included", _listed(COMPARED.values())),
+        ("continuous", "the same, with pictures of random numbers", _listed(ALONE.values())),
     ]
-    reasons: dict[str, list[str]] = {}
+    refused: dict[tuple[str, str], list[str]] = {}
     for model_type, name in REFUSED.items():
-        reasons.setdefault(str(misfit(transformers.AutoConfig.for_model(model_type))), []).append(name)
-    rows += [("static batches", reason, _listed(names)) for reason, names in reasons.items()]
-    lines = ["| Engine | Tested, or why not | Models |", "|---|---|---|"]
+        refused.setdefault(_refusal(model_type), []).append(name)
+    rows += [(engine, why, _listed(names)) for (engine, why), names in sorted(refused.items(), reverse=True)]
+    lines = ["| Engine | Tested, or why not continuous | Models |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {engine} | {why} | {models} |" for engine, why, models in rows)])
+
+
+def _refusal(model_type: str) -> tuple[str, str]:
+    """Which engine is left, and why."""
+    config = transformers.AutoConfig.for_model(model_type)
+    reason = misfit(config)
+    assert reason is not None
+    with torch.device("meta"):  # no memory for weights
+        model = transformers.AutoModelForImageTextToText.from_config(config)
+    objection = why_not_padded(model)
+    return ("static batches", reason) if objection is None else ("none", f"{reason}, and it {objection}")
 
 
 def _listed(names: Iterable[str]) -> str:

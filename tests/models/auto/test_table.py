@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.models.auto.families import FAMILIES
 from tests.models.auto.models_alone import MODELS
-from tests.models.auto.table import ALONE, COMPARED, REFUSED, table
+from tests.models.auto.table import ALONE, COMPARED, table
 
 README = Path(__file__).parents[3] / "README.md"
 
@@ -21,8 +21,3 @@ def test_the_readme_has_the_table() -> None:
     found = re.search(r"<!-- models -->\n(.*?)\n<!-- /models -->", README.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None, "README has no table of models"
     assert found[1] == table()
-
-
-def test_what_is_refused_by_its_configuration_has_a_reason() -> None:
-    assert len(REFUSED) >= 9
-    assert "None" not in table()
