@@ -92,7 +92,7 @@ def plain(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_adapter_changes_answers_and_the_fingerprint(questions: Path, plain: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     model = load_model(job(questions, plain))
-    config = peft.LoraConfig(r=4, lora_alpha=2, target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"])
+    config = peft.LoraConfig(r=4, lora_alpha=64, target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"])
     folder = save_adapter(copy.deepcopy(model), config, tmp_path / "adapter")
     report = run_quietly(job(questions, tmp_path / "out", adapter=str(folder)))
     found, before = answers(tmp_path / "out"), answers(plain)
