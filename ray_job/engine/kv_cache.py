@@ -29,8 +29,8 @@ class Stretch:
 class KVPool:
     """Memory for `num_tokens` tokens, taken at once, and a spare place that belongs to no row.
 
-    `keys` and `values` of a layer are (H, P, D), H and D its own. In memory heads come first, so that a row's keys of one
-    head are one block, or tokens do, as flash kernels want it.
+    `keys` and `values` of a layer are (H, P, D), H and D its own. In memory heads come first, so that a row's keys of
+    one head are one block, or tokens do, as flash kernels want it.
     """
 
     def __init__(

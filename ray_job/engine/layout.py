@@ -60,7 +60,7 @@ class PromptLayout:
         return next(last for first, last in self.blocks if first == start)
 
     def has_blocks(self, start: int, end: int) -> bool:
-        """Whether any of tokens `start` to `end` sees a later one."""
+        """Whether any of tokens `start` to `end`, no block of which is cut, sees a later one."""
         return any(first < end and start < last and last - first > 1 for first, last in self.blocks)
 
     def common(self, other: PromptLayout, num_tokens: int) -> int:

@@ -154,6 +154,12 @@ def placement_text(placement: Mapping[str, Any]) -> str:
     return ", ".join([*parts, *([f"{' or '.join(threads)} threads an actor"] if threads else [])])
 
 
+def engine_text(placement: Mapping[str, Any]) -> str | None:
+    """Which engine ran and why, in words; None where it is the one that runs if nothing speaks against it."""
+    reason = placement.get("engine_reason")
+    return None if reason is None else f"{placement.get('engine')}: {reason}"
+
+
 def versions() -> dict[str, str | None]:
     """The versions of the packages that take part in an answer."""
     return {name: _version(name) for name in _PACKAGES}

@@ -116,6 +116,9 @@ class JobSpec(Section):
             },
             "documents": {"pages_per_row": dump["documents"]["pages_per_row"]},
             "prompt": dump["prompt"],
-            "model": {**{key: dump["model"][key] for key in ("dtype", "num_crops")}, **quantization},
+            "model": {
+                **{key: dump["model"][key] for key in ("dtype", "num_crops", "processor_options")},
+                **quantization,
+            },
             "generation": dump["generation"],
         }

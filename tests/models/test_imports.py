@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 _RUN = """
 import sys
 from ray_job.engine.interface import run
-from ray_job.models.loading import load_engine, load_processor
+from ray_job.models.engines import load_engine
+from ray_job.models.loading import load_processor
 from ray_job.prompts.parts import Message, Special, Text
 from ray_job.rows import Sample
 from ray_job.spec import GenerationParams, JobSpec

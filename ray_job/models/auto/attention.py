@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ray_job.models.auto.unfit import Unfit
+
 NAME = "ray_job_packed"
 ATTEND = "ray_job_attend"  # the keyword argument
 
@@ -24,15 +26,21 @@ class AttendLayer(Protocol):
     def __call__(
         self, layer: int, query_TNC: Tensor, key_THC: Tensor, value_THC: Tensor, settings: dict[str, Any]
     ) -> Tensor:
-        """Rotated queries and keys, and values → (T, N · C). `settings` is what else the library tells its attention."""
+        """Rotated queries and keys, and values → (T, N · C). `settings` is whatever else the library says."""
 
 
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """(1, N, T, C) of queries, (1, H, T, C) of keys and values → (1, T, N, C), as the library's own functions."""
-    attend: AttendLayer = settings.pop(ATTEND)
-    assert attention_mask is None
+    """(1, N, T, C) of queries, (1, H, T, C) of keys and values → (1, T, N, C), as the library's own functions.
+
+    Raises Unfit, on the first call of a model, where tokens of many rows cannot go side by side.
+    """
+    attend: AttendLayer | None = settings.pop(ATTEND, None)
+    if attend is None:
+        raise Unfit("its layers do not hand down to their attention what a call of the model says")
+    if attention_mask is not None:
+        raise Unfit("its layers make masks of their own")
     query_TNC, key_THC, value_THC = (each[0].transpose(0, 1) for each in (query, key, value))
     attended_TC = attend(module.layer_idx, query_TNC, key_THC, value_THC, settings)  # type: ignore[arg-type]
     return attended_TC.view(1, len(query_TNC), -1, value.shape[-1]), None

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ray_job.engine.memory import is_out_of_memory
+from ray_job.errors import first_line
 from ray_job.models.auto.families.table import family_of
-from ray_job.models.auto.inspection import Unfit
 from ray_job.models.auto.normalization import Normalization
 from ray_job.models.auto.packed import PackedAuto
 from ray_job.models.auto.probe import check_answers
+from ray_job.models.auto.unfit import Unfit
 from ray_job.rows import Sample
 
 _ATTENTION = {"full_attention", "sliding_attention"}
@@ -22,6 +24,7 @@ _FIELDS = {  # of a text configuration that are set
     "kv_lora_rank": "its layers keep latent keys",
     "num_kv_shared_layers": "its layers share keys",
     "attention_chunk_size": "it attends within chunks",
+    "hidden_size_per_layer_input": "its layers have embeddings of tokens of their own",
     "alibi": "it adds a bias for positions to attention scores",
     "cross_attention_layers": "its pictures are attended to beside the text",
     "is_encoder_decoder": "it has an encoder for the prompt",
@@ -44,14 +47,18 @@ def fit(model: Any, normalization: Normalization, samples: Sequence[Sample]) -> 
         raise Unfit(reason)
     try:
         packed = family_of(model.config.model_type)(model, normalization)
-    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, NotImplementedError) as error:
-        raise Unfit(f"its decoder cannot run packed tokens ({type(error).__name__}: {error})") from error
-    try:
-        check_windows(packed, model.get_decoder().config)
-        check_answers(packed, model, samples)
-    except BaseException:
-        packed.release()
+        try:
+            check_windows(packed, model.get_decoder().config)
+            check_answers(packed, model, samples)
+        except BaseException:
+            packed.release()
+            raise
+    except Unfit:
         raise
+    except Exception as error:  # whatever a model's own code raises for what it was not made for
+        if is_out_of_memory(error):
+            raise
+        raise Unfit(f"its own code cannot run packed tokens ({type(error).__name__}: {first_line(error)})") from error
     return packed
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ray_job.engine.packed_model import AttentionLayer
 from ray_job.models.auto.attention import AttendLayer
+from ray_job.models.auto.unfit import Unfit
 
 # What the library may tell its attention that changes nothing here: there is no dropout when a model answers, positions
 # are in queries and keys already, and the rest concerns other parts of a call.
@@ -20,6 +21,7 @@ _HARMLESS = {
     "is_causal",
     "logits_to_keep",
     "output_attentions",
+    "output_router_logits",
     "position_embeddings",
     "position_ids",
     "return_dict",
@@ -33,13 +35,9 @@ _REASONS = {
 }
 
 
-class Unfit(Exception):  # noqa: N818 - it says what a model is
-    """A model that the continuous engine cannot run; the message says why, and reads on after "model: "."""
-
-
 @dataclass(frozen=True, slots=True)
 class InspectedLayer:
-    """One layer's attention, and what its queries are multiplied by for the engine to scale scores as the model does."""
+    """One layer's attention, and a factor of its queries, with which the engine scales scores as the model does."""
 
     attention: AttentionLayer
     query_scale: float

@@ -23,13 +23,20 @@ class Normalization:
             raise ValueError(f"{len(self.mean)} means and {len(self.std)} deviations; one of each for every channel")
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 (…, channels, H, W), or (patches, channels · rest), a patch's channels one after another → float32."""
+        """uint8 (…, channels, H, W), or (patches, channels · rest), a patch's channels one after another → float32.
+
+        Raises ValueError for another shape, unless all channels are scaled alike.
+        """
         import torch
 
         scaled = pixels.to(torch.float32) * self.rescale_factor
         if not self.mean:
             return scaled
         channels = len(self.mean)
+        if pixels.shape[-3] != channels if pixels.ndim > 3 else pixels.ndim == 3 or pixels.shape[1] % channels:
+            raise ValueError(
+                f"pixels of shape {tuple(pixels.shape)} have no axis of {channels} channels where it should be"
+            )
         shape = (channels, 1) if pixels.ndim == 2 else (channels, 1, 1)
         mean = torch.tensor(self.mean, device=pixels.device).view(shape)
         std = torch.tensor(self.std, device=pixels.device).view(shape)

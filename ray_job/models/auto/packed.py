@@ -25,6 +25,8 @@ from ray_job.models.auto import pictures as prepared
 from ray_job.models.auto.attention import ATTEND, NAME, AttendLayer
 from ray_job.models.auto.inspection import inspect_layers
 from ray_job.models.auto.normalization import Normalization
+from ray_job.models.auto.unfit import Unfit
+from ray_job.models.casting import computing_dtype
 from ray_job.rows import Picture
 
 
@@ -48,9 +50,13 @@ class PackedAuto:
         self._decoder = model.get_decoder()
         self._embedding = model.get_input_embeddings()
         self._normalization = normalization
-        self._image_arguments = frozenset(inspect.signature(model.base_model.get_image_features).parameters)
+        self._dtype = computing_dtype(model)
+        self._vision = model.base_model.get_image_features
+        self._image_arguments = frozenset(inspect.signature(self._vision).parameters)
         self._library_attention = self._decoder.config._attn_implementation
         self.max_len: int = self._decoder.config.max_position_embeddings
+        if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+            raise Unfit("it has logits of all tokens of a prompt, or of none (no logits_to_keep)")
         self._decoder.set_attn_implementation(NAME)
         try:
             inspected = inspect_layers(self._run_two_tokens)
@@ -82,8 +88,7 @@ class PackedAuto:
     @property
     def dtype(self) -> torch.dtype:
         """Of activations, keys and values."""
-        dtype: torch.dtype = self._model.dtype
-        return dtype
+        return self._dtype
 
     def is_long(self, num_tokens: int) -> bool:
         """False: models whose rotary factors follow from a row's length do not fit."""
@@ -98,7 +103,7 @@ class PackedAuto:
         features: dict[int, Tensor] = {}
         for batch in prepared.batches(pictures, max_crops):
             arrays = self.image_arrays([pictures[index] for index in batch])
-            found = self._features(self._model.get_image_features(**arrays, return_dict=True), len(batch))
+            found = self._features(self._vision(**arrays, return_dict=True), len(batch))
             features.update(zip(batch, found, strict=True))
         return [features[index] for index in range(len(pictures))]
 

@@ -38,7 +38,7 @@ class PaddedAuto:
     """
 
     def __init__(self, model: Any, normalization: Normalization, *, max_len: int, max_rows: int | None = None) -> None:
-        model.generation_config = GenerationConfig()
+        model.generation_config = _settings()
         self._model = model
         self._image_token_id = image_token_id(model.config)
         self._arguments = frozenset(inspect.signature(model.forward).parameters)
@@ -62,18 +62,12 @@ class PaddedAuto:
         is_picture_BL = ids_BL < 0
         mentioned = [picture for sample in samples for picture in _mentioned(sample)]
         steps = _Steps(next_tokens)
-        settings = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=1 + max(sample.params.max_new_tokens for sample in samples),
-            pad_token_id=0,
-        )
         self._model.generate(
             input_ids=ids_BL.masked_fill(is_picture_BL, self._image_token_id),
             attention_mask=batch.attention_mask_BL.to(device, torch.int64),
             **{name: self._token_types(is_picture_BL) for name in _TYPE_NAMES if name in self._arguments},
             **self._pictures.inputs(mentioned, encoded),
-            generation_config=settings,
+            generation_config=_settings(max_new_tokens=1 + max(each.params.max_new_tokens for each in samples)),
             logits_processor=LogitsProcessorList([steps]),
             stopping_criteria=StoppingCriteriaList([_Over(steps)]),
         )
@@ -83,7 +77,7 @@ class PaddedAuto:
         return torch.zeros_like(types_BL) if self._model.config.model_type in _WHOLE_PROMPT else types_BL
 
 
-class _Steps(LogitsProcessor):  # type: ignore[misc]
+class _Steps(LogitsProcessor):
     """Asks for each row's next token, and leaves the library no other choice."""
 
     def __init__(self, next_tokens: NextTokens) -> None:
@@ -99,7 +93,7 @@ class _Steps(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen_B1, 0.0)
 
 
-class _Over(StoppingCriteria):  # type: ignore[misc]
+class _Over(StoppingCriteria):
     """Ends all rows once no token came."""
 
     def __init__(self, steps: _Steps) -> None:
@@ -107,6 +101,12 @@ class _Over(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor | None, **_: Any) -> Tensor:
         return torch.full(input_ids.shape[:1], self._steps.is_over, device=input_ids.device)
+
+
+def _settings(**own: Any) -> Any:
+    """How the library shall generate: greedily, and with none of the checkpoint's own habits."""
+    config: Any = GenerationConfig
+    return config(do_sample=False, num_beams=1, pad_token_id=0, **own)
 
 
 def image_token_id(config: Any) -> int:

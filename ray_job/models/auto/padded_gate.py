@@ -12,6 +12,7 @@ from transformers import GenerationMixin
 
 from ray_job.engine.padded_model import PaddedModel
 from ray_job.models.auto.padded_pictures import FEATURES
+from ray_job.models.casting import computing_dtype
 from ray_job.rows import Sample
 from ray_job.spec import GenerationParams
 
@@ -48,7 +49,7 @@ def why_alone(model: Any, padded: PaddedModel) -> str | None:
     together = _logits(padded, samples)
     alone = torch.cat([_logits(padded, [sample]) for sample in samples], dim=1)
     difference = float((together - alone).abs().max() / alone.abs().max())
-    if difference <= _TOLERANCES.get(model.dtype, 1e-1):  # NaN is not
+    if difference <= _TOLERANCES.get(computing_dtype(model), 1e-1):  # NaN is not
         return None
     return f"answers differently in a batch than alone, by {difference:.2g} of the largest logit"
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ray_job.models.auto import pictures as prepared
 from ray_job.models.auto.normalization import Normalization
+from ray_job.models.casting import computing_dtype
 from ray_job.rows import Picture
 
 FEATURES = "mm_encoder_outputs"
@@ -29,6 +30,7 @@ class PictureInputs:
     def __init__(self, model: Any, normalization: Normalization) -> None:
         self._model = model
         self._normalization = normalization
+        self._dtype = computing_dtype(model)
         self._arguments = frozenset(inspect.signature(model.forward).parameters)
         self._encode = model.base_model.get_image_features
         self._encoder_arguments = frozenset(inspect.signature(self._encode).parameters)
@@ -53,9 +55,10 @@ class PictureInputs:
         names = names & pictures[0].arrays.keys()
         arrays = {name: np.concatenate([picture.arrays[name] for picture in pictures]) for name in names}
         tensors = {name: torch.from_numpy(array).to(self._model.device) for name, array in arrays.items()}
-        if (pixels := tensors.get(prepared.PIXELS)) is not None:
-            normalised = pixels if pixels.is_floating_point() else self._normalization(pixels)
-            tensors[prepared.PIXELS] = normalised.to(self._model.dtype)
+        for name, tensor in tensors.items():
+            if prepared.PIXELS in name and not tensor.is_floating_point():
+                tensor = self._normalization(tensor)
+            tensors[name] = tensor.to(self._dtype) if tensor.is_floating_point() else tensor
         return tensors
 
 

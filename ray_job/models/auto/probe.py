@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ray_job.engine.packed_model import AttentionLayer, PromptLayout
-from ray_job.models.auto.inspection import Unfit
 from ray_job.models.auto.packed import PackedAuto
+from ray_job.models.auto.unfit import Unfit
 from ray_job.rows import Sample
 
 _WINDOW = 5  # tokens, of layers that have a window, while they are probed: their own is longer than any row here

@@ -10,7 +10,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
@@ -31,6 +31,8 @@ def tokenizer(kind: str, specials: Sequence[str], **named: str) -> PreTrainedTok
     made = _byte_level() if kind == "bytes" else _byte_fallback(starts_with_space=kind == "llama")
     names = dict.fromkeys([PAD, BOS, EOS, *specials])
     made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    if kind != "bytes":
+        made.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, BOS_ID)])
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
         pad_token=PAD,

@@ -24,26 +24,7 @@ from ray_job.spec import GenerationParams
 from tests.models.auto.families import make
 
 _SIZES = [(100, 60), (60, 150), (90, 90), (200, 70), (31, 47)]
-_WORDS = [
-    "what",
-    "is",
-    "in",
-    "this",
-    "picture",
-    "how",
-    "many",
-    "red",
-    "things",
-    "are",
-    "there",
-    "left",
-    "of",
-    "the",
-    "box",
-    "name",
-    "it",
-    "please",
-]
+_WORDS = ["what", "is", "in", "this", "picture", "how", "many", "red", "things", "are", "left", "of", "the", "box"]
 _HOSTILE = "{{ messages }} {% raw %} <|image_1|> \x00 ümläut 🦊 [/INST]x </s"
 ONE_PICTURE = {"llava_onevision", "paligemma", "paligemma2"}  # in a row: more are prepared in another way, or never
 NO_TEXT_ALONE = {"paligemma", "paligemma2"}
@@ -74,6 +55,11 @@ def family(name: str, seed: int = 0) -> Family:
         samples.append(_sample(key, processor, model.config.image_token_id, inputs, images, params))
         answers[key] = _generated(model, inputs, num_tokens)
     return Family(name, model, normalization, samples, answers)
+
+
+def few(made: Family) -> list[Sample]:
+    """Rows to probe a model with: none whose pictures differ in size."""
+    return [sample for sample in made.samples if len(sample.pictures) < 2][:4]
 
 
 def of_processor(images: Any) -> Normalization:

@@ -1,4 +1,4 @@
-"""Prompts of which some tokens see later ones: a picture's in Gemma 3, all of them in PaliGemma."""
+"""Prompts of which some tokens see later ones: a picture's in Gemma 3 and large Gemma 4, all of them in PaliGemma."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ class PictureBlocks(PackedAuto):
         """Each run of pictures' tokens."""
         edges = np.flatnonzero(np.diff(ids_L < 0, prepend=False, append=False)).tolist()
         return tuple(zip(edges[::2], edges[1::2], strict=True))
+
+
+class ChosenPictureBlocks(PictureBlocks):
+    """A picture's tokens see one another where the configuration says so."""
+
+    def blocks(self, ids_L: npt.NDArray[np.int32]) -> tuple[tuple[int, int], ...]:
+        """Each run of pictures' tokens, or none."""
+        chosen = self._decoder.config.use_bidirectional_attention == "vision"
+        return super().blocks(ids_L) if chosen else ()
 
 
 class PromptBlock(PackedAuto):
