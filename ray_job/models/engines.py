@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -204,7 +205,11 @@ def _check_padding(spec: JobSpec) -> None:
 
 def _no_engine(model: ModelSpec, reason: str | None, objection: str) -> ModelError:
     both = f"{reason}, and it {objection}" if reason else f"it {objection}"
-    return ModelError(f"{model.path}: no engine can run this model: {both}; use another model")
+    release = importlib.metadata.version("transformers")
+    return ModelError(
+        f"{model.path}: no engine can run this model: {both}; use another model, or another release of transformers "
+        f"(this is {release})"
+    )
 
 
 def _unfit(model: ModelSpec, reason: str) -> ModelError:

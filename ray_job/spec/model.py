@@ -44,7 +44,11 @@ class ModelSpec(Section):
         description="`auto`: the GPU that `workers.gpus_per_actor` gives the actor, or the CPU if that is 0. `cuda` "
         "and `cpu` decide what `auto` means there, and must not contradict a number.",
     )
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["sdpa", "eager"] = Field(
+        "sdpa",
+        description="How attention is computed where the continuous engine does not do it itself: in the vision tower, "
+        "and in static batches. `sdpa`: by torch's fused function. `eager`: by plain products of matrices.",
+    )
     num_crops: int | None = Field(
         None,
         ge=1,

@@ -24,7 +24,7 @@ from ray_job.models.engines import check_engine, choose_engine
 from ray_job.models.loading import load_processor
 from ray_job.prompts.parts import ImageTag, Message, Text
 from ray_job.rows import Picture, Sample
-from ray_job.spec import GenerationParams, JobSpec
+from ray_job.spec import GenerationParams, JobSpec, ModelSpec
 from tests.models.auto.families import FAMILIES, write
 
 EVERY_TIME = {"llava_next", "smolvlm", "qwen3_vl", "gemma3"}
@@ -76,6 +76,13 @@ def test_auto_is_continuous_and_static_answers_the_same(name: str, tmp_path: Pat
     answers = texts(chosen.engine, samples)
     assert len({tokens for tokens, _, _ in answers.values()}) > 3
     assert texts(static.engine, samples) == answers
+    for engine in ("continuous", "static"):
+        eager = spec_of(tmp_path, engine=engine).model_copy(update={"model": attention_of(tmp_path, "eager")})
+        assert texts(choose_engine(eager).engine, samples) == answers
+
+
+def attention_of(folder: Path, attention: str) -> ModelSpec:
+    return ModelSpec.model_validate({"path": str(folder), "device": "cpu", "attention": attention})
 
 
 @pytest.fixture(scope="module")
