@@ -113,8 +113,7 @@ class Run:
     def record_end(self, error: BaseException) -> None:
         """Writes to the manifest how the run ended before its time; any thread may call it."""
         if self._manifest is not None and not self._is_completed:
-            placement = {**self._manifest.placement, **self._engine}
-            self._write_manifest(state=State.of_error(error), totals=self.totals, error=str(error), placement=placement)
+            self._write_manifest(state=State.of_error(error), totals=self.totals, error=str(error))
 
     def add(self, receipt: Receipt) -> None:
         """Counts one more part.
