@@ -52,15 +52,12 @@ class PackedAttention:
         groups, alone = grouped(decodes)
         grouped_rows = [member.chunk for members, _ in groups for member in members]
         packed = [*grouped_rows, *(member.chunk for member in alone), *prompts]
-        plan = _Plan(
-            [Group.of(members, shared, device) for members, shared in groups],
-            alone,
-            [PromptAttention.of(chunk, widest, device) for chunk in prompts],
-            [located(chunk, widest) for chunk in prompts if chunk.needs_logits],
-        )
-        plans = {widest: plan} | {
-            window: _Plan.ungrouped(packed, window, device) for window in set(windows) if window != widest
-        }
+        plan = _Plan.of([Group.of(*group, device) for group in groups], alone, prompts, widest, device)
+        plans = {widest: plan}
+        # Under a narrower window rows seldom read the same keys.
+        for window in set(windows) - {widest}:
+            each = [located(chunk, window) for chunk in packed[: len(decodes)]]
+            plans[window] = _Plan.of([], each, prompts, window, device)
         self._plans = [plans[window] for window in windows]
         index_of = {chunk: index for index, chunk in enumerate(chunks)}
         self.order = [index_of[chunk] for chunk in packed]
@@ -119,12 +116,17 @@ class _Plan:
     asking: list[Located]  # in the last layer a prompt asks only for its last token, like a decoding row's
 
     @classmethod
-    def ungrouped(cls, packed: Sequence[Chunk[Row]], sliding_window: int | None, device: torch.device) -> _Plan:
-        """For a window that hides keys, which rows then seldom share."""
-        prompts = [chunk for chunk in packed if not chunk.is_decode]
+    def of(
+        cls,
+        groups: list[Group],
+        alone: list[Located],
+        prompts: Sequence[Chunk[Row]],
+        sliding_window: int | None,
+        device: torch.device,
+    ) -> _Plan:
         return cls(
-            [],
-            [located(chunk, sliding_window) for chunk in packed if chunk.is_decode],
+            groups,
+            alone,
             [PromptAttention.of(chunk, sliding_window, device) for chunk in prompts],
             [located(chunk, sliding_window) for chunk in prompts if chunk.needs_logits],
         )

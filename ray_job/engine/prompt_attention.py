@@ -17,8 +17,8 @@ from ray_job.engine.kv_cache import Stretch, stretches
 from ray_job.engine.row import Chunk, Row
 from ray_job.engine.scores import capped, softmax
 
-# A fused kernel also computes the scores that its mask hides. So a prompt's queries take only the keys up to the last
-# of their block (measured in bench/RESULTS.md).
+# A fused kernel also computes the scores that its mask hides. So a prompt's queries take only the keys that one of
+# their block sees (measured in bench/RESULTS.md).
 _BLOCK_QUERIES = 192
 
 
@@ -28,21 +28,22 @@ class PromptAttention:
 
     num_tokens: int
     stretches: list[Stretch]
-    masks_BK: list[Tensor]  # for each block of queries, which of the keys up to the last that any sees each one sees
+    parts: list[_Part]
 
     @classmethod
     def of(cls, chunk: Chunk[Row], sliding_window: int | None, device: torch.device) -> PromptAttention:
         firsts_L, lasts_L = chunk.row.prompt.layout.seen(chunk.start, chunk.end, sliding_window)
         first = int(firsts_L.min())
-        masks_BK = []
+        parts = []
         for start in range(0, len(lasts_L), _BLOCK_QUERIES):
-            block = slice(start, start + _BLOCK_QUERIES)
-            key_K = torch.arange(first, int(lasts_L[block].max()) + 1, device=device)
-            mask_BK = key_K <= torch.from_numpy(lasts_L[block]).to(device)[:, None]
+            firsts_B, lasts_B = (each_L[start : start + _BLOCK_QUERIES] for each_L in (firsts_L, lasts_L))
+            keys = slice(int(firsts_B.min()) - first, int(lasts_B.max()) + 1 - first)
+            key_K = torch.arange(first + keys.start, first + keys.stop, device=device)
+            mask_BK = key_K <= torch.from_numpy(lasts_B).to(device)[:, None]
             if sliding_window is not None:
-                mask_BK &= key_K >= torch.from_numpy(firsts_L[block]).to(device)[:, None]
-            masks_BK.append(mask_BK)
-        return cls(chunk.end - chunk.start, stretches(chunk.row, first, chunk.end), masks_BK)
+                mask_BK &= key_K >= torch.from_numpy(firsts_B).to(device)[:, None]
+            parts.append(_Part(keys, mask_BK))
+        return cls(chunk.end - chunk.start, stretches(chunk.row, first, chunk.end), parts)
 
     def attend(self, query_LHQD: Tensor, keys_HPD: Tensor, values_HPD: Tensor, softcap: float | None) -> Tensor:
         """(L, H, Q, D) → (L, H · Q, D)."""
@@ -50,15 +51,10 @@ class PromptAttention:
         query_1NLD = query_LHQD.flatten(1, 2).transpose(0, 1)[None]
         keys_1NKD, values_1NKD = self._joined(keys_HPD, num_queries), self._joined(values_HPD, num_queries)
         attend = F.scaled_dot_product_attention if softcap is None else _Capped(softcap)
-        blocks = zip(torch.split(query_1NLD, _BLOCK_QUERIES, dim=2), self.masks_BK, strict=True)
+        queries = torch.split(query_1NLD, _BLOCK_QUERIES, dim=2)
         outputs = [
-            attend(
-                query_1NBD,
-                keys_1NKD[:, :, : mask_BK.shape[1]],
-                values_1NKD[:, :, : mask_BK.shape[1]],
-                attn_mask=mask_BK,
-            )
-            for query_1NBD, mask_BK in blocks
+            attend(query_1NBD, keys_1NKD[:, :, part.keys], values_1NKD[:, :, part.keys], attn_mask=part.mask_BK)
+            for query_1NBD, part in zip(queries, self.parts, strict=True)
         ]
         return torch.cat([output_1NBD[0].transpose(0, 1) for output_1NBD in outputs])
 
@@ -67,6 +63,14 @@ class PromptAttention:
         parts = [pool_HPD[:, stretch.start : stretch.end] for stretch in self.stretches]
         joined_HKD = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return joined_HKD.repeat_interleave(num_queries, dim=0)[None] if num_queries > 1 else joined_HKD[None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A block of queries: which of the chunk's keys any of them sees, and which of those each one sees."""
+
+    keys: slice
+    mask_BK: Tensor
 
 
 @dataclass(frozen=True, slots=True)

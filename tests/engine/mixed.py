@@ -25,8 +25,8 @@ MIXED = (
     AttentionLayer(num_heads=2, head_dim=8, sliding_window=3),
     AttentionLayer(num_heads=1, head_dim=12),
     AttentionLayer(num_heads=3, head_dim=4, softcap=0.8),
-    AttentionLayer(num_heads=2, head_dim=8, sliding_window=7, softcap=1.5),
     AttentionLayer(num_heads=2, head_dim=6),
+    AttentionLayer(num_heads=2, head_dim=8, sliding_window=7, softcap=1.5),
 )
 OPEN = (
     AttentionLayer(num_heads=2, head_dim=8),

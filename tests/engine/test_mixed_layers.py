@@ -21,6 +21,7 @@ from ray_job.engine.interface import Vocabulary, run
 from ray_job.engine.packed_model import AttentionLayer, PromptLayout
 from ray_job.engine.stats import EngineStats
 from ray_job.engine.varlen import Call, plain
+from ray_job.errors import ErrorCode
 from ray_job.rows import Picture, Sample
 from ray_job.spec import GenerationParams
 from tests.engine.mixed import MIXED, OPEN, WIDTH, Blocks, MixedModel, dense
@@ -142,14 +143,50 @@ def test_answers_are_those_of_each_row_alone(layers: tuple[AttentionLayer, ...],
         assert (kernel.num_calls > 0) == (layers is OPEN)
 
 
+def test_no_kernel_computes_a_soft_cap() -> None:
+    layers = (AttentionLayer(num_heads=2, head_dim=8), AttentionLayer(num_heads=2, head_dim=8, softcap=0.8))
+    kernel = Counted()
+    found, _ = answers(MixedModel(layers, "none"), kernel=kernel)
+    assert found == right_answers(layers, "none")
+    assert kernel.num_calls == 0
+
+
 @pytest.mark.parametrize("blocks", ["pictures", "prompt"])
 def test_rows_put_back_are_computed_again(blocks: Blocks) -> None:
-    """Short of memory twice, and with positions that turn faster after 60 tokens."""
+    """Short of memory twice, and with positions that turn faster after 85 tokens."""
     model = MixedModel(MIXED, blocks, switch=85)
     found, stats = answers(Short(model, [3, 8]), max_slots=6, step_tokens=64, min_shared_tokens=3)
     assert found == references(model)
     assert stats.memory_failures == 2
     assert stats.put_back_rows > 2
+
+
+class Misplaced(MixedModel):
+    """Has no layout, or a wrong one, for prompts that begin with certain tokens."""
+
+    def layout(self, ids_L: npt.NDArray[np.int32], pictures: Sequence[Picture]) -> PromptLayout:
+        if ids_L[0] == 40:
+            raise IndexError("no such grid")
+        layout = super().layout(ids_L, pictures)
+        wrong = {41: layout.positions_AL[:, 1:], 42: layout.positions_AL[:2]}
+        blocks = ((0, 99),) if ids_L[0] == 43 else layout.blocks
+        return PromptLayout(wrong.get(int(ids_L[0]), layout.positions_AL), layout.offset, blocks)
+
+
+def test_a_prompt_that_cannot_be_placed_fails_alone() -> None:
+    bad = [sample(40 + number, [40 + number, SMALL, 5], 3) for number in range(4)]
+    engine = ContinuousEngine(Misplaced(), VOCABULARY, max_tokens=500)
+    results = {result.key: result for result in run(engine, [*ROWS[:2], *bad])}
+    assert {key: list(results[key].token_ids) for key in (0, 1)} == {key: right_answers()[key] for key in (0, 1)}
+    errors = [results[row.key].error for row in bad]
+    assert [error.code for error in errors if error] == [ErrorCode.GENERATION_FAILED] * 4
+    reasons = [
+        "no such grid",
+        "6 tokens on 3 axes have shape (3, 5)",
+        "have shape (2, 6)",
+        "beyond the prompt's 6 tokens",
+    ]
+    assert all(reason in error.message for reason, error in zip(reasons, errors, strict=True) if error)
 
 
 def with_layers(change: Callable[[AttentionLayer], AttentionLayer]) -> Callable[[MixedModel], None]:

@@ -63,7 +63,7 @@ class Simulation:
         return Row(prompt=Prompt(ids, digests, layout), num_tokens=len(ids), max_tokens=longest)
 
     def content(self, row: Row, position: int) -> tuple[object, ...]:
-        """What a key depends on: all tokens up to its own or its block's last, and the factors; each answer is its row's."""
+        """What a key depends on: tokens up to its block's last, answers told apart by their row, and the factors."""
         blocks = row.prompt.layout.blocks
         seen_to = next((end for start, end in blocks if start <= position < end), position + 1)
         prompt = row.prompt.ids_L[:seen_to].tolist()

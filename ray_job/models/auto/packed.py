@@ -50,10 +50,11 @@ class PackedAuto:
         self._decoder = model.get_decoder()
         self._embedding = model.get_input_embeddings()
         self._normalization = normalization
-        self._dtype = computing_dtype(model)
+        self.dtype = computing_dtype(model)  # of activations, keys and values; some weights may be kept in another
         self._vision = model.base_model.get_image_features
         self._image_arguments = frozenset(inspect.signature(self._vision).parameters)
         self._library_attention = self._decoder.config._attn_implementation
+        assert self._library_attention != NAME, "another object drives the model"
         self.max_len: int = self._decoder.config.max_position_embeddings
         if "logits_to_keep" not in inspect.signature(model.forward).parameters:
             raise Unfit("it has logits of all tokens of a prompt, or of none (no logits_to_keep)")
@@ -71,9 +72,9 @@ class PackedAuto:
         self._decoder.set_attn_implementation(self._library_attention)
 
     @contextmanager
-    def released(self) -> Iterator[None]:
-        """Gives the model its own attention back for a while."""
-        self.release()
+    def released(self, attention: str | None = None) -> Iterator[None]:
+        """Gives the model its own attention back for a while, or another of the library's."""
+        self._decoder.set_attn_implementation(attention or self._library_attention)
         try:
             yield
         finally:
@@ -84,11 +85,6 @@ class PackedAuto:
         """Where the embeddings are."""
         device: torch.device = self._embedding.weight.device
         return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of activations, keys and values."""
-        return self._dtype
 
     def is_long(self, num_tokens: int) -> bool:
         """False: models whose rotary factors follow from a row's length do not fit."""
@@ -120,8 +116,8 @@ class PackedAuto:
         """Stretches of a prompt whose tokens see one another, later ones included."""
         return ()
 
-    def token_types(self, ids_L: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """(L,) of the library's token types, which its own masks and positions of a prompt follow from."""
+    def token_types(self, ids_L: npt.NDArray[np.int32], prompt_len: int) -> npt.NDArray[np.int64]:
+        """(L,) of the library's token types of a prompt and its answer; its masks and positions follow from them."""
         return (ids_L < 0).astype(np.int64)
 
     def embed(self, input_ids_L: Tensor, features: Sequence[Tensor] = ()) -> Tensor:

@@ -35,6 +35,7 @@ _COUNT_BY_SIZE = {
 _MAX_RATIO = 200  # of a picture's sides; Qwen's own limit, and others resize by the short side alone
 _PROBE_SIZES = ((100, 60), (60, 150), (301, 97), (640, 480))
 _PAGE_SIDE = 4096  # pixels along the longer side that a page is drawn at, at most
+_PAGE_STEPS = 5  # by which it is drawn larger, where that gives more tokens
 _RATIOS = (1.0, 1.25, 1.5, 2.0, 3.0)  # at which the picture that takes most tokens is sought
 
 
@@ -52,12 +53,14 @@ class PictureProcessor:
     Args:
         library: the library's processor.
         image_token: whose places a picture's features take.
+        options: of the image processor; it was made with them, and the library's processor may have others of its own.
     """
 
-    def __init__(self, library: Any, image_token: str) -> None:
+    def __init__(self, library: Any, image_token: str, options: Mapping[str, Any]) -> None:
         self._library = library
         self._images = library.image_processor
         self._token = image_token
+        self._options = options
         kept = set(self._images.model_input_names) - set(library.unused_input_names)
         self._kept = kept | {PIXELS}
         self._page_pixels = lru_cache(maxsize=64)(self._kept_pixels)
@@ -124,8 +127,13 @@ class PictureProcessor:
         kept = self._page_pixels(ratio, is_wide)
         # A picture may be made square or cut to one, so its short side alone has as many as are kept.
         short = min(math.ceil(math.sqrt(kept)), max(1, int(_PAGE_SIDE / ratio)))
-        long = math.ceil(short * ratio)
-        return (long, short) if is_wide else (short, long)
+        for _ in range(_PAGE_STEPS):
+            long = math.ceil(short * ratio)
+            size = (long, short) if is_wide else (short, long)
+            if self._layout is None or self._count(*size) == self._count(2 * size[0], 2 * size[1]):
+                break
+            short = math.ceil(short * 1.1)
+        return size
 
     def _kept_pixels(self, ratio: float, is_wide: bool) -> int:
         """Pixels of a large picture that reach the model."""
@@ -157,7 +165,7 @@ class PictureProcessor:
         merged = self._library._merge_kwargs(
             tokenizer_init_kwargs=self._library.tokenizer.init_kwargs, return_tensors="np"
         )
-        return dict(merged["images_kwargs"])
+        return {**merged["images_kwargs"], **self._options}
 
     @cached_property
     def _unscaled(self) -> dict[str, Any]:
@@ -171,8 +179,8 @@ class PictureProcessor:
 
     def _count(self, width: int, height: int) -> int:
         """Tokens by size, as the library counts them."""
-        (count,) = self._library._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens
-        return int(count)
+        found = self._library._get_num_multimodal_tokens(image_sizes=[(height, width)], **self._options)
+        return int(found.num_image_tokens[0])
 
     @cached_property
     def _layout(self) -> _Layout | None:

@@ -8,6 +8,7 @@ tags of HTML, are tokens in it as well.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -20,11 +21,12 @@ from tokenizers import AddedToken, Tokenizer
 from ray_job.errors import ErrorCode, ModelError, RowError
 from ray_job.prompts.parts import Special, Text
 
-SEPARATOR, _UNSPEAKABLE = "\U0010fffe", "\U0010ffff"  # noncharacters: text that is interchanged has none
-_NONCHARACTERS = {SEPARATOR, _UNSPEAKABLE}
-_NO_CHARACTERS = "a text holds U+10FFFE or U+10FFFF, which are no characters"
-# What a control token with `rstrip` swallows after it: Unicode White_Space. Python's own strip() takes four more.
-_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+# What stands for control tokens, by whether they swallow white space before and after them. All are noncharacters:
+# text that is interchanged has none.
+_SEPARATORS = {(False, False): "\U0001fffe", (True, False): "\U0001ffff"}
+_SEPARATORS |= {(False, True): "\U0002fffe", (True, True): "\U0002ffff"}
+_UNSPEAKABLE = "\U0003fffe"  # begins the names of tokens that no text may become
+NONCHARACTERS = frozenset([*_SEPARATORS.values(), _UNSPEAKABLE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Shown:
 
     index: int  # from 1
     num_tokens: int
+    token: str  # that the model itself has there
 
 
 Piece: TypeAlias = Text | Special | Shown
@@ -109,7 +112,7 @@ class ChatTokenizer:
             if not self._control_ids.isdisjoint(ids):
                 raise RowError(ErrorCode.ROW_MALFORMED, "the tokenizer makes a control token of a part of this text")
         separated = iter(between)
-        ids = [each for token in ids for each in (next(separated) if token == self._separator_id else (token,))]
+        ids = [each for token in ids for each in (next(separated) if token in self._separator_ids else (token,))]
         if pieces and pieces[0] == Special(self._bos or ""):
             return ids
         before, after = self._around
@@ -122,41 +125,36 @@ class ChatTokenizer:
 
     def _separated(self, pieces: Iterable[Piece]) -> tuple[str, list[list[int]]]:
         """The texts with separators between, and the ids that each separator stands for."""
-        texts: list[str] = [""]
+        text = ""
         between: list[list[int]] = []
-        swallows = False  # whether the control token before a text takes the white space after it
-        for piece in pieces:
-            if isinstance(piece, Text):
-                if not _NONCHARACTERS.isdisjoint(piece.text):
-                    raise RowError(
-                        ErrorCode.ROW_MALFORMED, "a text holds U+10FFFE or U+10FFFF, which are no characters"
-                    )
-                texts[-1] += piece.text.lstrip(_WHITE_SPACE) if swallows and not texts[-1] else piece.text
+        for is_text, run in itertools.groupby(pieces, lambda piece: isinstance(piece, Text)):
+            if is_text:
+                text += "".join(piece.text for piece in run if isinstance(piece, Text))
                 continue
-            ids = [-piece.index] * piece.num_tokens if isinstance(piece, Shown) else [self.id_of(piece.token)]
-            token = self._added[piece.token] if isinstance(piece, Special) else None
-            if token is not None and token.lstrip:
-                texts[-1] = texts[-1].rstrip(_WHITE_SPACE)
-            if between and not texts[-1]:
-                between[-1] += ids
-            else:
-                between.append(ids)
-                texts.append("")
-            swallows = token is not None and token.rstrip
-        return SEPARATOR.join(texts), between
+            marks = [piece for piece in run if not isinstance(piece, Text)]
+            between.append([each for mark in marks for each in self._ids_of(mark)])
+            text += _SEPARATORS[self._added[marks[0].token].lstrip, self._added[marks[-1].token].rstrip]
+        if sum(map(text.count, _SEPARATORS.values())) > len(between) or _UNSPEAKABLE in text:
+            raise RowError(ErrorCode.ROW_MALFORMED, "a text holds a noncharacter, such as U+1FFFE; take it out")
+        return text, between
+
+    def _ids_of(self, mark: Special | Shown) -> list[int]:
+        token_id = self.id_of(mark.token)
+        return [-mark.index] * mark.num_tokens if isinstance(mark, Shown) else [token_id]
 
     def _broken(self, text: str, between: Sequence[list[int]]) -> tuple[str, list[list[int]]]:
         """The same with each control token that a text spells cut after its first character."""
         entries = iter(between)
         found: list[list[int]] = []
         broken = ""
-        for match in re.finditer(f"{SEPARATOR}|{self.pattern.pattern}|.", text, re.DOTALL):
+        separator = _SEPARATORS[False, False]
+        for match in re.finditer(f"{self.pattern.pattern}|.", text, re.DOTALL):
             piece = match[0]
-            if piece == SEPARATOR:
+            if piece in _SEPARATORS.values():
                 found.append(next(entries))
             elif len(piece) > 1:
                 found.append([])
-                piece = piece[0] + SEPARATOR + piece[1:]
+                piece = piece[0] + separator + piece[1:]
             broken += piece
         return broken, found
 
@@ -166,7 +164,7 @@ class ChatTokenizer:
 
     @cached_property
     def _plain(self) -> Tokenizer:
-        """The tokenizer that knows no control token, and the separator instead."""
+        """The tokenizer that knows no control token, and separators instead."""
         content = json.loads(self._whole.to_str())
         vocabulary = content["model"]["vocab"]
         words = set(vocabulary if isinstance(vocabulary, dict) else (word for word, _ in vocabulary))
@@ -176,8 +174,9 @@ class ChatTokenizer:
                 added.append(token)
             elif token["content"] not in words:  # its id is the next one: another name keeps those after it
                 added.append({**token, "content": f"{_UNSPEAKABLE}{token['id']}"})
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        added.append({"id": self._separator_id, "content": SEPARATOR, "special": True, **flags})
+        for token_id, ((lstrip, rstrip), separator) in zip(self._separator_ids, _SEPARATORS.items(), strict=True):
+            flags = {"lstrip": lstrip, "rstrip": rstrip, "single_word": False, "normalized": False, "special": True}
+            added.append({"id": token_id, "content": separator, **flags})
         changed = {"added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
         plain = Tokenizer.from_str(json.dumps({**content, **changed}))
         shifted = [token["content"] for token in added if plain.token_to_id(token["content"]) != token["id"]]
@@ -186,8 +185,9 @@ class ChatTokenizer:
         return plain
 
     @cached_property
-    def _separator_id(self) -> int:
-        return max(self._whole.get_vocab(with_added_tokens=True).values()) + 1
+    def _separator_ids(self) -> range:
+        first = max(self._whole.get_vocab(with_added_tokens=True).values()) + 1
+        return range(first, first + len(_SEPARATORS))
 
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:

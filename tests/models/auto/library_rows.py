@@ -62,6 +62,19 @@ def few(made: Family) -> list[Sample]:
     return [sample for sample in made.samples if len(sample.pictures) < 2][:4]
 
 
+def tokenizer_of(name: str) -> Any:
+    """A family's tokenizer."""
+    return make(name)[0].tokenizer
+
+
+def library_pixels(name: str, image: Image.Image) -> torch.Tensor:
+    """A picture's pixels as the library hands them to the model."""
+    processor, _ = make(name)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}]
+    pixels: torch.Tensor = _whole(processor, messages, [image])["pixel_values"]
+    return pixels
+
+
 def of_processor(images: Any) -> Normalization:
     """An image processor's own numbers."""
     mean, std = images.image_mean if images.do_normalize else None, images.image_std

@@ -15,6 +15,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from ray_job.rows import Picture, Sample
+from ray_job.spec import GenerationParams
 from tests.models.auto.decoders import IMAGE_ID, SIZES
 
 Arrays: TypeAlias = dict[str, Any]
@@ -223,14 +225,6 @@ def _exaone4_5() -> PreTrainedModel:
     return transformers.Exaone4_5_ForConditionalGeneration(config)
 
 
-def _video_llama_3() -> PreTrainedModel:
-    vision = {name: value for name, value in _VISION.items() if name != "image_size"}
-    config = transformers.VideoLlama3Config(
-        text_config=transformers.Qwen2Config(**SIZES).to_dict(), vision_config=vision, **_IDS
-    )
-    return transformers.VideoLlama3ForConditionalGeneration(config)
-
-
 def _paddleocr_vl() -> PreTrainedModel:
     config = transformers.PaddleOCRVLConfig(
         text_config={**SIZES, "head_dim": 16, "rope_parameters": _MROPE}, vision_config=_VISION, **_IDS
@@ -278,7 +272,6 @@ MODELS: dict[str, Alone] = {
     "paddleocr_vl": Alone(_paddleocr_vl, lambda rng: _patch_squares(rng)),
     "paligemma2": Alone(_paligemma2, _square(16)),
     "qwen3_vl_moe": Alone(_qwen3_vl_moe, _patches(1536)),
-    "video_llama_3": Alone(_video_llama_3, _patches(588, merge=1, image_merge_sizes=np.array([1]))),
     "vipllava": Alone(_vipllava, _square(16)),
 }
 
@@ -306,3 +299,17 @@ def make(name: str, seed: int = 0) -> PreTrainedModel:
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = SIZES["pad_token_id"]
     return model.eval()
+
+
+def rows(name: str, count: int) -> list[Sample]:
+    """Rows of text and one picture, the third and the sixth of two."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for key in range(count):
+        ids, pictures = rng.integers(0, 256, 3).tolist(), []
+        for number in range(1, 3 if key % 3 == 2 else 2):
+            arrays, num_tokens = MODELS[name].picture(rng)
+            pictures.append(Picture(bytes([key, number] * 8), arrays))
+            ids += [*[-number] * num_tokens, *rng.integers(0, 256, 4 + key).tolist()]
+        samples.append(Sample(key, ids, pictures, GenerationParams(max_new_tokens=4 + 3 * key)))
+    return samples

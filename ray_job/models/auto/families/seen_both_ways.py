@@ -35,6 +35,6 @@ class PromptBlock(PackedAuto):
         """One, of all tokens."""
         return ((0, len(ids_L)),)
 
-    def token_types(self, ids_L: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """0 where the library lets a token see all others of that type: everywhere but in an answer."""
-        return np.zeros(len(ids_L), dtype=np.int64)
+    def token_types(self, ids_L: npt.NDArray[np.int32], prompt_len: int) -> npt.NDArray[np.int64]:
+        """0 for tokens that see one another, and 1 for an answer's."""
+        return (np.arange(len(ids_L)) >= prompt_len).astype(np.int64)
