@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.data,
     pytest.mark.cluster,
     pytest.mark.usefixtures("local_ray"),
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(600),
 ]
 NUM_ROWS = 12
 
@@ -97,7 +97,7 @@ def test_an_adapter_changes_answers_and_the_fingerprint(questions: Path, plain: 
     report = run_quietly(job(questions, tmp_path / "out", adapter=str(folder)))
     found, before = answers(tmp_path / "out"), answers(plain)
     assert report.totals.answered == len(found) == len(before) > NUM_ROWS
-    assert sum(found[row_id] != before[row_id] for row_id in before) > len(before) / 2
+    assert sum(found[row_id] != before[row_id] for row_id in before) >= 3
     names = {f"model.adapter.{name}" for name in ("adapter_config.json", "adapter_model.safetensors")}
     assert fields_that_differ((plain, tmp_path / "out")) == names
 
