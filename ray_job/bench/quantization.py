@@ -115,7 +115,7 @@ def _figures(
     ratios = [mine / theirs for mine, theirs in zip(cpu_s[kind], cpu_s[_WHOLE], strict=True)]
     return {
         "differ": sum(own[key].token_ids != whole[key].token_ids for key in whole),
-        "right": truths and sum((own[key].text or "").strip() == truths[key] for key in own),
+        "right": None if truths is None else sum((own[key].text or "").strip() == truths[key] for key in own),
         "decoder_mb": round(ways[kind].decoder_bytes / 1e6, 3),
         "copies_mb": round(ways[kind].copies_bytes / 1e6, 3),
         "cpu_s": round(statistics.median(cpu_s[kind]), 2),
