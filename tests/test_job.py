@@ -265,7 +265,13 @@ def test_actors_compute_as_the_manifest_says(tmp_path: Path) -> None:
     workers = {"min_actors": 2, "gpus_per_actor": 0, "threads": 3}
     report = run_job(job(tmp_path / "in", tmp_path / "a", workers=workers, **asked), stream=io.StringIO())
     placement = json.loads((tmp_path / "a" / "_manifest.json").read_text())["placement"]
-    expected = {"device": "cpu", "dtype": "float32", "gpus_per_actor": 0, "threads_per_actor": [3]}
+    expected = {
+        "device": "cpu",
+        "dtype": "float32",
+        "gpus_per_actor": 0,
+        "threads_per_actor": [3],
+        "engine": "continuous",
+    }
     assert placement == report.placement == expected
     assert {done["threads"] for done in report.activity.actors.values()} == {3}
     for table in (report.table(), job_status(locate(str(tmp_path / "a"))).table()):

@@ -116,9 +116,9 @@ class Scheduler(Generic[R]):
             if row.is_decoding or not row.is_ready or not row.has_prefix(filled):
                 continue
             end = row.prompt.layout.whole(min(row.num_tokens, row.num_computed + room))
-            if end == row.num_computed:  # a block, which is computed in one step: the next one, unless none is larger
+            if end == row.num_computed:  # a block begins here that is larger than the room
                 if len(chunks) > len(decoding):
-                    continue
+                    continue  # it comes first in a later step, and then has the room it needs
                 end = row.prompt.layout.block_end(end)
             chunks.append(Chunk(row, row.num_computed, end))
             room -= end - row.num_computed

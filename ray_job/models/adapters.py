@@ -121,7 +121,7 @@ def merge_adapter(model: Model, folder: Path) -> Model:
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError(_misfit(folder, str(error).strip() or type(error).__name__)) from error
+        raise ModelError(_misfit(folder, _lines(error))) from error
     return merged.eval()
 
 
@@ -157,12 +157,18 @@ def _check_names(folder: Path, loaded: Any) -> None:
     problems = [f"not in the model: {name}" for name in loaded.unexpected_keys]
     problems += [f"not in {WEIGHTS}: {name}" for name in missing]
     if problems:
-        rest = [f"and {len(problems) - _MAX_NAMED} more"] if len(problems) > _MAX_NAMED else []
-        raise ModelError(_misfit(folder, *problems[:_MAX_NAMED], *rest))
+        raise ModelError(_misfit(folder, problems))
 
 
-def _misfit(folder: Path, *problems: str) -> str:
-    lines = "\n".join(f"  - {problem}" for problem in problems)
+def _lines(error: BaseException) -> list[str]:
+    """What an error says, a problem a line; torch lists names under a heading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return [line for line in lines if not line.startswith("Error(s) in loading")] or [type(error).__name__]
+
+
+def _misfit(folder: Path, problems: Sequence[str]) -> str:
+    rest = [f"and {len(problems) - _MAX_NAMED} more"] if len(problems) > _MAX_NAMED else []
+    lines = "\n".join(f"  - {problem}" for problem in (*problems[:_MAX_NAMED], *rest))
     return (
         f"{_FIELD}: {folder} cannot be merged into this model; use the base it was trained on, at the same revision. "
         f"If tokens were added for it, {_MERGE_YOURSELF}\n{lines}"

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ray_job.errors import ModelError
+from ray_job.errors import ModelError, first_line
 from ray_job.models.loading import NOOP, load_model, load_processor
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.placement import Placement
@@ -100,6 +101,7 @@ def _for_phi3_vision(
 def _for_library_model(
     spec: JobSpec, model: Any, processor: Processor, vocabulary: Vocabulary, placement: Placement
 ) -> ChosenEngine:
+    from ray_job.engine.memory import is_fatal, is_out_of_memory
     from ray_job.models.auto.gate import fit
     from ray_job.models.auto.normalization import Normalization
     from ray_job.models.auto.padded import PaddedAuto
@@ -123,10 +125,16 @@ def _for_library_model(
             left_bytes = _left_bytes(spec, model, placement)
             return ChosenEngine(_continuous(spec, packed, processor, vocabulary, placement, left_bytes), "continuous")
     if (objection := why_not_padded(model)) is not None:
-        both = f"{reason}, and it {objection}" if reason else f"it {objection}"
-        raise ModelError(f"{spec.model.path}: no engine can run this model: {both}; use another model")
+        raise _no_engine(spec.model, reason, objection)
     padded = PaddedAuto(model, normalization, max_len=processor.max_len)
-    if (objection := why_alone(model, padded)) is not None:
+    try:
+        objection = why_alone(model, padded)
+    except Exception as error:  # whatever a model that the library itself cannot run raises
+        if is_out_of_memory(error) or is_fatal(error):
+            raise
+        said = f"cannot be run by the library itself ({type(error).__name__}: {first_line(error)})"
+        raise _no_engine(spec.model, reason, said) from error
+    if objection is not None:
         padded.max_rows = 1
         reason = "; ".join([*([reason] if reason else []), f"one row at a time, as it {objection}"])
     return ChosenEngine(_static(spec, padded, vocabulary), "static", reason)
@@ -193,6 +201,15 @@ def _is_phi3_vision(processor: Processor) -> bool:
 def _check_padding(spec: JobSpec) -> None:
     if spec.batching.padding_side != "left":
         raise ModelError("batching.padding_side: right is for Phi-3-Vision alone; leave it out")
+
+
+def _no_engine(model: ModelSpec, reason: str | None, objection: str) -> ModelError:
+    both = f"{reason}, and it {objection}" if reason else f"it {objection}"
+    release = importlib.metadata.version("transformers")
+    return ModelError(
+        f"{model.path}: no engine can run this model: {both}; use another model, or another release of transformers "
+        f"(this is {release})"
+    )
 
 
 def _unfit(model: ModelSpec, reason: str) -> ModelError:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ray_job.errors import ModelError, first_line
+from ray_job.models.json_file import read_json_object
+from ray_job.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -22,21 +24,7 @@ Quantization: TypeAlias = Literal["int8", "fp8"]
 
 _FIELD = "model.quantization"
 _INSTALL = "pip install 'ray_job[quantization]'"
-# By `quant_method` of a config.json: the package that reads such weights.
-_PACKAGES: Mapping[str, str] = {
-    "aqlm": "aqlm",
-    "auto-round": "auto-round",
-    "awq": "gptqmodel",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed-tensors",
-    "eetq": "eetq",
-    "fbgemm_fp8": "fbgemm-gpu",
-    "gptq": "gptqmodel",
-    "hqq": "hqq",
-    "quanto": "optimum-quanto",
-    "quark": "amd-quark",
-    "torchao": "torchao",
-}
+ORIGINAL = "use the original checkpoint, with model.quantization: int8 to save memory"
 
 
 def quantize_layers(layers: nn.Module, kind: Quantization, dtype: torch.dtype, device: str | torch.device) -> None:
@@ -86,6 +74,15 @@ def stored_bytes(weight: Tensor) -> int:
     return sum(stored_bytes(getattr(weight, name)) for name in names)
 
 
+def quantization_method(config: Mapping[str, Any]) -> str | None:
+    """How a checkpoint's weights are quantised, by its config.json; None where they are not."""
+    found = config.get("quantization_config")
+    if not found:
+        return None
+    method = found.get("quant_method") if isinstance(found, Mapping) else None
+    return str(method or "an unknown method")
+
+
 def refuse_quantized(file: Path, config: Mapping[str, Any]) -> None:
     """For a model whose code reads plain weights only.
 
@@ -100,22 +97,27 @@ def refuse_quantized(file: Path, config: Mapping[str, Any]) -> None:
     if method is not None:
         raise ModelError(
             f"{file}: quantization_config says that the weights are quantised by {method}, and this model is read from "
-            "plain weights; use the original checkpoint, with model.quantization: int8 to save memory"
+            f"plain weights; {ORIGINAL}"
         )
 
 
-def quantization_method(config: Mapping[str, Any]) -> str | None:
-    """How a checkpoint's weights are quantised, by its config.json; None where they are not."""
-    found = config.get("quantization_config")
-    if not found:
-        return None
-    method = found.get("quant_method") if isinstance(found, Mapping) else None
-    return str(method or "an unknown method")
+def check_once(model: ModelSpec, file: Path) -> None:
+    """Before any weights are read.
 
+    Args:
+        model: whose weights are to be changed at load, or not.
+        file: its config.json.
 
-def quantization_package(method: str) -> str | None:
-    """The package on PyPI that transformers reads such weights with; None where it needs none, or is not known."""
-    return _PACKAGES.get(method)
+    Raises:
+        ModelError: they are to be changed, and are quantised already.
+    """
+    changes = [name for name in ("adapter", "quantization") if getattr(model, name) is not None]
+    method = quantization_method(read_json_object(file)) if changes and file.exists() else None
+    if method is not None:
+        raise ModelError(
+            f"model.{changes[0]}: {file} says that the weights are quantised already, by {method}; leave "
+            f"model.{changes[0]} out, or {ORIGINAL}"
+        )
 
 
 @contextmanager

@@ -22,17 +22,17 @@ class ModelSpec(Section):
     adapter: str | None = Field(
         None,
         description="A fine-tune that peft saved (LoRA and its kin), put into the weights when they are loaded: folder "
-        "with adapter_config.json and adapter_model.safetensors, the URI of such a folder in a bucket, or a hub id with "
-        "`adapter_revision`. Needs the extra `ray_job[peft]` where actors run.",
+        "with adapter_config.json and adapter_model.safetensors; the URI of such a folder in a bucket; a Hugging Face "
+        "Hub id with `adapter_revision`. Needs the extra `ray_job[peft]` where actors run.",
     )
     adapter_revision: str | None = Field(
         None, description="Commit of the adapter's hub id (40 hex digits); required with a hub id."
     )
     quantization: Literal["int8", "fp8"] | None = Field(
         None,
-        description="Keeps the weights of the decoder's layers in 8 bits, rounded at load: less memory, slightly "
-        "different answers. `int8` is the more exact; `fp8` is slow on a CPU. Embeddings, head and vision tower stay as "
-        "they are. Needs the extra `ray_job[quantization]` where actors run. Default: all weights in `dtype`.",
+        description="Rounds the weights of the decoder's layers to 8 bits when they are loaded: less memory, slightly "
+        "different answers. `int8` is the more exact one; `fp8` is slow on a CPU. Embeddings, head and vision tower "
+        "stay as they are. Needs the extra `ray_job[quantization]` where actors run. Default: all weights in `dtype`.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -44,7 +44,11 @@ class ModelSpec(Section):
         description="`auto`: the GPU that `workers.gpus_per_actor` gives the actor, or the CPU if that is 0. `cuda` "
         "and `cpu` decide what `auto` means there, and must not contradict a number.",
     )
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["sdpa", "eager"] = Field(
+        "sdpa",
+        description="How attention is computed where the continuous engine does not do it itself: in the vision tower, "
+        "and in static batches. `sdpa`: by torch's fused function. `eager`: by plain products of matrices.",
+    )
     num_crops: int | None = Field(
         None,
         ge=1,

@@ -8,7 +8,8 @@ from ray_job.inputs.opening import open_source
 from ray_job.inputs.source import Source
 from ray_job.models.adapters import check_adapter
 from ray_job.models.engines import check_engine
-from ray_job.models.loading import load_processor, settle_model
+from ray_job.models.loading import load_processor, model_folder, settle_model
+from ray_job.models.quantization import check_once
 from ray_job.spec import JobSpec
 from ray_job.stages.prepare import Preparer
 
@@ -29,6 +30,7 @@ def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
     spec = spec.model_copy(update={**settled, "model": settle_model(spec.model)})
     processor = load_processor(spec.model)
     check_adapter(spec.model)
+    check_once(spec.model, model_folder(spec.model, with_weights=False) / "config.json")
     check_engine(spec)
     if spec.prompt.system is not None and not processor.takes_system:
         raise SpecError(

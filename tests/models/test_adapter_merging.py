@@ -110,7 +110,9 @@ def test_under_the_names_of_the_official_code(tiny_folder: Path, tmp_path: Path)
     adapter = load_file(tmp_path / "adapter_model.safetensors")
     merged = merge_adapter(weights.load(tiny_folder, dtype=torch.float32), tmp_path).state_dict()
     changed = [name for name in tensors if not torch.equal(tensors[name], merged[name])]
-    assert changed == [name for name in tensors if name.removesuffix(".weight").endswith(tuple(names)) and "weight" in name]
+    assert changed == [
+        name for name in tensors if name.removesuffix(".weight").endswith(tuple(names)) and "weight" in name
+    ]
     assert "model.vision_embed_tokens.img_projection.0.weight" in changed
     assert "model.layers.1.self_attn.qkv_proj.weight" in changed
     for name in changed:
@@ -158,7 +160,9 @@ def test_a_library_model(tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     text, vision = LlamaConfig(**sizes, vocab_size=64), CLIPVisionConfig(**sizes, image_size=28, patch_size=14)
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(LlavaConfig(vision_config=vision, text_config=text, image_token_id=60)).eval()
+    model = AutoModelForImageTextToText.from_config(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_id=60)
+    ).eval()
     ids = torch.tensor([[1, 5, 60, 60, 60, 60, 9, 14]])
     pixels = torch.randn(1, 3, 28, 28)
     targets = ["q_proj", "down_proj", "linear_1"]
@@ -167,9 +171,7 @@ def test_a_library_model(tmp_path: Path) -> None:
         folder = save_adapter(live, lora(target_modules=targets, **options), tmp_path / str(number))
         merged = merge_adapter(merged, folder)
         with torch.no_grad():
-            expected, found, plain = (
-                each(input_ids=ids, pixel_values=pixels).logits for each in (live, merged, model)
-            )
+            expected, found, plain = (each(input_ids=ids, pixel_values=pixels).logits for each in (live, merged, model))
         assert difference(found, expected) < TOLERANCE
         assert difference(plain, expected) > 100 * TOLERANCE
         assert merged.state_dict().keys() == model.state_dict().keys()
@@ -189,7 +191,9 @@ def test_names_that_are_not_in_the_model(tmp_path: Path) -> None:
     """A list of names tunes those that are there: the others would silently do nothing."""
     folder = save_adapter(base(), lora(), tmp_path)
     tensors = load_file(folder / "adapter_model.safetensors")
-    extra = {key.replace("layers.1.", "layers.7."): tensor.clone() for key, tensor in tensors.items() if "layers.1." in key}
+    extra = {
+        key.replace("layers.1.", "layers.7."): tensor.clone() for key, tensor in tensors.items() if "layers.1." in key
+    }
     save_file({**tensors, **extra}, folder / "adapter_model.safetensors")
     with pytest.raises(ModelError, match=r"not in the model: base_model\.model\.model\.layers\.7") as caught:
         merge_adapter(base(), folder)

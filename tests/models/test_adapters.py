@@ -21,7 +21,9 @@ from ray_job.spec import JobSpec, ModelSpec
 LORA: Mapping[str, Any] = {"peft_type": "LORA", "base_model_name_or_path": "org/Base-Model", "r": 4}
 
 
-def write(folder: Path, config: Mapping[str, Any] | None = LORA, weights: str | None = "adapter_model.safetensors") -> Path:
+def write(
+    folder: Path, config: Mapping[str, Any] | None = LORA, weights: str | None = "adapter_model.safetensors"
+) -> Path:
     folder.mkdir()
     if config is not None:
         (folder / "adapter_config.json").write_text(json.dumps(config))

@@ -69,7 +69,9 @@ def test_products_are_those_of_the_rounded_weights(kind: Quantization, dtype: to
     expected = x_TD.float() @ layer.weight.dequantize().float().T
     found = layer(x_TD)
     assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps * float(expected.abs().max()))
+    torch.testing.assert_close(
+        found.float(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps * float(expected.abs().max())
+    )
 
 
 @needs_torchao
@@ -159,7 +161,11 @@ def test_without_torchao_the_error_says_how_to_install_it() -> None:
 
 @pytest.mark.parametrize(
     ("config", "method"),
-    [({"quant_method": "awq", "bits": 4}, "awq"), ({"load_in_4bit": True}, "an unknown method"), (7, "an unknown method")],
+    [
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"load_in_4bit": True}, "an unknown method"),
+        (7, "an unknown method"),
+    ],
 )
 def test_a_quantised_phi3_checkpoint_is_refused_before_its_weights_are_read(
     config: object, method: str, tiny_folder: Path, tmp_path: Path

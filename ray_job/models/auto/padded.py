@@ -9,6 +9,7 @@ Shapes: B rows, L tokens of the longest, V vocabulary.
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from ray_job.engine.collate import collate
 from ray_job.engine.padded_model import NextTokens
 from ray_job.models.auto.normalization import Normalization
-from ray_job.models.auto.padded_pictures import PictureInputs
+from ray_job.models.auto.padded_pictures import PictureInputs, num_features
 from ray_job.rows import Picture, Sample
 
 _TYPE_NAMES = ("mm_token_type_ids", "token_type_ids")
@@ -55,8 +56,10 @@ class PaddedAuto:
         return self._pictures.encode(pictures)
 
     def generate(self, samples: Sequence[Sample], encoded: Mapping[bytes, Any], next_tokens: NextTokens) -> None:
-        """As `PaddedModel.generate`. Raises what the library does where placeholders and pictures do not match."""
+        """As `PaddedModel.generate`. Raises ValueError where a row's placeholders do not match its pictures."""
         device = self._model.device
+        for sample in samples:  # the library only counts all rows' together
+            _check_places(sample, encoded)
         batch = collate(samples, pad_id=0)
         ids_BL = batch.input_ids_BL.to(device)
         is_picture_BL = ids_BL < 0
@@ -101,6 +104,14 @@ class _Over(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Tensor | None, **_: Any) -> Tensor:
         return torch.full(input_ids.shape[:1], self._steps.is_over, device=input_ids.device)
+
+
+def _check_places(sample: Sample, encoded: Mapping[bytes, Any]) -> None:
+    counts = Counter(token for token in sample.input_ids if token < 0)
+    found = {-token: count for token, count in counts.items()}
+    expected = {number: num_features(encoded[each.digest]) for number, each in enumerate(sample.pictures, 1)}
+    if found != expected:
+        raise ValueError(f"placeholders by picture {found} do not match the features' lengths {expected}")
 
 
 def _settings(**own: Any) -> Any:

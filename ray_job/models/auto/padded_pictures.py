@@ -62,6 +62,14 @@ class PictureInputs:
         return tensors
 
 
+def num_features(output: Any) -> int:
+    """Places that a picture's features take, by the library's output for it."""
+    features = output.get("pooler_output")
+    features = output.last_hidden_state if features is None else features
+    parts = [features] if isinstance(features, Tensor) else features
+    return sum(part.numel() // part.shape[-1] for part in parts)
+
+
 def _join_outputs(outputs: Sequence[Any]) -> Any:
     """Several pictures' outputs as the library would have made them in one call, as far as a decoder reads them.
 

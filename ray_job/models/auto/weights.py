@@ -16,6 +16,7 @@ import torch
 
 from ray_job.errors import ModelError, first_line
 from ray_job.models.auto.configuration import FILE, read_config
+from ray_job.models.quantization import ORIGINAL, quantization_method
 from ray_job.models.safetensors_files import ADVICE, PLAIN_DTYPES, Found, header, weight_files
 
 _ADAPTER = "adapter_config.json"
@@ -41,8 +42,11 @@ def load(folder: Path, *, dtype: torch.dtype, device: str | torch.device = "cpu"
     config = read_config(folder)
     _check_adapter(folder)
     found = _headers(folder)
-    if getattr(config, "quantization_config", None) is None:
+    method = quantization_method(vars(config))
+    if method is None:
         _check_dtypes(folder, found)
+    else:
+        _check_method(folder, method)
     model, report = _read(folder, config, dtype, attention)
     if problems := [*_problems(report, found, model)]:
         raise ModelError(_listing(folder, problems))
@@ -74,6 +78,12 @@ def _read(folder: Path, config: Any, dtype: torch.dtype, attention: str) -> tupl
                 raise
             if "attention implementation" in str(error) or f"attn_implementation={attention!r}" in str(error):
                 raise ModelError(f"model.attention: {first_line(error)}") from error
+            method = quantization_method(vars(config))
+            if method is not None:
+                raise ModelError(
+                    f"{folder}: the weights are quantised by {method}, and the library cannot read them here: "
+                    f"{first_line(error)}; install what it names, use a device that it works on, or {ORIGINAL}"
+                ) from error
             details = "".join(f"\n{line}" for line in log)
             raise ModelError(
                 f"{folder}: the library cannot load it ({type(error).__name__}: {first_line(error)}); {ADVICE}{details}"
@@ -87,6 +97,18 @@ def _check_adapter(folder: Path) -> None:
         raise ModelError(
             f"{folder} holds {_ADAPTER}: give the folder of the whole model as model.path, and this one as "
             "model.adapter"
+        )
+
+
+def _check_method(folder: Path, method: str) -> None:
+    """Raises ModelError for weights that the library would take for plain ones, since it does not know better."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    known = {name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZATION_CONFIG_MAPPING}
+    if method not in known:
+        raise ModelError(
+            f"{folder / FILE}: quantization_config says that the weights are quantised by {method}, which the library "
+            f"does not know; {ORIGINAL}"
         )
 
 

@@ -24,8 +24,10 @@ from ray_job.models.engines import check_engine, choose_engine
 from ray_job.models.loading import load_processor
 from ray_job.prompts.parts import ImageTag, Message, Text
 from ray_job.rows import Picture, Sample
-from ray_job.spec import GenerationParams, JobSpec
+from ray_job.spec import GenerationParams, JobSpec, ModelSpec
 from tests.models.auto.families import FAMILIES, write
+
+EVERY_TIME = {"llava_next", "smolvlm", "qwen3_vl", "gemma3"}
 
 
 def spec_of(folder: Path, **batching: Any) -> JobSpec:
@@ -61,7 +63,9 @@ def texts(engine: Engine, samples: list[Sample]) -> dict[int, tuple[Any, ...]]:
     return {key: (result.token_ids, result.text, result.finish_reason) for key, result in results.items()}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [name if name in EVERY_TIME else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_auto_is_continuous_and_static_answers_the_same(name: str, tmp_path: Path) -> None:
     write(name, tmp_path)
     chosen = choose_engine(spec_of(tmp_path))
@@ -72,6 +76,13 @@ def test_auto_is_continuous_and_static_answers_the_same(name: str, tmp_path: Pat
     answers = texts(chosen.engine, samples)
     assert len({tokens for tokens, _, _ in answers.values()}) > 3
     assert texts(static.engine, samples) == answers
+    for engine in ("continuous", "static"):
+        eager = spec_of(tmp_path, engine=engine).model_copy(update={"model": attention_of(tmp_path, "eager")})
+        assert texts(choose_engine(eager).engine, samples) == answers
+
+
+def attention_of(folder: Path, attention: str) -> ModelSpec:
+    return ModelSpec.model_validate({"path": str(folder), "device": "cpu", "attention": attention})
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +144,17 @@ def test_a_model_that_no_engine_runs_says_why(llava: Path, tmp_path: Path) -> No
     message = r"no engine can run this model: .*dynamic.*, and it has rotary factors .* ran before; use another model"
     with pytest.raises(ModelError, match=message):
         choose_engine(spec_of(folder))
+
+
+def test_a_model_that_the_library_itself_cannot_run_says_so(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise AttributeError("it has no 'image_outputs'")
+
+    monkeypatch.setattr(PaddedAuto, "generate", broken)
+    with pytest.raises(
+        ModelError, match=r"it cannot be run by the library itself \(AttributeError: it has no 'image_ou"
+    ):
+        choose_engine(spec_of(llava, engine="static"))
 
 
 def test_what_cannot_be_is_said_before_weights_are_read(llava: Path, tmp_path: Path) -> None:

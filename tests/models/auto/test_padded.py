@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
 from collections.abc import Sequence
 
@@ -41,6 +42,23 @@ def test_batches_and_single_rows_answer_as_the_library_does(name: str) -> None:
     assert answers(padded, samples, max_batch_rows=10) == its.answers
     random.Random(0).shuffle(samples)
     assert answers(padded, samples, max_batch_rows=3) == its.answers
+
+
+def test_rows_whose_placeholders_do_not_match_fail_alone_even_if_they_match_together() -> None:
+    its = family("llava")
+    one, other, *rest = [sample for sample in its.samples if len(sample.pictures) == 1]
+    last = len(one.input_ids) - 1 - one.input_ids[::-1].index(-1)
+    fewer = dataclasses.replace(one, input_ids=[*one.input_ids[:last], *one.input_ids[last + 1 :]])
+    more = dataclasses.replace(other, input_ids=[-1, *other.input_ids])
+    engine = StaticEngine(padded_of(its), NEVER_STOPS)
+    results = {result.key: result for result in run(engine, [fewer, more, *rest])}
+    for bad in (fewer, more):
+        error = results[bad.key].error
+        assert error is not None
+        assert "placeholders by picture" in error.message
+    assert {each.key: list(results[each.key].token_ids) for each in rest} == {
+        each.key: its.answers[each.key] for each in rest
+    }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
