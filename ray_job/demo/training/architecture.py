@@ -62,6 +62,7 @@ class Network(Protocol):
     tower_width: int
     decoder_width: int
     decoder_layers: nn.ModuleList
+    rows_at_once: int | None  # through the decoder, None: all; fewer are padded less, and smaller matrices cost more
     patches_per_token: int
     tower_name: str  # in the names of the tower's parameters, and of no other
     matrix_names: tuple[str, ...]  # in the names of the matrices of layers and projector

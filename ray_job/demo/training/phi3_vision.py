@@ -109,6 +109,7 @@ class Phi3VisionPreparation:
 class Phi3VisionNetwork:
     """A `Network`. A `Size` is the rows and columns of a picture's crops."""
 
+    rows_at_once: int | None = None
     patches_per_token = 4
     tower_name = "img_processor"
     matrix_names: tuple[str, ...] = ("layers.", "img_projection")

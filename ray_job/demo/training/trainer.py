@@ -49,7 +49,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.patch_heads = PatchHeads(network.tower_width)
         self.token_heads = TokenHeads(network.decoder_width, network.patches_per_token)
-        self._half_way_BLD = torch.empty(0)
+        self._half_way = torch.empty(0)
         network.decoder_layers[recipe.token_loss_layer].register_forward_hook(self._keep_half_way)
         self.muon = Muon(momentum=0.95, weight_decay=recipe.weight_decay, processes=processes)
         self.groups = parameter_groups(network)
@@ -126,7 +126,7 @@ class Trainer:
         places_T = (batch.ids_BL.flatten() < 0).nonzero()[:, 0]
         if features_TD is not None:
             embeds_BLD = embeds_BLD.flatten(0, 1).index_copy(0, places_T, features_TD).view_as(embeds_BLD)
-        hidden_BLD = self.network.hidden_states(embeds_BLD, batch.positions_BL, batch.attention_mask())
+        hidden_BLD, half_way_BLD = self._through_decoder(embeds_BLD, batch)
         is_answer_BL = batch.labels_BL != IGNORED
         logits_XV, labels_X = self.network.logits(hidden_BLD[is_answer_BL]), batch.labels_BL[is_answer_BL]
         losses = {"answers": Loss(F.cross_entropy(logits_XV, labels_X, reduction="sum"), len(labels_X))}
@@ -134,16 +134,31 @@ class Trainer:
             numbers_T = -1 - batch.ids_BL.flatten()[places_T]
             labels_TX = self.network.token_labels(batch.targets_NP4[: self._num_asked(batch)], batch.sizes)
             targets = token_targets(labels_TX, numbers_T)
-            half_way_TD = self._half_way_BLD.flatten(0, 1)[places_T]
+            half_way_TD = half_way_BLD.flatten(0, 1)[places_T]
             losses["token_what"], losses["token_where"] = self.token_heads.losses(half_way_TD, *targets)
         return losses
+
+    def _through_decoder(self, embeds_BLD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states at the end and half way up, some rows at a time."""
+        num_rows, length, _ = embeds_BLD.shape
+        mask_B1LL, lengths_B = batch.attention_mask(), (batch.segments_BL >= 0).sum(1)
+        last, half_way = list[Tensor](), list[Tensor]()
+        at_once = self.network.rows_at_once or num_rows
+        for first in range(0, num_rows, at_once):
+            rows = slice(first, first + at_once)
+            width = int(lengths_B[rows].max())
+            own = embeds_BLD[rows, :width], batch.positions_BL[rows, :width], mask_B1LL[rows, :, :width, :width]
+            padding = (0, 0, 0, length - width)
+            last.append(F.pad(self.network.hidden_states(*own), padding))
+            half_way.append(F.pad(self._half_way, padding))
+        return torch.cat(last), torch.cat(half_way)
 
     def _num_asked(self, batch: Batch) -> int:
         """Crops of the pictures in the rows, which come first."""
         return sum(map(self.network.num_crops, batch.sizes))
 
     def _keep_half_way(self, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
-        self._half_way_BLD = output
+        self._half_way = output
 
     def _update(self) -> None:
         scale = self.recipe.lr_scale(self.steps_done)

@@ -1,7 +1,8 @@
 """LLaVA-NeXT as an `Architecture`: its folder, its start, its answers.
 
-The tower is the demo's as it is. The decoder is Phi-3's of the same sizes with plain rotary frequencies, so that it
-has to learn its positions anew; the projector maps single patches, and starts as that of four equal ones.
+The tower is the demo's as it is. The decoder is Phi-3's of the same sizes with plain rotary frequencies near
+the demo's; the projector maps single patches, and starts as that of four equal ones. What has to be learned anew is
+where a token stands in its picture.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class LlavaNext:
     """An `Architecture`."""
 
     name = "llava_next"
-    recipe = Recipe(steps=2000, vision_steps=0)
+    recipe = Recipe(steps=600, vision_steps=0, num_examples=12)
     start = "the weights of `builtin:demo`"
     card = """\
 # The demo's LLaVA-NeXT model

@@ -22,6 +22,7 @@ from ray_job.demo.training.targets import IGNORED
 class LlavaNextNetwork:
     """A `Network`. A `Size` is the height and the width of a picture."""
 
+    rows_at_once: int | None = 1  # of a few hundred tokens, up to twice as long as others
     patches_per_token = 1
     tower_name = "vision_tower"
     matrix_names: tuple[str, ...] = ("layers.", "multi_modal_projector")
