@@ -9,13 +9,16 @@ import torch
 
 from ray_job.demo.questions import Example, make_example
 from ray_job.demo.training.batches import IGNORED, Batch, Collator, TrainBatches
+from ray_job.demo.training.choosing import architecture_of
 from ray_job.demo.training.heads import token_targets
 from ray_job.demo.training.llava_next import LlavaNext
 from ray_job.demo.training.llava_next.network import LlavaNextNetwork
 from ray_job.demo.training.llava_next.preparation import LlavaNextPreparation, messages
 from ray_job.demo.training.recipe import Recipe
 from ray_job.demo.training.targets import NAMES
+from ray_job.demo.training.train import train
 from ray_job.demo.training.trainer import Progress, Trainer
+from ray_job.errors import ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -133,3 +136,19 @@ def test_what_is_saved_is_what_was_trained(
     LlavaNext().save(network.module, tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
     assert LlavaNext().answer(tmp_path)([example]) == LlavaNext().answer(tmp_path, rounded.module)([example])
+
+
+@pytest.mark.slow
+def test_the_whole_training_leaves_a_model_and_its_card(tmp_path: Path) -> None:
+    train(tmp_path, Recipe(steps=2, vision_steps=0, num_examples=2), 1, 2, LlavaNext.name)
+    card = (tmp_path / "README.md").read_text()
+    assert "train --architecture llava_next --out DIR --seed 0 --processes 1\n" in card
+    assert "from the weights of `builtin:demo` to the saved ones" in card
+    assert isinstance(architecture_of(tmp_path), LlavaNext)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_the_folder_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mllama"}')
+    with pytest.raises(ModelError, match="model_type is 'mllama'; training knows phi3_v, llava_next"):
+        architecture_of(tmp_path)
