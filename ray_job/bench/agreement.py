@@ -27,6 +27,7 @@ from ray_job.engine.static import StaticEngine
 from ray_job.models.casting import cast_where_slow
 from ray_job.models.loading import DEMO, model_folder
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
+from ray_job.models.phi3_vision.padded import PaddedPhi3Vision
 from ray_job.models.phi3_vision.processor import PIXELS, Phi3VisionProcessor
 from ray_job.models.phi3_vision.weights import load
 from ray_job.rows import Picture, Sample
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ContinuousEngine, packed, vocabulary, prefix_sharing=False, vision_cache_bytes=0, answer_duplicates=False
     )
     engines: dict[str, Callable[[], Engine]] = {
-        "static, alone": lambda: StaticEngine(model, vocabulary, max_batch_rows=1),
-        "static, batches of 8": lambda: StaticEngine(model, vocabulary, max_batch_rows=8),
+        "static, alone": lambda: StaticEngine(PaddedPhi3Vision(model), vocabulary, max_batch_rows=1),
+        "static, batches of 8": lambda: StaticEngine(PaddedPhi3Vision(model), vocabulary, max_batch_rows=8),
         "continuous, alone": lambda: shares_nothing(max_slots=1),
         "continuous, 32 slots": lambda: ContinuousEngine(packed, vocabulary),
         "continuous, 5 slots, nothing shared": lambda: shares_nothing(max_slots=5),

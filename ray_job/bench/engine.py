@@ -40,6 +40,7 @@ from ray_job.models.casting import cast_where_slow
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig, VisionConfig
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
+from ray_job.models.phi3_vision.padded import PaddedPhi3Vision
 from ray_job.models.phi3_vision.weights import init_weights, load, save
 from ray_job.rows import Sample
 
@@ -260,7 +261,7 @@ class _Bench:
         if runner == "library":
             return self._library(samples), None
         if runner == "single":
-            static = StaticEngine(self._model, VOCABULARY, max_batch_rows=1)
+            static = StaticEngine(PaddedPhi3Vision(self._model), VOCABULARY, max_batch_rows=1)
             return {result.key: list(result.token_ids) for result in run(static, samples)}, None
         options: dict[str, Any] = {}
         if runner == "no-reuse":

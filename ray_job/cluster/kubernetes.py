@@ -180,8 +180,9 @@ def _path_problems(spec: JobSpec, claims: Sequence[Claim]) -> list[str]:
     for name, path in (*places, ("output.path", spec.output.path)):
         if parse_uri(path) is None and not any(f"{path}/".startswith(f"{claim.path}/") for claim in claims):
             problems.append(f"{name}: {path} is on no volume of the cluster; use a URI, or mount one with --claim")
-    if spec.model.path.startswith((".", "~")):
-        problems.append(f"model.path: {spec.model.path} is relative; use a path in the image or on a claim, or a URI")
+    for name, path in (("model.path", spec.model.path), ("model.adapter", spec.model.adapter or "")):
+        if path.startswith((".", "~")):
+            problems.append(f"{name}: {path} is relative; use a path in the image or on a claim, or a URI")
     dump = spec.model_dump(mode="json")
     if public_spec(spec) != dump:
         problems.append("a URI carries credentials or options, which a ConfigMap shows; put them into --secret")

@@ -294,9 +294,9 @@ def _with_absolute_paths(spec: JobSpec) -> JobSpec:
     update = {"path": tuple(_absolute(path) for path in spec.input.path)}
     if image_root is not None:
         update["image_root"] = _absolute(image_root)  # type: ignore[assignment]
-    model = spec.model
-    if model.path.startswith((".", "~")) or os.path.isdir(model.path):
-        model = model.model_copy(update={"path": _absolute(model.path)})
+    folders = {"path": spec.model.path, "adapter": spec.model.adapter or ""}
+    folders = {name: path for name, path in folders.items() if path.startswith((".", "~")) or os.path.isdir(path)}
+    model = spec.model.model_copy(update={name: _absolute(path) for name, path in folders.items()})
     return spec.model_copy(
         update={
             "input": spec.input.model_copy(update=update),

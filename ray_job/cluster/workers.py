@@ -65,6 +65,7 @@ class Workers:
         return {
             "device": self.device,
             "dtype": self.dtype,
+            **({} if spec.model.quantization is None else {"quantization": spec.model.quantization}),
             "gpus_per_actor": self.gpus_per_actor,
             "threads_per_actor": self.threads(spec, nodes, usable),
         }

@@ -1,52 +1,42 @@
 """What a model must offer to be run in padded batches by `static.py`.
 
-Shapes: B rows, L new tokens, H key/value heads, T tokens of a picture, D decoder width, V vocabulary.
+Shapes: B rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
-import torch
 from torch import Tensor
+
+from ray_job.rows import Picture, Sample
+
+NextTokens: TypeAlias = Callable[[Tensor], Sequence[int] | None]
+"""float32 logits (B, V) of what comes next in each row → the token each goes on with; None: the batch is over."""
 
 
 class PaddedModel(Protocol):
-    """A decoder over left- or right-padded rows that share one cache."""
+    """A model that pads rows to one length and runs them together until it is told to stop."""
 
     max_len: int  # longest row, prompt and answer
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        ...
+    max_rows: int | None  # rows that may run together without one's changing another's answer; None: any number
 
     def is_long(self, num_tokens: int) -> bool:
         """Which of two position encodings a row of so many tokens takes; cached keys of the other are stale."""
         ...
 
-    def new_cache(self) -> Any:
-        """An empty cache for one batch, handed to `forward` and to nothing else."""
+    def encode_pictures(self, pictures: Sequence[Picture]) -> list[Any]:
+        """What `generate` takes of each of a batch's distinct pictures, and nothing else looks at."""
         ...
 
-    def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
-        """uint8 (H, W, 3) each → features (T, D) each."""
-        ...
+    def generate(self, samples: Sequence[Sample], encoded: Mapping[bytes, Any], next_tokens: NextTokens) -> None:
+        """Runs a batch: all tokens of its rows, then one more of each at a time, as long as it gets them.
 
-    def embed_row(self, input_ids_L: Tensor, features: Sequence[Tensor] = ()) -> Tensor:
-        """int64 (L,) on the CPU, −k standing for the rows of `features[k - 1]` in order → (L, D)."""
-        ...
-
-    def forward(
-        self,
-        inputs_embeds_BLD: Tensor,
-        *,
-        position_ids_BL: Tensor,
-        is_long_B: Tensor,
-        attention_mask_BL: Tensor,
-        cache: Any,
-        last_B: Tensor,
-    ) -> Tensor:
-        """All layers over new tokens, appended to the cache. → float32 logits (B, V) at place `last_B` of each row."""
+        Args:
+            samples: at least one; of a row that is run again, `input_ids` end with its answer so far.
+            encoded: what `encode_pictures` made of their pictures, by digest.
+            next_tokens: called after the prompts and after each token; a row that is finished gets some token too, and
+                nobody reads what comes of it.
+        """
         ...

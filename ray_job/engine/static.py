@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 
 from ray_job.engine.batching import SampleSize, batch_rows
-from ray_job.engine.collate import PaddingSide, collate
 from ray_job.engine.interface import Slots, Vocabulary
 from ray_job.engine.memory import is_fatal, is_out_of_memory
 from ray_job.engine.padded_model import PaddedModel
 from ray_job.engine.sampler import next_tokens
 from ray_job.engine.sequence import Sequence
-from ray_job.engine.stats import EngineStats, Meter
+from ray_job.engine.stats import EngineStats, Meter, Stopwatch
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.redaction.logs import logger_of
 from ray_job.rows import Result, Sample
@@ -37,9 +35,8 @@ class StaticEngine:
     Args:
         model: in evaluation mode, on its device.
         vocabulary: of the model's tokenizer.
-        max_batch_rows: most rows padded together.
+        max_batch_rows: most rows padded together; a model may allow fewer.
         max_batch_tokens: most of rows × (longest prompt + longest answer); a single row may exceed it.
-        padding_side: where shorter rows are padded; the answers are the same.
         row_deadline_s: of a batch that runs for longer, the rows that are not finished fail.
     """
 
@@ -50,14 +47,12 @@ class StaticEngine:
         *,
         max_batch_rows: int = 16,
         max_batch_tokens: int = 65536,
-        padding_side: PaddingSide = "left",
         row_deadline_s: float | None = None,
     ) -> None:
         self._model = model
         self._vocabulary = vocabulary
-        self._max_batch_rows = max_batch_rows
+        self._max_batch_rows = min(max_batch_rows, model.max_rows or max_batch_rows)
         self._max_batch_tokens = max_batch_tokens
-        self._padding_side: PaddingSide = padding_side
         self._row_deadline_s = row_deadline_s or math.inf
         self._waiting: list[Sample] = []
         self._num_running = 0
@@ -114,100 +109,80 @@ class StaticEngine:
 
     @torch.inference_mode()
     def _generate(self, samples: list[Sample]) -> list[Result]:
-        started_s = time.monotonic()
-        sequences = [Sequence(sample, self._vocabulary, self._model.max_len) for sample in samples]
+        batch = _Batch(samples, self._vocabulary, self._model, self._row_deadline_s, self._meter)
         with self._meter.time("vision_s"):
-            features = self._encode_pictures(samples)
-        with self._meter.time("prefill_s"):
-            running = self._prefill(sequences, features)
+            encoded = self._encode_pictures(samples)
+        while not batch.is_over:
+            batch.run(encoded)
         self._meter.add(steps=1, rows=len(samples), prompt_tokens=sum(len(sample.input_ids) for sample in samples))
-        while True:
-            self._append_tokens(sequences, running.logits_BV)
-            is_overdue = time.monotonic() - started_s > self._row_deadline_s
-            if is_overdue or all(sequence.is_finished for sequence in sequences):
-                return [self._result(sequence) for sequence in sequences]
-            if any(self._crosses_now(sequence) for sequence in sequences):
-                running = self._prefill(sequences, features)
-            else:
-                with self._meter.time("decode_s"):
-                    self._decode(sequences, running)
+        return batch.results()
 
-    def _result(self, sequence: Sequence) -> Result:
-        if sequence.is_finished:
-            return sequence.result()
-        return Result(key=sequence.sample.key, error=RowError.overdue(self._row_deadline_s, Stage.GENERATE))
+    def _encode_pictures(self, samples: list[Sample]) -> dict[bytes, Any]:
+        """By digest: each distinct picture is encoded once."""
+        pictures = {picture.digest: picture for sample in samples for picture in sample.pictures}
+        self._meter.add(pictures_wanted=sum(len(sample.pictures) for sample in samples), pictures_encoded=len(pictures))
+        return dict(zip(pictures, self._model.encode_pictures(list(pictures.values())), strict=True))
 
-    def _encode_pictures(self, samples: list[Sample]) -> list[list[Tensor]]:
-        """Features of each row's pictures; every distinct picture is encoded once."""
-        batch = collate(samples, self._vocabulary.pad_id)
-        pixels = [torch.tensor(picture.arrays["pixels"]) for picture in batch.pictures]
-        features = self._model.encode_pictures(pixels) if pixels else []
-        return [[features[index] for index in indices] for indices in batch.picture_indices]
 
-    def _prefill(self, sequences: list[Sequence], features: list[list[Tensor]]) -> _Running:
-        """Runs everything the rows hold so far into a fresh cache."""
-        model, device = self._model, self._model.device
-        so_far = [replace(sequence.sample, input_ids=sequence.all_ids) for sequence in sequences]
-        batch = collate(so_far, self._vocabulary.pad_id, self._padding_side)
-        rows_LD = [
-            model.embed_row(torch.tensor(sample.input_ids), row_features)
-            for sample, row_features in zip(so_far, features, strict=True)
+class _Batch:
+    """Samples on their way through the model together."""
+
+    def __init__(
+        self, samples: list[Sample], vocabulary: Vocabulary, model: PaddedModel, deadline_s: float, meter: Meter
+    ) -> None:
+        self._sequences = [Sequence(sample, vocabulary, model.max_len) for sample in samples]
+        self._pad_id = vocabulary.pad_id
+        self._model = model
+        self._deadline_s = deadline_s
+        self._meter = meter
+        self._started_s = time.monotonic()
+        self._has_run = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all rows are finished, or overdue."""
+        is_overdue = time.monotonic() - self._started_s > self._deadline_s
+        return self._has_run and (is_overdue or all(sequence.is_finished for sequence in self._sequences))
+
+    def run(self, encoded: Mapping[bytes, Any]) -> None:
+        """Goes on with everything the rows hold so far, until they are finished or a row's keys are stale."""
+        self._has_run = True
+        so_far = [replace(sequence.sample, input_ids=sequence.all_ids) for sequence in self._sequences]
+        with Stopwatch(self._meter, "prefill_s") as stopwatch:
+
+            def newest_tokens(logits_BV: Tensor) -> list[int] | None:
+                stopwatch.stop()
+                self._append_tokens(logits_BV)
+                if self.is_over or any(self._crosses_now(sequence) for sequence in self._sequences):
+                    return None
+                stopwatch.start("decode_s")
+                return [self._pad_id if row.is_finished else row.token_ids[-1] for row in self._sequences]
+
+            self._model.generate(so_far, encoded, newest_tokens)
+
+    def results(self) -> list[Result]:
+        """The answers; rows that are not finished are overdue."""
+        error = RowError.overdue(self._deadline_s, Stage.GENERATE)
+        return [
+            sequence.result() if sequence.is_finished else Result(key=sequence.sample.key, error=error)
+            for sequence in self._sequences
         ]
-        running = _Running(model.new_cache(), batch.attention_mask_BL.to(device), torch.empty(0))
-        running.logits_BV = model.forward(
-            pad_sequence(rows_LD, batch_first=True, padding_side=self._padding_side),
-            position_ids_BL=batch.position_ids_BL.to(device),
-            attention_mask_BL=running.attention_mask_BL,
-            is_long_B=self._is_long(sequences),
-            cache=running.cache,
-            last_B=batch.last_columns(self._padding_side).to(device),
-        )
-        return running
-
-    def _decode(self, sequences: list[Sequence], running: _Running) -> None:
-        """Runs each row's newest token; a finished row runs a pad that nobody reads."""
-        model, device = self._model, self._model.device
-        newest = [self._vocabulary.pad_id if row.is_finished else row.token_ids[-1] for row in sequences]
-        positions = [row.prompt_len + len(row.token_ids) - 1 for row in sequences]
-        running.attention_mask_BL = pad(running.attention_mask_BL, (0, 1), value=True)
-        running.logits_BV = model.forward(
-            model.embed_row(torch.tensor(newest))[:, None],
-            position_ids_BL=torch.tensor(positions, device=device)[:, None],
-            attention_mask_BL=running.attention_mask_BL,
-            is_long_B=self._is_long(sequences),
-            cache=running.cache,
-            last_B=torch.zeros(len(sequences), dtype=torch.int64, device=device),
-        )
-
-    def _is_long(self, sequences: list[Sequence]) -> Tensor:
-        """Which rows use the long RoPE factors: by each row's own length, never by the batch's."""
-        is_long = [self._model.is_long(len(sequence.all_ids)) for sequence in sequences]
-        return torch.tensor(is_long, device=self._model.device)
 
     def _crosses_now(self, sequence: Sequence) -> bool:
         """Whether the newest token takes a row from short to long factors: all its keys are then stale."""
         num_tokens = len(sequence.all_ids)
         return not sequence.is_finished and self._model.is_long(num_tokens) and not self._model.is_long(num_tokens - 1)
 
-    def _append_tokens(self, sequences: list[Sequence], logits_BV: Tensor) -> None:
+    def _append_tokens(self, logits_BV: Tensor) -> None:
         tokens = next_tokens(
             logits_BV,
-            [sequence.sample.params for sequence in sequences],
-            [sequence.num_generated for sequence in sequences],
-            [sequence.text_ids if sequence.needs_seen_ids else () for sequence in sequences],
+            [sequence.sample.params for sequence in self._sequences],
+            [sequence.num_generated for sequence in self._sequences],
+            [sequence.text_ids if sequence.needs_seen_ids else () for sequence in self._sequences],
         )
-        for sequence, token_id in zip(sequences, tokens, strict=True):
+        for sequence, token_id in zip(self._sequences, tokens, strict=True):
             if not sequence.is_finished:
                 sequence.append(token_id)
-
-
-@dataclass(slots=True)
-class _Running:
-    """A batch between two steps."""
-
-    cache: Any  # the model's own
-    attention_mask_BL: Tensor  # over all columns in the cache
-    logits_BV: Tensor  # of each row's last token
 
 
 def _row_error(failure: Exception) -> RowError:

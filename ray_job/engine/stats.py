@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 LIMITS = ("max_tokens", "token_ceiling")
 """Fields that describe one engine; of several engines the smallest value is reported."""
@@ -29,7 +30,7 @@ class EngineStats:
     prompt_tokens: int = 0  # of all rows admitted
     prefix_tokens_reused: int = 0  # of those, not computed because another row's keys were there
     prefill_tokens: int = 0
-    prefill_pairs: int = 0  # of a prompt's token and a key it sees
+    prefill_pairs: int = 0  # of a prompt's token and a key it sees where no window hides any and no block shows more
     decode_tokens: int = 0
     decode_steps: int = 0  # steps that compute nothing else …
     decode_keys: int = 0  # … and the keys of their rows
@@ -68,6 +69,10 @@ class Meter:
         """Adds to counts by name."""
         self._counts.update(counts)
 
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Adds to seconds by name."""
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
         """Adds the seconds of its block, whether or not it fails."""
@@ -75,8 +80,34 @@ class Meter:
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started_s
+            self.add_seconds(name, time.perf_counter() - started_s)
 
     def stats(self, **others: Any) -> EngineStats:
         """Everything counted, and `others` beside it."""
         return EngineStats(**self._counts, **self._seconds, **others)
+
+
+class Stopwatch:
+    """Counts a meter's seconds while it runs; in a `with`, it runs from the start and stops at the end."""
+
+    def __init__(self, meter: Meter, name: str) -> None:
+        self._meter = meter
+        self._name = name
+        self._since_s: float | None = None
+
+    def __enter__(self) -> Self:
+        self.start(self._name)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self, name: str) -> None:
+        """Goes on, for what has this name."""
+        self._name, self._since_s = name, time.perf_counter()
+
+    def stop(self) -> None:
+        """Adds what it ran for; nothing if it does not run."""
+        if self._since_s is not None:
+            self._meter.add_seconds(self._name, time.perf_counter() - self._since_s)
+            self._since_s = None

@@ -9,14 +9,13 @@ of a float32 model with the same, rounded weights, and a row's tokens do not dep
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ray_job.models.phi3_vision.model import Phi3VisionModel
+Model = TypeVar("Model", bound=Any)
 
 # By dtype, the instructions of which one makes torch's products fast; the names are those of `torch.cpu`.
 _INSTRUCTIONS: Mapping[torch.dtype, tuple[str, ...]] = {
@@ -35,30 +34,54 @@ def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
     return not capabilities or any(capabilities.get(name) for name in _INSTRUCTIONS[dtype])
 
 
-def cast_where_slow(model: Phi3VisionModel) -> Phi3VisionModel:
+def cast_where_slow(model: Model) -> Model:
     """The model, in place: as it is where its device computes in its dtype, else computing in float32."""
     if not computes_in(model.dtype, model.device):
         cast_layerwise(model, torch.float32)
     return model
 
 
+def computing_dtype(model: Any) -> torch.dtype:
+    """What a model's activations are in, whatever some of its weights are kept in."""
+    kept = _kept(model)
+    others = (weight.dtype for weight in model.parameters() if id(weight) not in kept and weight.is_floating_point())
+    dtype: torch.dtype = next(others, model.dtype) if kept else model.dtype
+    return dtype
+
+
 def cast_layerwise(model: nn.Module, dtype: torch.dtype) -> None:
-    """Makes the model compute in `dtype`, in place; the weights of linear and embedding layers stay as they are."""
+    """Makes the model compute in `dtype`, in place; the weights of linear and embedding layers stay as they are.
+
+    Those of layers that are more than these, such as an embedding that scales what it finds, are cast like all else.
+    """
+    others = {
+        id(weight)
+        for module in model.modules()
+        if type(module) not in (nn.Linear, nn.Embedding)
+        for weight in module.parameters(recurse=False)
+    }
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and id(child.weight) not in others:
                 setattr(module, name, _Linear(child))
-            elif type(child) is nn.Embedding:
+            elif type(child) is nn.Embedding and id(child.weight) not in others:
                 setattr(module, name, _Embedding(child, dtype))
-    kept = {id(module.weight) for module in model.modules() if isinstance(module, (_Linear, _Embedding))}
+    kept = _kept(model)
     for parameter in model.parameters():
-        if id(parameter) not in kept:
+        if id(parameter) not in kept and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+
+
+def _kept(model: nn.Module) -> set[int]:
+    """Ids of the weights that are cast for each product."""
+    return {id(module.weight) for module in model.modules() if isinstance(module, (_Linear, _Embedding))}
 
 
 def linear(x_TD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """`F.linear` in the dtype of `x_TD`, whatever the weight is kept in."""
-    return F.linear(x_TD, weight_ND.to(x_TD.dtype), bias_N)
+    if weight_ND.dtype != x_TD.dtype:  # a quantised weight has the dtype it is computed in, and cannot be cast
+        weight_ND = weight_ND.to(x_TD.dtype)
+    return F.linear(x_TD, weight_ND, bias_N)
 
 
 class _Linear(nn.Linear):

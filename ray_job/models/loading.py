@@ -1,4 +1,4 @@
-"""From a spec's `model` section to a processor and an engine.
+"""From a spec's `model` section to a processor and a model.
 
 Heavy imports happen inside the functions that need them: preparing rows must not load torch.
 """
@@ -8,24 +8,27 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray_job.errors import ModelError, first_line
 from ray_job.models.cuda import Cuda, is_usable
 from ray_job.models.hub import snapshot_folder
+from ray_job.models.json_file import read_json_object
+from ray_job.models.phi3_vision.configuration import MODEL_TYPE
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.placement import Placement
+from ray_job.models.processor import Processor
 from ray_job.models.store import download_model
 from ray_job.models.threads import compute_with
 from ray_job.spec import JobSpec, ModelSpec
 from ray_job.storage.places import parse_uri
 
 if TYPE_CHECKING:
-    from ray_job.engine.interface import Engine, Vocabulary
-    from ray_job.models.phi3_vision.model import Phi3VisionModel
+    import torch
+
+    from ray_job.models.phi3_vision.attention import Attention
 
 DEMO, NOOP = "builtin:demo", "builtin:noop"
-_TEXT_TOKENS = 1024  # room for what stands beside a picture
 
 
 def model_folder(model: ModelSpec, *, with_weights: bool = True) -> Path:
@@ -42,109 +45,109 @@ def model_folder(model: ModelSpec, *, with_weights: bool = True) -> Path:
 
 
 def settle_model(model: ModelSpec) -> ModelSpec:
-    """The same model with a local folder made absolute: workers start elsewhere."""
-    is_folder = model.path not in (DEMO, NOOP) and os.path.isdir(model.path)
-    return model.model_copy(update={"path": os.path.abspath(model.path)}) if is_folder else model
+    """The same model with local folders made absolute: workers start elsewhere."""
+    named = {"path": "" if model.path in (DEMO, NOOP) else model.path, "adapter": model.adapter or ""}
+    folders = {name: os.path.abspath(path) for name, path in named.items() if os.path.isdir(path)}
+    return model.model_copy(update=folders)
+
+
+def load_processor(model: ModelSpec) -> Processor:
+    """The model's processor; kept, since a worker prepares many batches.
+
+    Raises:
+        ModelError: there is no such model, its files are not right, or an option is another model's.
+    """
+    return _processor(model.model_dump_json())
 
 
 @functools.lru_cache(maxsize=4)
-def load_processor(model: ModelSpec) -> Phi3VisionProcessor:
-    """The model's processor; kept, since a worker prepares many batches."""
-    return Phi3VisionProcessor.from_pretrained(model_folder(model, with_weights=False), num_crops=model.num_crops)
+def _processor(model_json: str) -> Processor:
+    model = ModelSpec.model_validate_json(model_json)
+    folder = model_folder(model, with_weights=False)
+    if _is_phi3_vision(folder):
+        if model.processor_options:
+            raise ModelError(
+                "model.processor_options: Phi-3-Vision has none; model.num_crops limits a picture's tokens"
+            )
+        return Phi3VisionProcessor.from_pretrained(folder, num_crops=model.num_crops)
+    from ray_job.models.auto.processor import LibraryProcessor
+
+    if model.num_crops is not None:
+        raise ModelError(
+            f"model.num_crops: only Phi-3-Vision has it, and {folder} is another model; what limits a picture's tokens "
+            "there, such as max_pixels, goes into model.processor_options"
+        )
+    return LibraryProcessor.from_pretrained(folder, model.processor_options)
 
 
-def load_model(spec: JobSpec, placement: Placement | None = None) -> Phi3VisionModel:
-    """Weights on their device, in evaluation mode.
+def _is_phi3_vision(folder: Path) -> bool:
+    """By config.json; a folder without one, which its processor can do without, counts as Phi-3-Vision's."""
+    path = folder / "config.json"
+    return not path.exists() or read_json_object(path).get("model_type") == MODEL_TYPE
+
+
+def load_model(spec: JobSpec, placement: Placement | None = None) -> Any:
+    """Weights on their device, in evaluation mode: a `Phi3VisionModel`, or the library's model of config.json's type.
 
     Args:
         spec: the job.
         placement: where and how it computes; by default as an actor that has this process's machine for itself.
 
     Raises:
-        ModelError: the configuration or the weights are not right, or the GPU cannot be used or lacks the dtype.
+        ModelError: the configuration, the weights or the adapter are not right, a package that they need is not
+            installed, or the GPU cannot be used or lacks the dtype.
     """
-    import torch
-
     from ray_job.engine.memory import is_out_of_memory
-    from ray_job.models.casting import cast_where_slow
-    from ray_job.models.phi3_vision import weights
 
     placement = placement or Placement.local(spec)
     if placement.device == "cuda":
         _check_gpu(placement)
     compute_with(placement.threads)
-    folder = model_folder(spec.model)
-    dtype = getattr(torch, placement.dtype)
     try:
-        model = weights.load(folder, dtype=dtype, device=placement.device, attention=spec.model.attention)
+        model = _loaded(spec.model, placement)
         if placement.device == "cuda":
             _try_gpu()
     except (RuntimeError, AssertionError) as error:
         if placement.device == "cpu" or is_out_of_memory(error) or "cuda" not in str(error).lower():
             raise
         raise Cuda.find().error(first_line(error)) from error
-    return cast_where_slow(model)
+    return model
 
 
-def load_engine(spec: JobSpec, placement: Placement | None = None) -> Engine:
-    """The engine a job's actor runs; arguments and errors as for `load_model`."""
-    if spec.model.path == NOOP:
-        from ray_job.engine.noop import NoOpEngine
+def _loaded(spec: ModelSpec, placement: Placement) -> Any:
+    import torch
 
-        return NoOpEngine()
-    from ray_job.engine.interface import Vocabulary
+    from ray_job.models.adapters import adapter_folder, merge_adapter
+    from ray_job.models.casting import cast_where_slow, computing_dtype
+    from ray_job.models.quantization import quantize_layers
 
-    placement = placement or Placement.local(spec)
-    processor = load_processor(spec.model)
-    vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
-    model = load_model(spec, placement)
-    if spec.batching.engine == "static":
-        return _static_engine(spec, model, vocabulary)
-    return _continuous_engine(spec, model, vocabulary, placement, processor.max_image_tokens)
-
-
-def _static_engine(spec: JobSpec, model: Phi3VisionModel, vocabulary: Vocabulary) -> Engine:
-    from ray_job.engine.batching import DEFAULT_MAX_TOKENS
-    from ray_job.engine.static import StaticEngine
-
-    batching = spec.batching
-    return StaticEngine(
-        model,
-        vocabulary,
-        max_batch_rows=batching.max_batch_rows,
-        max_batch_tokens=batching.max_batch_tokens or DEFAULT_MAX_TOKENS,
-        padding_side=batching.padding_side,
-        row_deadline_s=spec.limits.row_deadline_s,
-    )
+    folder, adapter = model_folder(spec), adapter_folder(spec)
+    # What is quantised goes to the GPU layer by layer, which then never holds the whole weights.
+    device = "cpu" if spec.quantization else placement.device
+    model = _load_weights(folder, getattr(torch, placement.dtype), device, spec.attention)
+    if adapter is not None:
+        model = merge_adapter(model, adapter)
+    if placement.device == "cpu":
+        cast_where_slow(model)
+    if spec.quantization is not None:
+        quantize_layers(_decoder_layers(model), spec.quantization, computing_dtype(model), placement.device)
+        model.to(placement.device)
+    return model
 
 
-def _continuous_engine(
-    spec: JobSpec, model: Phi3VisionModel, vocabulary: Vocabulary, placement: Placement, max_image_tokens: int
-) -> Engine:
-    from ray_job.engine.continuous import ContinuousEngine
-    from ray_job.engine.memory import free_bytes, pool_tokens
-    from ray_job.models.phi3_vision.packed import PackedPhi3Vision
+def _load_weights(folder: Path, dtype: torch.dtype, device: str, attention: Attention) -> Any:
+    if _is_phi3_vision(folder):
+        from ray_job.models.phi3_vision import weights
 
-    batching = spec.batching
-    vision_cache_bytes = batching.vision_cache_mib * 2**20
-    # Weights may be pages of their files, which count as available though they are needed all the time.
-    left_bytes = placement.memory_bytes - sum(weight.nbytes for weight in model.parameters())
-    packed = PackedPhi3Vision(model, free_bytes=left_bytes)
-    left_bytes -= packed.packed_bytes + vision_cache_bytes
-    if placement.device == "cuda":
-        left_bytes = free_bytes(model.device, placement.gpu_share)
-    # At least a row with one picture of full size: its prompt with a text beside it, and the answer.
-    least_tokens = max_image_tokens + _TEXT_TOKENS + spec.generation.max_new_tokens
-    return ContinuousEngine(
-        packed,
-        vocabulary,
-        max_slots=batching.max_batch_rows,
-        max_tokens=batching.max_batch_tokens or pool_tokens(packed, left_bytes, least_tokens),
-        step_tokens=batching.step_tokens,
-        vision_cache_bytes=vision_cache_bytes,
-        prefix_sharing=batching.share_prefixes,
-        row_deadline_s=spec.limits.row_deadline_s,
-    )
+        return weights.load(folder, dtype=dtype, device=device, attention=attention)
+    from ray_job.models.auto import weights as library_weights
+
+    return library_weights.load(folder, dtype=dtype, device=device, attention=attention)
+
+
+def _decoder_layers(model: Any) -> Any:
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.model
+    return getattr(decoder, "layers", decoder)
 
 
 def _check_gpu(placement: Placement) -> None:

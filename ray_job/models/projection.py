@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ray_job.engine.host import available_bytes
 from ray_job.models.casting import linear
+from ray_job.models.quantization import is_quantized
 
 _MAX_ROWS = 64
 _MAX_MEMORY_SHARE = 0.25
@@ -35,8 +36,10 @@ class Projection:
 
 def can_pack(layers: Iterable[nn.Linear], dtype: torch.dtype, free_bytes: int | None = None) -> bool:
     """Whether second copies of these layers' weights, in the `dtype` they compute in, are of use and small beside the
-    free memory; by default what is available to this process now."""
+    free memory; by default what is available to this process now. Who quantises weights has no room for copies."""
     weights = [layer.weight for layer in layers]
+    if any(map(is_quantized, weights)):
+        return False
     if not torch._C._has_mkldnn or dtype != torch.float32 or any(weight.device.type != "cpu" for weight in weights):
         return False
     free_bytes = available_bytes() if free_bytes is None else free_bytes

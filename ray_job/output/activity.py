@@ -16,10 +16,13 @@ class Activity:
     write_s: float = 0.0
     actors: dict[str, dict[str, float]] = field(default_factory=dict)
     first_rows_s: dict[str, float] = field(default_factory=dict)  # by actor: when its first rows were committed
+    engine: str | None = None  # that the actors run
+    engine_reason: str | None = None  # where it is not the one that is chosen if nothing speaks against it
 
     def add(self, receipt: Receipt, at_s: float) -> None:
         """Takes the counters that came with one part, `at_s` seconds after the run began."""
         self.write_s += receipt.write_s
+        self.engine, self.engine_reason = receipt.engine or self.engine, receipt.engine_reason or self.engine_reason
         for name, done in receipt.actors.items():
             self.first_rows_s.setdefault(name, at_s)
             known = self.actors.get(name)

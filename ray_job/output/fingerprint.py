@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ray_job.errors import ModelError
 from ray_job.inputs.source import Source
+from ray_job.models.adapters import CONFIG, WEIGHTS, adapter_folder
 from ray_job.models.loading import model_folder
 from ray_job.rows import output_schema
 from ray_job.spec import JobSpec
@@ -24,6 +25,7 @@ ENGINE_VERSION = 4  # raise it with every change of the code that changes answer
 DTYPE = "model.dtype"
 AUTO_DTYPES = {"CPU": "float32", "GPU": "bfloat16"}  # what workers settle `auto` to
 _AUTO = "auto"
+_SUFFIXES = (".json", ".jinja", ".safetensors")  # of a model's files that are read
 _WHOLE_BYTES = 256 * 2**20
 _SAMPLE_BYTES = 4096
 _MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, by its format
@@ -40,12 +42,15 @@ def fingerprint_fields(spec: JobSpec, source: Source) -> dict[str, Any]:
         ModelError: the model's files cannot be read.
     """
     schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
+    adapter = adapter_folder(spec.model)
+    adapter_digests = {} if adapter is None else file_digests(adapter, only=(CONFIG, WEIGHTS))
     return {
         "engine_version": ENGINE_VERSION,
         **dict(_flat(spec.answer_fields())),
         "input.image_columns": list(source.image_columns),
         "generation.overrides_column": source.overrides_column,
         **{f"model.files.{name}": digest for name, digest in file_digests(model_folder(spec.model)).items()},
+        **{f"model.adapter.{name}": digest for name, digest in adapter_digests.items()},
         **{f"output.columns.{field.name}": str(field.type) for field in schema},
     }
 
@@ -78,16 +83,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def file_digests(folder: Path) -> dict[str, str]:
-    """Hashes of a model's JSON and safetensors files, by name: 16 hex digits each.
+def file_digests(folder: Path, only: Collection[str] | None = None) -> dict[str, str]:
+    """Hashes of a model's JSON, chat template and safetensors files, or of those that are named, by name.
+
+    They have 16 hex digits each.
 
     A file up to 256 MiB is hashed whole. Of a larger one, so that 8 GB do not wait for a disk, the size, the header
     (every tensor's name, type and place) and each tensor's first and last 4 KiB: an edit in the middle of one tensor
     that leaves its ends and all others as they were is not seen; training, merging or quantising is.
     """
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors") and path.is_file())
-        return {path.name: _file_digest(path) for path in files}
+        files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file())
+        return {path.name: _file_digest(path) for path in files if only is None or path.name in only}
     except OSError as error:
         raise ModelError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
 

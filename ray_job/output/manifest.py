@@ -20,7 +20,7 @@ from ray_job.storage.whole_files import read_text, write_json
 
 MANIFEST, REPORT, SUCCESS = "_manifest.json", "_report.json", "_SUCCESS"
 REPORT_PAGE = "_report.html"
-_PACKAGES = ("ray_job", "ray", "torch", "transformers", "pyarrow", "pillow", "tokenizers")
+_PACKAGES = ("ray_job", "ray", "torch", "transformers", "pyarrow", "pillow", "tokenizers", "peft", "torchao")
 
 
 class State(StrEnum):
@@ -140,7 +140,7 @@ def public_spec(spec: JobSpec) -> dict[str, Any]:
     dump["input"]["path"] = [public_uri(path) for path in dump["input"]["path"]]
     for section, options in (("input", spec.input.storage_options), ("output", spec.output.storage_options)):
         dump[section]["storage_options"] = public_options(options)
-    for section, key in (("output", "path"), ("input", "image_root"), ("model", "path")):
+    for section, key in (("output", "path"), ("input", "image_root"), ("model", "path"), ("model", "adapter")):
         if dump[section][key] is not None:
             dump[section][key] = public_uri(dump[section][key])
     return dump
@@ -150,7 +150,14 @@ def placement_text(placement: Mapping[str, Any]) -> str:
     """A manifest's `placement` in words."""
     threads = [str(num) for num in placement.get("threads_per_actor", [])]
     parts = [str(placement[name]) for name in ("device", "dtype") if name in placement]
+    parts += [f"{placement[name]} weights" for name in ("quantization",) if name in placement]
     return ", ".join([*parts, *([f"{' or '.join(threads)} threads an actor"] if threads else [])])
+
+
+def engine_text(placement: Mapping[str, Any]) -> str | None:
+    """Which engine ran and why, in words; None where it is the one that runs if nothing speaks against it."""
+    reason = placement.get("engine_reason")
+    return None if reason is None else f"{placement.get('engine')}: {reason}"
 
 
 def versions() -> dict[str, str | None]:

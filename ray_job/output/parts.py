@@ -39,6 +39,8 @@ class Receipt:
     error_codes: dict[str, int] = field(default_factory=dict)
     write_s: float = 0.0
     actors: dict[str, dict[str, float]] = field(default_factory=dict)  # what each had done by then
+    engine: str | None = None  # that the actors run
+    engine_reason: str | None = None  # where it is not the one that is chosen if nothing speaks against it
     # Of each row whose other questions lie elsewhere: its number, its records here, its questions in all.
     partial_rows: list[tuple[int, int, int]] = field(default_factory=list)
 

@@ -121,6 +121,8 @@ class Run:
         Raises:
             TooManyRowErrors: more rows failed than the limits allow.
         """
+        if receipt.engine_reason is not None and self.activity.engine is None:
+            _LOG.warning("the %s engine runs: %s", receipt.engine, receipt.engine_reason)
         self.totals.add(receipt, self._partial_rows.num_completed(receipt))
         self.activity.add(receipt, self._elapsed_s)
         try:
@@ -341,11 +343,19 @@ class Run:
         return output_schema(self._source.id_field.type, self._source.kept, self._spec.has_questions)
 
     @property
+    def _engine(self) -> dict[str, str]:
+        """Which engine this run's actors run, and why, as far as they said."""
+        found = {"engine": self.activity.engine, "engine_reason": self.activity.engine_reason}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
     def _elapsed_s(self) -> float:
         return time.time() - self._started_s
 
     def _write_manifest(self, **changes: Any) -> Manifest:
         assert self._manifest is not None, "begin first"
-        self._manifest = replace(self._manifest, elapsed_s=round(self._elapsed_s, 3), **changes)
+        placement = {**self._manifest.placement, **self._engine}
+        elapsed_s = round(self._elapsed_s, 3)
+        self._manifest = replace(self._manifest, elapsed_s=elapsed_s, placement=placement, **changes)
         self._manifest.write(self.root)
         return self._manifest

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray_job.output.ledger import Ledger
 from ray_job.output.lock import is_locked
-from ray_job.output.manifest import Manifest, State, placement_text
+from ray_job.output.manifest import Manifest, State, engine_text, placement_text
 from ray_job.output.totals import Totals
 from ray_job.storage.places import Location
 
@@ -61,6 +61,7 @@ class JobStatus:
             *([("rows/s", f"{self.rows_per_s:.1f}")] if self.rows_per_s is not None else []),
             ("parts", f"{self.parts}, the newest {age}"),
             *([("computed on", placement_text(self.placement))] if self.placement else []),
+            *([("engine", engine)] if (engine := engine_text(self.placement)) else []),
             ("fingerprint", self.fingerprint),
             ("output", self.output),
         ]

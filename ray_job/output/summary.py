@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from ray_job.inputs.skipped import Skipped
 from ray_job.output.activity import Activity
-from ray_job.output.manifest import Duplicates, Manifest, placement_text
+from ray_job.output.manifest import Duplicates, Manifest, engine_text, placement_text
 from ray_job.output.totals import Totals
 from ray_job.storage.places import Location
 
@@ -75,6 +75,7 @@ class Report:
             ("time", f"{self.elapsed_s:.1f} s"),
             ("rows/s", f"{self.rows_per_s:.1f}"),
             *([("computed on", placement_text(self.placement))] if self.placement else []),
+            *([("engine", engine)] if (engine := engine_text(self.placement)) else []),
             *self.activity.lines(),
             ("parts", f"{totals.parts}"),
             ("output", self.output),

@@ -14,10 +14,11 @@ class BatchingSpec(Section):
 
     block_rows: int = Field(32, ge=1, le=4096, description="Rows sent to an actor together.")
     blocks_per_actor: int = Field(4, ge=1, le=64, description="Blocks an actor works on at the same time.")
-    engine: Literal["continuous", "static"] = Field(
-        "continuous",
+    engine: Literal["auto", "continuous", "static"] = Field(
+        "auto",
         description="`continuous`: the next row starts as soon as one is finished. `static`: padded batches, each of "
-        "which runs until its last row is finished; the simple reference, with the same answers.",
+        "which runs until its last row is finished; the simple reference, with the same answers. `auto`: `continuous` "
+        "where the model fits it, else `static`, and the report says why.",
     )
     max_batch_rows: int = Field(32, ge=1, le=1024, description="Maximum number of rows generated together.")
     max_batch_tokens: int | None = Field(
@@ -38,11 +39,11 @@ class BatchingSpec(Section):
         "in 16 bits sums over shared keys are rounded differently, which may tip a near tie.",
     )
     padding_side: Literal["left", "right"] = Field(
-        "left", description="Only for the static engine; the answers are the same."
+        "left", description="Only for Phi-3-Vision in the static engine; the answers are the same."
     )
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
-        if self.engine == "continuous" and self.padding_side != "left":
+        if self.engine != "static" and self.padding_side != "left":
             raise ValueError("padding_side: the continuous engine pads nothing; leave it out or set engine: static")
         return self

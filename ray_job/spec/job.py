@@ -104,9 +104,11 @@ class JobSpec(Section):
     def answer_fields(self) -> dict[str, dict[str, Any]]:
         """The fields that can change an answer, by section; see `fingerprint.py` for what else can.
 
-        The model's path is not among them, since its files' content is in the fingerprint.
+        The paths of the model and its adapter are not among them, since their files' content is in the fingerprint.
         """
         dump = self.model_dump(mode="json")
+        # A field that came later is left out where it is not set, so that outputs of before go on.
+        quantization = {} if self.model.quantization is None else {"quantization": self.model.quantization}
         return {
             "input": {
                 **{key: dump["input"][key] for key in _INPUT_ANSWER_FIELDS},
@@ -114,6 +116,9 @@ class JobSpec(Section):
             },
             "documents": {"pages_per_row": dump["documents"]["pages_per_row"]},
             "prompt": dump["prompt"],
-            "model": {key: dump["model"][key] for key in ("dtype", "num_crops")},
+            "model": {
+                **{key: dump["model"][key] for key in ("dtype", "num_crops", "processor_options")},
+                **quantization,
+            },
             "generation": dump["generation"],
         }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, JsonValue, model_validator
 
 from ray_job.spec.section import Section
 
@@ -19,6 +19,21 @@ class ModelSpec(Section):
         "package); `builtin:noop` (answers nothing, for measuring).",
     )
     revision: str | None = Field(None, description="Commit of a hub id (40 hex digits); required with a hub id.")
+    adapter: str | None = Field(
+        None,
+        description="A fine-tune that peft saved (LoRA and its kin), put into the weights when they are loaded: folder "
+        "with adapter_config.json and adapter_model.safetensors; the URI of such a folder in a bucket; a Hugging Face "
+        "Hub id with `adapter_revision`. Needs the extra `ray_job[peft]` where actors run.",
+    )
+    adapter_revision: str | None = Field(
+        None, description="Commit of the adapter's hub id (40 hex digits); required with a hub id."
+    )
+    quantization: Literal["int8", "fp8"] | None = Field(
+        None,
+        description="Rounds the weights of the decoder's layers to 8 bits when they are loaded: less memory, slightly "
+        "different answers. `int8` is the more exact one; `fp8` is slow on a CPU. Embeddings, head and vision tower "
+        "stay as they are. Needs the extra `ray_job[quantization]` where actors run. Default: all weights in `dtype`.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="`auto`: bfloat16 on a GPU, float32 on a CPU. A CPU without arithmetic for a 16-bit dtype stores "
@@ -31,5 +46,27 @@ class ModelSpec(Section):
     )
     attention: Literal["sdpa", "eager"] = "sdpa"
     num_crops: int | None = Field(
-        None, ge=1, le=64, description="Maximum number of local crops a picture is cut into. Default: the model's own."
+        None,
+        ge=1,
+        le=64,
+        description="Maximum number of local crops a picture is cut into, of Phi-3-Vision. Default: the model's own.",
     )
+    processor_options: dict[str, JsonValue] = Field(
+        {},
+        description="Of another model's image processor, by the names of its configuration, such as "
+        "{max_pixels: 1003520} for Qwen2.5-VL or {do_image_splitting: false} for SmolVLM. Default: the model's own.",
+    )
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        if self.adapter is None and self.adapter_revision is not None:
+            raise ValueError("adapter_revision: there is no adapter; set adapter to its hub id, or leave both out")
+        changes = [name for name in ("adapter", "quantization") if getattr(self, name) is not None]
+        if changes and self.path == "builtin:noop":
+            raise ValueError(f"{changes[0]}: builtin:noop has no weights; leave {changes[0]} out or set another path")
+        if self.quantization == "int8" and self.dtype == "float16":
+            raise ValueError(
+                "quantization: int8 multiplies before it scales, and the products can exceed what float16 holds; set "
+                "dtype to bfloat16 or float32"
+            )
+        return self

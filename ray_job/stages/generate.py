@@ -24,12 +24,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_job.arrow.values import python_values
-from ray_job.engine.interface import Engine
 from ray_job.engine.loop import EngineLoop
 from ray_job.errors import ErrorCode, ModelError, RowError, Stage
 from ray_job.metrics import catalog
 from ray_job.metrics.publisher import Publisher, Readings
-from ray_job.models.loading import load_engine
+from ray_job.models.engines import ChosenEngine, choose_engine
 from ray_job.models.placement import Placement
 from ray_job.rows import (
     PICTURES,
@@ -76,7 +75,9 @@ class GenerateActor:
         self._schema = result_schema(schema)
         started_s = time.monotonic()
         placement = None if place is None else place(spec, store)
-        self._engine = _load(spec, store, placement)
+        chosen = _load(spec, store, placement)
+        self._engine = chosen.engine
+        self._engine_record = {"engine": chosen.name, "engine_reason": chosen.reason}
         self._loop = EngineLoop(self._engine)
         self._poison = PoisonSearch(store, Stage.GENERATE, spec.limits.row_deadline_s)
         self._lock = ReadersWriterLock()
@@ -149,8 +150,9 @@ class GenerateActor:
         self._prepare_s += rows.prepare_s
         times = {"prepare_s": self._prepare_s, "load_s": self._load_s, "idle_s": self._loop.idle_s}
         done = {**times, "threads": self._threads, **asdict(self._engine.stats())}
+        news = {"actor": self._name, "done": done, **self._engine_record}
         self._outcomes = self._outcomes + rows.outcomes(results)  # another thread reads it
-        return rows.with_results(results, schema or self._schema, json.dumps({"actor": self._name, "done": done}))
+        return rows.with_results(results, schema or self._schema, json.dumps(news))
 
     def _readings(self) -> Readings:
         """This actor's numbers, for `metrics`."""
@@ -166,14 +168,14 @@ class GenerateActor:
         }
 
 
-def _load(spec: JobSpec, store: DurableStore | None, placement: Placement | None) -> Engine:
-    """The engine.
+def _load(spec: JobSpec, store: DurableStore | None, placement: Placement | None) -> ChosenEngine:
+    """The engine and its model.
 
     Raises:
         ModelError: it does not load, or this actor's process died of it twice.
     """
     if store is None:
-        return load_engine(spec, placement)
+        return choose_engine(spec, placement)
     block = Block(store, f"load/{store.worker}", [spec.model.path])
     if block.poisoned:
         raise ModelError(
@@ -181,9 +183,9 @@ def _load(spec: JobSpec, store: DurableStore | None, placement: Placement | None
             "memory, or a crash in native code. Give the actor more memory, or load a smaller model"
         )
     next(block.pieces())
-    engine = load_engine(spec, placement)
+    chosen = choose_engine(spec, placement)
     block.finish()
-    return engine
+    return chosen
 
 
 class _PreparedRows:

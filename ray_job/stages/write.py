@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +64,7 @@ class PartWriter:
             completion_tokens=whole.completion_tokens,
             error_codes=whole.error_codes,
             write_s=time.monotonic() - started_s,
-            actors=_latest(table),
+            **_news(table),
         )
         return pa.table({"receipt": [json.dumps(asdict(receipt))]}, schema=RECEIPT_SCHEMA)
 
@@ -81,15 +82,17 @@ def _hash(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _latest(table: pa.Table) -> dict[str, dict[str, float]]:
-    """The last news of each actor in a batch (`rows.WORKER`)."""
+def _news(table: pa.Table) -> dict[str, Any]:
+    """What a batch says of its actors (`rows.WORKER`): the last news of each, and the engine that they run."""
     latest: dict[str, dict[str, float]] = {}
+    engine: dict[str, str | None] = {}
     for text in table.column(WORKER).drop_null().to_pylist():
         news = json.loads(text)
         known = latest.get(news["actor"])
         if known is None or news["done"]["prepare_s"] >= known["prepare_s"]:
             latest[news["actor"]] = news["done"]
-    return latest
+        engine = {name: news[name] for name in ("engine", "engine_reason") if name in news}
+    return {"actors": latest, **engine}
 
 
 def _partial_rows(account: Account) -> tuple[int, list[tuple[int, int, int]]]:

@@ -140,9 +140,11 @@ def test_a_wrong_field_would_be_seen(spec_file: Path, capsys: pytest.CaptureFixt
 def test_what_would_not_work_there_is_said_at_once(spec_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["raycronjob", str(spec_file), "--image", "i", "--name", "Photos", "--queue", "q"]
     places = ["--set", "input.path=photos/", "--set", "output.path=s3://key:secret@answers"]
+    places += ["--set", "model.adapter=./tuned"]
     assert main(["manifest", *arguments, *places]) == 2
     said = capsys.readouterr().err
-    assert "5 problems" in said
+    assert "6 problems" in said
+    assert "model.adapter: ./tuned is relative; use a path in the image" in said
     assert "input.path: photos/ is on no volume" in said
     assert "put them into --secret" in said
     assert "--name: got 'Photos'" in said

@@ -12,6 +12,7 @@ from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Engine, Vocabulary, run
 from ray_job.engine.static import StaticEngine
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
+from ray_job.models.phi3_vision.padded import PaddedPhi3Vision
 from ray_job.rows import FinishReason, Sample
 from ray_job.spec import GenerationParams
 from tests.engine.decodings import WITH_BYTES, Decoding
@@ -31,7 +32,7 @@ ANSWERS = [
 
 def engine_of(kind: str, vocabulary: Vocabulary) -> Engine:
     if kind == "static":
-        return StaticEngine(tiny_model(), vocabulary)
+        return StaticEngine(PaddedPhi3Vision(tiny_model()), vocabulary)
     return ContinuousEngine(PackedPhi3Vision(tiny_model()), vocabulary, max_tokens=2000, max_slots=3)
 
 

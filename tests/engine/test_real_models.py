@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 import ray_job
 from ray_job.demo.questions import Example, make_example, split_seed
+from ray_job.engine.collate import PaddingSide
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Engine, Vocabulary, run
 from ray_job.engine.static import StaticEngine
 from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
+from ray_job.models.phi3_vision.padded import PaddedPhi3Vision
 from ray_job.models.phi3_vision.processor import PIXELS, Phi3VisionProcessor
 from ray_job.rows import Picture, Sample
 from ray_job.spec import GenerationParams
@@ -51,8 +53,9 @@ class Bench:
         ]
         self.alone = self.answers(self.static(max_batch_rows=1), range(len(self.samples)))
 
-    def static(self, **options: Any) -> Engine:
-        return StaticEngine(self.model, self.vocabulary, **options)
+    def static(self, max_batch_rows: int, padding_side: PaddingSide = "left") -> Engine:
+        model = PaddedPhi3Vision(self.model, padding_side)
+        return StaticEngine(model, self.vocabulary, max_batch_rows=max_batch_rows)
 
     def continuous(self, **options: Any) -> Engine:
         return ContinuousEngine(PackedPhi3Vision(self.model), self.vocabulary, max_tokens=4000, **options)
@@ -98,9 +101,11 @@ def test_the_rows_are_of_every_kind(bench: Any, name: str) -> None:
 @pytest.mark.parametrize("name", ["trained", "golden"])
 @settings(max_examples=5, deadline=None)
 @given(chosen=CHOSEN, max_batch_rows=st.integers(2, 6), padding_side=st.sampled_from(["left", "right"]))
-def test_static_batches(bench: Any, name: str, chosen: list[int], max_batch_rows: int, padding_side: str) -> None:
+def test_static_batches(
+    bench: Any, name: str, chosen: list[int], max_batch_rows: int, padding_side: PaddingSide
+) -> None:
     its: Bench = bench(name)
-    engine = its.static(max_batch_rows=max_batch_rows, padding_side=padding_side)
+    engine = its.static(max_batch_rows, padding_side)
     assert its.answers(engine, chosen) == [its.alone[number] for number in chosen]
 
 

@@ -22,6 +22,7 @@ from ray_job.engine.static import StaticEngine
 from ray_job.errors import ErrorCode
 from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.model import Phi3VisionModel
+from ray_job.models.phi3_vision.padded import PaddedPhi3Vision
 from ray_job.models.phi3_vision.processor import PIXELS, Phi3VisionProcessor
 from ray_job.rows import FinishReason, Picture, Result, Sample
 from ray_job.spec import GenerationParams
@@ -75,7 +76,7 @@ def answers(
     model: Phi3VisionModel, processor: Phi3VisionProcessor, samples: Sequence[Sample], rows: int, side: PaddingSide
 ) -> dict[int, tuple[object, ...]]:
     vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
-    engine = StaticEngine(model, vocabulary, max_batch_rows=rows, padding_side=side)
+    engine = StaticEngine(PaddedPhi3Vision(model, side), vocabulary, max_batch_rows=rows)
     results = list(run(engine, samples))
     assert sorted(result.key for result in results) == sorted(sample.key for sample in samples)
     return {result.key: _essence(result) for result in results}
@@ -111,7 +112,7 @@ def test_a_row_that_crosses_the_switch_answers_as_without_a_cache(
     ids = processor.process("<|user|>\n" + "the " * start + "<|end|>\n<|assistant|>\n", []).input_ids[-start:]
     vocabulary = Vocabulary(processor.pad_id, frozenset(), processor.decode)
     sample = Sample(0, ids, (), GenerationParams(max_new_tokens=24))
-    (result,) = run(StaticEngine(switched, vocabulary), [sample])
+    (result,) = run(StaticEngine(PaddedPhi3Vision(switched), vocabulary), [sample])
     assert list(result.token_ids) == _without_cache(switched, ids, 24)
 
 
@@ -137,7 +138,7 @@ def test_an_answer_ends_at_a_stop_id_a_stop_string_or_its_length(
 
     def answer(**values: object) -> Result:
         params = GenerationParams.model_validate({"max_new_tokens": 12, **values})
-        (result,) = run(StaticEngine(model, vocabulary), [Sample(0, ids, (), params)])
+        (result,) = run(StaticEngine(PaddedPhi3Vision(model), vocabulary), [Sample(0, ids, (), params)])
         return result
 
     free = answer()
@@ -158,7 +159,7 @@ def test_a_row_that_cannot_be_run_fails_alone(model: Phi3VisionModel, processor:
     good = answers(model, processor, samples, 5, "left")
     bad = dataclasses.replace(samples[2], input_ids=[1, -1, 5], pictures=())
     vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
-    engine = StaticEngine(model, vocabulary)
+    engine = StaticEngine(PaddedPhi3Vision(model), vocabulary)
     results = {result.key: result for result in run(engine, [*samples[:2], bad, *samples[3:]])}
     error = results[2].error
     assert error is not None
@@ -180,7 +181,7 @@ def test_the_golden_pictures_in_one_batch(tiny_folder: Path) -> None:
         pictures = [Picture(f"{key}/{k}".encode(), {PIXELS: pixels}) for k, pixels in enumerate(encoded.pictures)]
         samples.append(Sample(key, encoded.input_ids, pictures, GenerationParams(max_new_tokens=16)))
     vocabulary = Vocabulary(processor.pad_id, frozenset(), processor.decode)
-    results = {result.key: result for result in run(StaticEngine(model, vocabulary), samples)}
+    results = {result.key: result for result in run(StaticEngine(PaddedPhi3Vision(model), vocabulary), samples)}
     assert [list(results[key].token_ids) for key in range(len(items))] == [i["greedy16_no_eos"] for i in items]
 
 
@@ -204,7 +205,10 @@ def test_what_is_not_finished_when_a_batch_is_overdue_fails(
 ) -> None:
     vocabulary = Vocabulary(processor.pad_id, frozenset(), processor.decode)
     rows = [Sample(key, [1, 5 + key], (), GenerationParams(max_new_tokens=count)) for key, count in enumerate([1, 90])]
-    done = {result.key: result for result in run(StaticEngine(model, vocabulary, row_deadline_s=1e-9), rows)}
+    done = {
+        result.key: result
+        for result in run(StaticEngine(PaddedPhi3Vision(model), vocabulary, row_deadline_s=1e-9), rows)
+    }
     assert done[0].error is None
     assert done[1].error is not None
     assert done[1].error.code == ErrorCode.DEADLINE
@@ -213,14 +217,14 @@ def test_what_is_not_finished_when_a_batch_is_overdue_fails(
 class Failing:
     """A model whose first pass over a batch raises."""
 
-    def __init__(self, model: Phi3VisionModel, error: Exception) -> None:
+    def __init__(self, model: PaddedPhi3Vision, error: Exception) -> None:
         self._model = model
         self._error = error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def forward(self, *args: Any, **options: Any) -> Any:
+    def generate(self, *args: Any) -> None:
         raise self._error
 
 
@@ -235,13 +239,13 @@ class Failing:
 )
 def test_why_a_row_fails_is_said(model: Phi3VisionModel, error: Exception, code: ErrorCode) -> None:
     vocabulary = Vocabulary(0, frozenset(), str)
-    (result,) = run(StaticEngine(Failing(model, error), vocabulary), [Sample(0, [1, 5], (), GREEDY)])
+    (result,) = run(StaticEngine(Failing(PaddedPhi3Vision(model), error), vocabulary), [Sample(0, [1, 5], (), GREEDY)])
     assert result.error is not None
     assert result.error.code == code
 
 
 def test_a_lost_device_is_no_rows_fault(model: Phi3VisionModel) -> None:
     lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-    engine = StaticEngine(Failing(model, lost), Vocabulary(0, frozenset(), str))
+    engine = StaticEngine(Failing(PaddedPhi3Vision(model), lost), Vocabulary(0, frozenset(), str))
     with pytest.raises(torch.AcceleratorError):
         list(run(engine, [Sample(0, [1, 5], (), GREEDY), Sample(1, [1, 6], (), GREEDY)]))

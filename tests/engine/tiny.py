@@ -15,6 +15,7 @@ from ray_job.engine.static import StaticEngine
 from ray_job.engine.varlen import MIN_CAPABILITY
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig, VisionConfig
 from ray_job.models.phi3_vision.model import Phi3VisionModel
+from ray_job.models.phi3_vision.padded import PaddedPhi3Vision
 from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.models.phi3_vision.weights import init_weights
 from ray_job.rows import Picture, Result, Sample
@@ -119,5 +120,5 @@ def essence(result: Result) -> tuple[object, ...]:
 
 def alone(model: Phi3VisionModel, rows: Sequence[Sample]) -> dict[int, tuple[object, ...]]:
     """The reference: every row by itself in the static engine."""
-    engine = StaticEngine(model, VOCABULARY, max_batch_rows=1)
+    engine = StaticEngine(PaddedPhi3Vision(model), VOCABULARY, max_batch_rows=1)
     return {result.key: essence(result) for result in run(engine, rows)}

@@ -19,7 +19,8 @@ from ray_job.engine.interface import run
 from ray_job.errors import ModelError, SpecError
 from ray_job.models import placement
 from ray_job.models.cuda import Cuda, driver_version, has_gpu
-from ray_job.models.loading import load_engine, load_model, load_processor
+from ray_job.models.engines import load_engine
+from ray_job.models.loading import load_model, load_processor
 from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.image_processing import hd_size, max_image_tokens, num_image_tokens
 from ray_job.models.phi3_vision.processor import PIXELS

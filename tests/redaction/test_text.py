@@ -91,7 +91,8 @@ def test_no_secret_of_a_uri_is_shown(uri: str, context: str) -> None:
 @settings(deadline=None)
 @given(uri=secret_uris(("s3", "gs", "https", "abfs")))
 def test_no_secret_of_a_spec_reaches_its_manifest(uri: str) -> None:
-    sections = {"input": {"path": uri, "image_root": uri}, "output": {"path": uri}, "model": {"path": uri}}
+    model = {"path": uri, "adapter": uri}
+    sections = {"input": {"path": uri, "image_root": uri}, "output": {"path": uri}, "model": model}
     spec = JobSpec.from_dict(sections)
     assert SECRET not in json.dumps(public_spec(spec))
     assert SECRET not in repr(spec) + str(spec)

@@ -184,7 +184,7 @@ def test_a_model_that_kills_its_process_twice_is_not_loaded_again(monkeypatch: p
 
     store = Kept()
     spec = JobSpec.from_dict({"input": {"path": "in"}, "output": {"path": "out"}, "model": {"path": "builtin:noop"}})
-    monkeypatch.setattr(actor, "load_engine", die)
+    monkeypatch.setattr(actor, "choose_engine", die)
     for _ in range(2):
         with pytest.raises(DeathError):
             GenerateActor(spec, pa.schema([]), store=store)

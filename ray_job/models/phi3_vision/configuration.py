@@ -29,6 +29,7 @@ from ray_job.models.phi3_vision.config_fields import (
     section,
 )
 from ray_job.models.phi3_vision.vision_config import VisionConfig
+from ray_job.models.quantization import refuse_quantized
 
 __all__ = ["FILE", "MODEL_TYPE", "Phi3VisionConfig", "VisionConfig"]
 
@@ -177,6 +178,7 @@ class Phi3VisionConfig:
         """Reads `config.json` in `folder`. Raises ModelError if it is absent, not JSON or not supported."""
         path = Path(folder) / FILE
         found = read_json_object(path, "give a folder that holds a Phi-3-Vision model")
+        refuse_quantized(path, found)
         try:
             return cls.from_dict(found)
         except FieldError as error:

@@ -49,13 +49,13 @@ def spec(folder: Path) -> JobSpec:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models loaded since the test began."""
     loaded: list[str] = []
-    load = ray_job.stages.generate.load_engine
+    load = ray_job.stages.generate.choose_engine
 
     def counting(spec: JobSpec, *placement: Any) -> Any:
         loaded.append(spec.model.path)
         return load(spec, *placement)
 
-    monkeypatch.setattr("ray_job.stages.generate.load_engine", counting)
+    monkeypatch.setattr("ray_job.stages.generate.choose_engine", counting)
     return loaded
 
 

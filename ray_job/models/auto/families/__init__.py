@@ -1,0 +1,1 @@
+"""What a few families need beyond the general adapter, a file for each."""
