@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from ray_job.demo.questions import make_split
-from ray_job.demo.training.batches import prompt_parts
+from ray_job.demo.training.phi3_vision import prompt_parts
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Engine, Vocabulary, run
 from ray_job.engine.static import StaticEngine

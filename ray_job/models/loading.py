@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ray_job.models.phi3_vision.attention import Attention
 
 DEMO, NOOP = "builtin:demo", "builtin:noop"
+_BUILTINS = {DEMO: "model", NOOP: "model", "builtin:demo-llava-next": "llava_next"}  # folders in ray_job/demo
 
 
 def model_folder(model: ModelSpec, *, with_weights: bool = True) -> Path:
@@ -37,8 +38,8 @@ def model_folder(model: ModelSpec, *, with_weights: bool = True) -> Path:
     Raises:
         ModelError: there is no such model.
     """
-    if model.path in (DEMO, NOOP):
-        return Path(__file__).parent.parent / "demo" / "model"
+    if model.path in _BUILTINS:
+        return Path(__file__).parent.parent / "demo" / _BUILTINS[model.path]
     if parse_uri(model.path) is not None:
         return download_model(model.path, with_weights=with_weights)
     return snapshot_folder(model.path, model.revision)
@@ -46,7 +47,7 @@ def model_folder(model: ModelSpec, *, with_weights: bool = True) -> Path:
 
 def settle_model(model: ModelSpec) -> ModelSpec:
     """The same model with local folders made absolute: workers start elsewhere."""
-    named = {"path": "" if model.path in (DEMO, NOOP) else model.path, "adapter": model.adapter or ""}
+    named = {"path": "" if model.path in _BUILTINS else model.path, "adapter": model.adapter or ""}
     folders = {name: os.path.abspath(path) for name, path in named.items() if os.path.isdir(path)}
     return model.model_copy(update=folders)
 

@@ -16,7 +16,8 @@ class ModelSpec(Section):
         "builtin:demo",
         description="Folder with config.json, tokenizer.json and *.safetensors; the URI of such a folder in a bucket, "
         "downloaded once per machine; a Hugging Face Hub id with `revision`; `builtin:demo` (the small model in this "
-        "package); `builtin:noop` (answers nothing, for measuring).",
+        "package); `builtin:demo-llava-next` (another one, of the library's LLaVA-NeXT architecture); `builtin:noop` "
+        "(answers nothing, for measuring).",
     )
     revision: str | None = Field(None, description="Commit of a hub id (40 hex digits); required with a hub id.")
     adapter: str | None = Field(

@@ -13,6 +13,7 @@ from torch import Tensor
 import ray_job
 from ray_job.demo.questions import make_example, make_split, split_seed
 from ray_job.demo.training.evaluate import accuracy, overall
+from ray_job.demo.training.phi3_vision import answerer
 from ray_job.demo.training.tokenizer import build_tokenizer
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
@@ -43,7 +44,7 @@ def test_its_tokenizer_is_the_one_the_questions_make() -> None:
 
 
 def test_it_answers_unseen_questions(model: Phi3VisionModel, processor: Phi3VisionProcessor) -> None:
-    scores = accuracy(model, processor, make_split("test", 200))
+    scores = accuracy(answerer(model, processor), make_split("test", 200))
     assert overall(scores) >= 0.95, scores
 
 
@@ -51,7 +52,7 @@ def test_wrong_crop_order_shows_in_its_answers(
     model: Phi3VisionModel, processor: Phi3VisionProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = [make_example(split_seed("test", index, seed=1), theme="places") for index in range(20)]
-    assert overall(accuracy(model, processor, examples)) >= 0.95
+    assert overall(accuracy(answerer(model, processor), examples)) >= 0.95
     right = model.encode_crops
 
     def reversed_crops(crops_N3CC: Tensor, *arguments: object) -> list[Tensor]:
@@ -60,4 +61,4 @@ def test_wrong_crop_order_shows_in_its_answers(
         return encode(shuffled, *arguments)
 
     monkeypatch.setattr(model, "encode_crops", reversed_crops)
-    assert overall(accuracy(model, processor, examples)) < 0.8
+    assert overall(accuracy(answerer(model, processor), examples)) < 0.8

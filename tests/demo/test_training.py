@@ -17,14 +17,16 @@ from safetensors.torch import load_file
 
 from ray_job.demo.pictures import Item, Scene
 from ray_job.demo.questions import Example, make_example
-from ray_job.demo.training.batches import IGNORED, Batch, Collator, TrainBatches, prompt_parts
+from ray_job.demo.training.batches import Batch, Collator, TrainBatches
 from ray_job.demo.training.heads import token_targets
 from ray_job.demo.training.optimiser import orthogonal
-from ray_job.demo.training.parallel import Processes, run_in_processes
-from ray_job.demo.training.targets import NAMES, patch_targets
+from ray_job.demo.training.parallel import ALONE, Processes, run_in_processes
+from ray_job.demo.training.phi3_vision import Phi3VisionNetwork, Phi3VisionPreparation, model_config, new_model
+from ray_job.demo.training.recipe import Recipe
+from ray_job.demo.training.targets import IGNORED, NAMES, patch_targets
 from ray_job.demo.training.tokenizer import save_tokenizer
-from ray_job.demo.training.train import model_config, train
-from ray_job.demo.training.trainer import Progress, Recipe, Trainer
+from ray_job.demo.training.train import train
+from ray_job.demo.training.trainer import Progress, Trainer
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.image_processing import hd_size
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
@@ -47,7 +49,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> tuple[Phi3VisionConfig, 
 
 @pytest.fixture(scope="module")
 def collator(config: tuple[Phi3VisionConfig, Path]) -> Collator:
-    return Collator(Phi3VisionProcessor.from_pretrained(config[1]), 8)
+    return Collator(_preparation(config[1]))
+
+
+def _preparation(folder: Path) -> Phi3VisionPreparation:
+    return Phi3VisionPreparation(Phi3VisionProcessor.from_pretrained(folder), 8)
+
+
+def _trainer(config: Phi3VisionConfig, recipe: Recipe, processes: Processes = ALONE) -> Trainer:
+    return Trainer(Phi3VisionNetwork(new_model(config, recipe.seed)), recipe, processes)
 
 
 def _steps(collator: Collator, first: int, last: int) -> list[Batch]:
@@ -72,8 +82,7 @@ def test_patch_labels_follow_the_resize_and_the_padding() -> None:
 def test_a_packed_question_has_the_logits_of_the_question_alone(
     config: tuple[Phi3VisionConfig, Path], collator: Collator
 ) -> None:
-    model = Trainer(config[0], RECIPE).model.eval()
-    processor = collator.processor
+    model = new_model(config[0], RECIPE.seed).eval()
     example = next(e for e in map(make_example, range(1000)) if len(e.scenes) == 2 and len(e.questions) > 2)
     packed = collator([example])
     with torch.inference_mode():
@@ -87,8 +96,8 @@ def test_a_packed_question_has_the_logits_of_the_question_alone(
         )[0]
         for number, qa in enumerate(example.questions, 1):
             tokens = [len(f) for f in features]
-            prompt = processor.encode(prompt_parts(processor, qa.question, 2), tokens)
-            ids = prompt + collator.answer_ids(qa.answer)[:-1]
+            preparation = collator.preparation
+            ids = preparation.prompt(qa.question, tokens) + preparation.answer_ids(qa.answer)[:-1]
             alone_LV = model(
                 model.embed_row(torch.tensor(ids), features)[None],
                 position_ids_BL=torch.arange(len(ids))[None],
@@ -105,11 +114,11 @@ def _numbered(batch: Batch, tokens: Sequence[int]) -> torch.Tensor:
     return ids_L
 
 
-def test_labels_are_the_answers(collator: Collator) -> None:
+def test_labels_are_the_answers(config: tuple[Phi3VisionConfig, Path], collator: Collator) -> None:
     example = make_example(3)
     batch = collator([example])
     labels = [int(label) for label in batch.labels_BL[0] if label != IGNORED]
-    texts = collator.processor.decode(labels, skip_special_tokens=False).split("<|end|>")
+    texts = Phi3VisionProcessor.from_pretrained(config[1]).decode(labels, skip_special_tokens=False).split("<|end|>")
     assert [text.strip() for text in texts if text] == [qa.answer for qa in example.questions]
 
 
@@ -123,7 +132,7 @@ def test_padding_sees_itself_only(collator: Collator) -> None:
 
 
 def test_a_few_steps_lower_the_loss(config: tuple[Phi3VisionConfig, Path], collator: Collator) -> None:
-    trainer = Trainer(config[0], RECIPE)
+    trainer = _trainer(config[0], RECIPE)
     [batch] = _steps(collator, 0, 1)
     losses = []
     for _ in range(3):
@@ -136,7 +145,7 @@ def test_a_few_steps_lower_the_loss(config: tuple[Phi3VisionConfig, Path], colla
 def test_a_resumed_training_equals_an_unbroken_one(
     config: tuple[Phi3VisionConfig, Path], collator: Collator, tmp_path: Path
 ) -> None:
-    unbroken, broken, resumed = (Trainer(config[0], RECIPE) for _ in range(3))
+    unbroken, broken, resumed = (_trainer(config[0], RECIPE) for _ in range(3))
     for batch in _steps(collator, 0, 3):
         unbroken.step(batch)
     for batch in _steps(collator, 0, 2):
@@ -154,7 +163,7 @@ def test_two_processes_make_the_steps_of_one(config: tuple[Phi3VisionConfig, Pat
     for count in (1, 2):
         run_in_processes(count, _save_average, *config, recipe, tmp_path / f"{count}.pt")
     one, two = (torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2))
-    start = Trainer(config[0], recipe).average.state_dict()
+    start = _trainer(config[0], recipe).average.state_dict()
     for name, weight in one.items():
         if name.endswith("k_proj.bias"):
             continue  # a bias of all keys changes no softmax: its gradient is rounding, which Adam makes a whole step
@@ -164,8 +173,8 @@ def test_two_processes_make_the_steps_of_one(config: tuple[Phi3VisionConfig, Pat
 
 
 def _save_average(processes: Processes, config: Phi3VisionConfig, folder: Path, recipe: Recipe, out: Path) -> None:
-    trainer = Trainer(config, recipe, processes)
-    collator = Collator(Phi3VisionProcessor.from_pretrained(folder), 8)
+    trainer = _trainer(config, recipe, processes)
+    collator = Collator(_preparation(folder))
     for batch in TrainBatches(collator, 0, 0, recipe.steps, recipe.num_examples, recipe.vision_steps, processes):
         trainer.step(batch)
     if processes.rank == 0:
@@ -173,11 +182,14 @@ def _save_average(processes: Processes, config: Phi3VisionConfig, folder: Path, 
 
 
 def test_token_targets_say_what_and_where(config: tuple[Phi3VisionConfig, Path], collator: Collator) -> None:
-    pictures = Trainer(config[0], RECIPE).model.model.vision_embed_tokens
+    network = Phi3VisionNetwork(new_model(config[0], RECIPE.seed))
     example = next(e for e in map(make_example, range(1000)) if len(e.scenes) == 2 and e.scenes[1].height > 1.5 * 64)
     batch = collator([example, make_example(0, theme="sheet")])
     numbers_T = -1 - batch.ids_BL[batch.ids_BL < 0]
-    what_TX, where_T4 = token_targets(pictures, batch.targets_NP4, batch.sizes, numbers_T)
+    num_asked = sum(map(network.num_crops, batch.sizes))  # the sheet's crops come last
+    assert num_asked < len(batch.targets_NP4)
+    labels_TX = network.token_labels(batch.targets_NP4[:num_asked], batch.sizes)
+    what_TX, where_T4 = token_targets(labels_TX, numbers_T)
     assert len(what_TX) == len(where_T4) == len(numbers_T)
     first = 0
     for number, (rows, cols) in enumerate(batch.sizes):
@@ -229,9 +241,9 @@ def test_a_killed_training_continues(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(config: tuple[Phi3VisionConfig, Path]) -> None:
-    state = Trainer(config[0], RECIPE).state()
+    state = _trainer(config[0], RECIPE).state()
     with pytest.raises(ValueError, match="another recipe"):
-        Trainer(config[0], Recipe(seed=1)).restore(state)
+        _trainer(config[0], Recipe(seed=1)).restore(state)
 
 
 def test_orthogonal_brings_singular_values_near_one() -> None:

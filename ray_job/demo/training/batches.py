@@ -21,26 +21,21 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ray_job.demo.pictures import encode
-from ray_job.demo.questions import QA, Example, make_example, split_seed, training_theme
+from ray_job.demo.questions import Example, make_example, split_seed, training_theme
+from ray_job.demo.training.architecture import Preparation, Seen, Size
 from ray_job.demo.training.parallel import ALONE, Processes
-from ray_job.demo.training.targets import patch_targets
-from ray_job.models.phi3_vision.crops import pixels_to_crops
-from ray_job.models.phi3_vision.image_processing import hd_size
-from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
-from ray_job.prompts.parts import ImageTag, Message, Part, Text
-
-IGNORED = -100
+from ray_job.demo.training.targets import IGNORED
 
 
 @dataclass
 class Batch:
     """`segments_BL` is 0 for the prefix, 1, 2, … for questions, -1 for padding.
 
-    `sizes` has the crop grids of the pictures in the rows. Crops beyond theirs are for the tower alone.
+    `sizes` has those of the pictures in the rows. Crops beyond theirs are for the tower alone.
     """
 
     crops_N3CC: Tensor
-    sizes: list[tuple[int, int]]
+    sizes: list[Size]
     targets_NP4: Tensor
     ids_BL: Tensor
     positions_BL: Tensor
@@ -61,29 +56,11 @@ class Batch:
         return (seen_BLL | torch.eye(length, dtype=torch.bool))[:, None]
 
 
-def prompt_parts(processor: Phi3VisionProcessor, question: str, num_pictures: int) -> list[Part]:
-    """The official chat form: one line for each picture, then the question."""
-    parts: list[Part] = []
-    for number in range(1, num_pictures + 1):
-        parts += [ImageTag(number), Text("\n")]
-    return processor.chat_parts([Message("user", (*parts, Text(question)))])
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """What the tower gets of one picture, and its grid of crops."""
-
-    crops_N3CC: Tensor
-    size: tuple[int, int]
-    targets_NP4: Tensor
-
-
 class Collator:
     """Examples to a `Batch`. Half of the pictures go through a lossy file first, as real ones do."""
 
-    def __init__(self, processor: Phi3VisionProcessor, num_patches_side: int) -> None:
-        self.processor = processor
-        self.num_patches_side = num_patches_side
+    def __init__(self, preparation: Preparation) -> None:
+        self.preparation = preparation
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Sheets, which nothing is asked about, may be among the examples; their crops come last."""
@@ -91,7 +68,7 @@ class Collator:
         sheets = [example for example in examples if not example.questions]
         seen = [self._look(example) for example in (*asked, *sheets)]
         pictures = [picture for pictures in seen for picture in pictures]
-        crop, patches = self.processor.crop_size, self.num_patches_side**2
+        crop, patches = self.preparation.crop_size, self.preparation.patches_per_side**2
         return Batch(
             torch.cat([torch.zeros(0, 3, crop, crop), *(picture.crops_N3CC for picture in pictures)]),
             [picture.size for pictures in seen[: len(asked)] for picture in pictures],
@@ -99,26 +76,20 @@ class Collator:
             *_pad([self._row(example) for example in asked]),
         )
 
-    def _look(self, example: Example) -> list[_Picture]:
+    def _look(self, example: Example) -> list[Seen]:
         rng = random.Random(example.seed)
-        seen = []
-        for scene, drawn in zip(example.scenes, example.pictures, strict=True):
-            pixels_HW3 = self.processor.picture(_through_file(drawn, rng))
-            size = hd_size(scene.width, scene.height, self.processor.num_crops, self.processor.crop_size)
-            targets_NP4 = torch.from_numpy(patch_targets(scene, size, self.num_patches_side))
-            crops_N3CC = pixels_to_crops(torch.from_numpy(pixels_HW3), self.processor.crop_size)
-            seen.append(_Picture(crops_N3CC, (size.rows, size.cols), targets_NP4))
-        return seen
+        drawn = zip(example.scenes, example.pictures, strict=True)
+        return [self.preparation.look(scene, _through_file(picture, rng)) for scene, picture in drawn]
 
     def _row(self, example: Example) -> tuple[list[int], list[int], list[int], list[int]]:
         """ids, positions, segments and labels of one packed row."""
-        tokens = [self.processor.image_tokens(scene.width, scene.height) for scene in example.scenes]
-        prompts = [self._prompt(qa, tokens) for qa in example.questions]
-        shared = _shared_prefix(prompts) if tokens else 0
+        tokens = [self.preparation.num_tokens(scene) for scene in example.scenes]
+        prompts = [self.preparation.prompt(qa.question, tokens) for qa in example.questions]
+        shared = self._shared_prefix(prompts) if tokens else 0
         ids, positions, segments = prompts[0][:shared], list(range(shared)), [0] * shared
         labels = [IGNORED] * shared
         for number, (qa, prompt) in enumerate(zip(example.questions, prompts, strict=True), 1):
-            answer = self.answer_ids(qa.answer)
+            answer = self.preparation.answer_ids(qa.answer)
             own = prompt[shared:] + answer[:-1]
             ids += own
             positions += range(shared, shared + len(own))
@@ -126,12 +97,10 @@ class Collator:
             labels += [IGNORED] * (len(own) - len(answer)) + answer
         return ids, positions, segments, labels
 
-    def _prompt(self, qa: QA, image_tokens: Sequence[int]) -> list[int]:
-        return self.processor.encode(prompt_parts(self.processor, qa.question, len(image_tokens)), image_tokens)
-
-    def answer_ids(self, answer: str) -> list[int]:
-        """What the model is to generate: the answer and `<|end|>`."""
-        return [*self.processor.encode([Text(answer)], [])[1:], self.processor.stop_ids[0]]
+    def _shared_prefix(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Tokens up to the last picture and a few more, the same in all prompts of an example."""
+        last = max(place for place, token_id in enumerate(prompts[0]) if token_id < 0)
+        return last + 1 + self.preparation.num_shared_after_picture
 
 
 class TrainBatches(IterableDataset[Batch]):
@@ -164,12 +133,6 @@ class TrainBatches(IterableDataset[Batch]):
             themes = ["sheet"] * num_sheets + [training_theme(seed) for seed in seeds[num_sheets:]]
             own = self.processes.share(list(zip(seeds, themes, strict=True)))
             yield self.collator([make_example(seed, theme) for seed, theme in own])
-
-
-def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens up to and with the `<s>` after the last picture, the same in all prompts of an example."""
-    last = max(place for place, token_id in enumerate(prompts[0]) if token_id < 0)
-    return last + 2
 
 
 def _pad(rows: Sequence[tuple[list[int], ...]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ray_job.demo.training.architecture import Architecture
+from ray_job.demo.training.choosing import ARCHITECTURES
 from ray_job.demo.training.evaluate import Score, overall
 
 
@@ -23,6 +25,7 @@ class Effort:
 
 
 def model_card(
+    learned: Architecture,
     recipe: Mapping[str, object],
     model: nn.Module,
     scores: Mapping[str, Score],
@@ -30,14 +33,16 @@ def model_card(
     effort: Effort,
 ) -> str:
     """README.md of the model folder; the scores are of `num_examples` examples of the "eval" split."""
+    command = f"--out DIR --seed {recipe['seed']} --processes {effort.num_processes}"
+    if learned.name != ARCHITECTURES[0]:
+        command = f"--architecture {learned.name} {command}"
     settings = ", ".join(f"{name} {value}" for name, value in recipe.items())
     continued = f"What followed step {effort.first_step}, where it continued from a checkpoint,"
-    return _CARD.format(
-        num_parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return learned.card.format(num_parameters=f"{num_parameters:,}") + _CARD.format(
+        command=command,
         settings=textwrap.fill(f"Recipe: {settings}.", 115),
-        seed=recipe["seed"],
-        num_processes=effort.num_processes,
-        run=continued if effort.first_step else "The whole run, from random weights to the saved ones,",
+        run=continued if effort.first_step else f"The whole run, from {learned.start} to the saved ones,",
         wall_min=f"{effort.wall_s / 60:.0f}",
         cpu_min=f"{effort.cpu_s / 60:.0f}",
         num_cores=os.cpu_count(),
@@ -48,17 +53,10 @@ def model_card(
     )
 
 
-_CARD = """\
-# The demo's model
-
-The Phi-3-Vision architecture in small ({num_parameters} parameters, bfloat16), trained from random weights on
-drawn pictures. It answers short questions about coloured shapes, printed numbers and two pictures, so that
-`python -m ray_job demo` and the tests have a real model without a download. It contains nothing of
-Microsoft's weights or tokenizer.
-
+_CARD = """
 ## Training
 
-    python -m ray_job.demo.training.train --out DIR --seed {seed} --processes {num_processes}
+    python -m ray_job.demo.training.train {command}
 
 {run}
 took {wall_min} minutes on {num_cores} cores, and {cpu_min} minutes of CPU time in all its processes together.

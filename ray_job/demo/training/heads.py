@@ -16,12 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_job.demo.training.targets import FIELDS, IGNORED
-from ray_job.models.phi3_vision.vision import PictureEmbedding
 
 _EMPTY_WEIGHT = 0.1  # most patches show nothing, and that is soon learned
 _NUM_BINS = 8  # columns, and rows, of a picture
 _PLACES = {"column": _NUM_BINS, "row": _NUM_BINS, "is_global": 2, "picture": 3}
-_MERGED = 4  # patches of a token
 
 
 class Loss(NamedTuple):
@@ -45,56 +43,40 @@ class PatchHeads(nn.Module):
 
 
 class TokenHeads(nn.Module):
-    """What each token's four patches show, and where the token is, from the decoder's hidden states."""
+    """What each token's patches show, and where the token is, from the decoder's hidden states."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, patches_per_token: int) -> None:
         super().__init__()
+        self.patches_per_token = patches_per_token
         self.norm = nn.LayerNorm(width)
-        self.what = nn.Linear(width, _MERGED * sum(FIELDS.values()))
+        self.what = nn.Linear(width, patches_per_token * sum(FIELDS.values()))
         self.where = nn.Linear(width, sum(_PLACES.values()))
 
     def losses(self, hidden_TD: Tensor, what_TX: Tensor, where_T4: Tensor) -> tuple[Loss, Loss]:
         """What as in PatchHeads, and where: the mean over the four questions of place. Separators are left out."""
         is_real_T = where_T4[:, 0] != IGNORED
         normed_TD, where_T4 = self.norm(hidden_TD[is_real_T]), where_T4[is_real_T]
-        what_XF = self.what(normed_TD).view(len(normed_TD) * _MERGED, -1)
+        what_XF = self.what(normed_TD).view(len(normed_TD) * self.patches_per_token, -1)
         what = _labels_loss(what_XF, what_TX[is_real_T].view(-1, len(FIELDS)))
         fields = zip(self.where(normed_TD).split(list(_PLACES.values()), -1), where_T4.unbind(-1), strict=True)
         where = torch.stack([F.cross_entropy(logits, labels, reduction="sum") for logits, labels in fields])
         return what, Loss(where.mean(), len(where_T4))
 
 
-def token_targets(
-    pictures: PictureEmbedding, targets_NP4: Tensor, sizes: list[tuple[int, int]], numbers_T: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What (T, 16) and where (T, 4), in the order of the pictures' tokens.
+def token_targets(labels_TX: Tensor, numbers_T: Tensor) -> tuple[Tensor, Tensor]:
+    """What (T, 4 · patches of a token) and where (T, 4), from an architecture's `token_labels`.
 
-    `numbers_T` is the number of each token's picture in its prompt, from 0. Crops beyond those of `sizes` are ignored.
+    `numbers_T` is the number of each token's picture in its prompt, from 0.
     """
-    counts = [1 + rows * cols for rows, cols in sizes]
-    merged = torch.split(pictures.merge(targets_NP4[: sum(counts)]), counts)
-    arranged = [_arrange(picture, rows, cols) for picture, (rows, cols) in zip(merged, sizes, strict=True)]
-    all_TX = torch.cat(arranged)
-    numbers_T = torch.where(all_TX[:, -1] == IGNORED, IGNORED, numbers_T)
-    return all_TX[:, :-3], torch.cat([all_TX[:, -3:], numbers_T[:, None]], dim=1)
+    numbers_T = torch.where(labels_TX[:, -1] == IGNORED, IGNORED, numbers_T)
+    return labels_TX[:, :-3], torch.cat([labels_TX[:, -3:], numbers_T[:, None]], dim=1)
 
 
-def _arrange(merged_NSSX: Tensor, rows: int, cols: int) -> Tensor:
-    """(T, X + 3): labels, column, row and is_global, with separators where the picture's tokens have them."""
-    side, width = merged_NSSX.shape[1], merged_NSSX.shape[-1]
-    local = merged_NSSX[1:].reshape(rows, cols, side, side, width).transpose(1, 2)
-    local = _with_places(local.reshape(rows * side, cols * side, width), 0)
-    separator_1X = local.new_full((1, width + 3), IGNORED)
-    return torch.cat([local, separator_1X, _with_places(merged_NSSX[0], 1)])
-
-
-def _with_places(grid_RCX: Tensor, is_global: int) -> Tensor:
-    num_rows, num_columns, width = grid_RCX.shape
+def grid_places(num_rows: int, num_columns: int, is_overview: bool) -> Tensor:
+    """(rows, columns, 3): column, row and whether it is of the overview, for every place of a grid of tokens."""
     row_R1 = (torch.arange(num_rows) * _NUM_BINS // num_rows)[:, None].expand(num_rows, num_columns)
-    column_1C = (torch.arange(num_columns) * _NUM_BINS // num_columns).expand(num_rows, num_columns)
-    places = torch.stack([column_1C, row_R1, torch.full_like(row_R1, is_global)], dim=-1)
-    newline = grid_RCX.new_full((num_rows, 1, width + 3), IGNORED)
-    return torch.cat([torch.cat([grid_RCX, places], dim=-1), newline], dim=1).flatten(0, 1)
+    column_RC = (torch.arange(num_columns) * _NUM_BINS // num_columns).expand(num_rows, num_columns)
+    return torch.stack([column_RC, row_R1, torch.full_like(row_R1, is_overview)], dim=-1)
 
 
 def _labels_loss(logits_XF: Tensor, targets_X4: Tensor) -> Loss:

@@ -25,9 +25,13 @@ _SHRINK = 0.9  # a patch that only touches the rim of a shape is not asked about
 _CAPITAL_HEIGHT = 0.72  # of the font size
 
 
-def patch_targets(scene: Scene, size: HDSize, num_patches_side: int) -> npt.NDArray[np.int64]:
-    """int64 (N, P, 4): the fields of `FIELDS` for every patch."""
-    views = [_labels(scene, size, num_patches_side, 0.0, 0.0, size.padded_width, size.padded_height)]
+def patch_targets(
+    scene: Scene, size: HDSize, num_patches_side: int, *, is_overview_padded: bool = True
+) -> npt.NDArray[np.int64]:
+    """int64 (N, P, 4): the fields of `FIELDS` for every patch. The overview shows the padding too, or is stretched."""
+    whole = (0, 0, size.padded_width, size.padded_height)
+    picture = (*_padding(size), size.resized_width, size.resized_height)
+    views = [_labels(scene, size, num_patches_side, *(whole if is_overview_padded else picture))]
     for row in range(size.rows):
         for col in range(size.cols):
             left, top = col * size.crop_size, row * size.crop_size
@@ -41,9 +45,7 @@ def _labels(
     """(P, 4) for one view that shows a rectangle of the HD picture."""
     steps = (np.arange(side) + 0.5) / side
     to_x, to_y = scene.width / size.resized_width, scene.height / size.resized_height
-    # Padding is white bands before and after the shorter side.
-    pad_x = (size.padded_width - size.resized_width) // 2
-    pad_y = (size.padded_height - size.resized_height) // 2
+    pad_x, pad_y = _padding(size)
     x_P = np.tile((left + steps * width - pad_x) * to_x, side)
     y_P = np.repeat((top + steps * height - pad_y) * to_y, side)
     half_patch = width / side / 2 * to_x, height / side / 2 * to_y
@@ -51,6 +53,11 @@ def _labels(
     for item in scene.items:
         _mark(labels_P4, item, np.abs(x_P - item.x), np.abs(y_P - item.y), half_patch)
     return labels_P4
+
+
+def _padding(size: HDSize) -> tuple[int, int]:
+    """Pixels of the bands before and after the picture's shorter side: left, top."""
+    return (size.padded_width - size.resized_width) // 2, (size.padded_height - size.resized_height) // 2
 
 
 def _mark(

@@ -1,4 +1,4 @@
-"""The trainer of the demo's model: its recipe, its losses, one step, and a state it can continue from.
+"""The trainer of any `Network`: its losses, one step, and a state it can continue from.
 
 Knows nothing of folders, time or the command line (`train.py`), nor of where batches come from (`batches.py`).
 
@@ -10,55 +10,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ray_job.demo.training.batches import IGNORED, Batch
+from ray_job.demo.training.architecture import Network
+from ray_job.demo.training.batches import Batch
 from ray_job.demo.training.heads import Loss, PatchHeads, TokenHeads, token_targets
 from ray_job.demo.training.optimiser import Muon
 from ray_job.demo.training.parallel import ALONE, Processes
-from ray_job.demo.training.start import init_tower
-from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
-from ray_job.models.phi3_vision.model import Phi3VisionModel
-from ray_job.models.phi3_vision.weights import init_weights
+from ray_job.demo.training.recipe import Recipe
+from ray_job.demo.training.targets import IGNORED
 
 PARTS = ("tower", "rest")
 LOSSES = ("patches", "answers", "token_what", "token_where")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides the trained weights, beside the code."""
-
-    seed: int = 0
-    steps: int = 6800
-    vision_steps: int = 1000  # the first ones train the tower alone
-    num_examples: int = 16  # per step, each with all its questions
-    warmup_steps: int = 40  # of each of the two stages
-    muon_lr: float = 0.015
-    adam_lr: float = 2e-3
-    tower_lr_scale: float = 0.3  # of the tower beside the answers, once it has been trained alone
-    weight_decay: float = 0.05
-    token_loss_scale: float = 0.5  # of what and where a picture's token is, beside the answers
-    token_loss_layer: int = 1  # the decoder layer whose output is asked, from 0
-    average_decay: float = 0.998  # of the running average of the weights, which is what is saved
-
-    def is_vision_only(self, step: int) -> bool:
-        """Whether a step belongs to the first stage."""
-        return step < self.vision_steps
-
-    def lr_scale(self, step: int) -> float:
-        """In each stage a linear warm-up, then a cosine down to 2 %."""
-        first, last = (0, self.vision_steps) if self.is_vision_only(step) else (self.vision_steps, self.steps)
-        step -= first
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, last - first - self.warmup_steps)
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @dataclass
@@ -75,19 +42,17 @@ class Trainer:
     Of several processes each has a trainer, and all are the same after every step.
     """
 
-    def __init__(self, config: Phi3VisionConfig, recipe: Recipe, processes: Processes = ALONE) -> None:
-        self.recipe, self.processes = recipe, processes
-        self.model = Phi3VisionModel(config)
-        init_weights(self.model, recipe.seed)
-        init_tower(self.model.model.vision_embed_tokens.tower, config.vision)
+    def __init__(self, network: Network, recipe: Recipe, processes: Processes = ALONE) -> None:
+        self.network, self.recipe, self.processes = network, recipe, processes
+        self.model = network.module
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         torch.manual_seed(recipe.seed)
-        self.patch_heads = PatchHeads(config.vision.hidden_size)
-        self.token_heads = TokenHeads(config.hidden_size)
-        self._half_way_BLD = torch.empty(0)
-        self.model.model.layers[recipe.token_loss_layer].register_forward_hook(self._keep_half_way)
+        self.patch_heads = PatchHeads(network.tower_width)
+        self.token_heads = TokenHeads(network.decoder_width, network.patches_per_token)
+        self._half_way = torch.empty(0)
+        network.decoder_layers[recipe.token_loss_layer].register_forward_hook(self._keep_half_way)
         self.muon = Muon(momentum=0.95, weight_decay=recipe.weight_decay, processes=processes)
-        self.groups = parameter_groups(self.model)
+        self.groups = parameter_groups(network)
         self.groups["tower", False] += _named(self.patch_heads, "patch_heads")
         self.groups["rest", False] += _named(self.token_heads, "token_heads")
         self.parameters = [weight for group in self.groups.values() for _, weight in group]
@@ -145,45 +110,55 @@ class Trainer:
 
     def _losses(self, batch: Batch, is_vision_only: bool) -> dict[str, Loss]:
         """Those of `LOSSES` that the batch has."""
-        pictures = self.model.model.vision_embed_tokens
         losses, features_TD = dict[str, Loss](), None
         if len(batch.crops_N3CC):
-            patches_NPV = pictures.tower(batch.crops_N3CC)
+            patches_NPV = self.network.patches(batch.crops_N3CC)
             losses["patches"] = self.patch_heads.loss(patches_NPV, batch.targets_NP4)
             if batch.sizes and not is_vision_only:
-                # The rest of PictureEmbedding.forward, whose patches the line above needed.
-                counts = [1 + rows * cols for rows, cols in batch.sizes]
-                merged = torch.split(pictures.merge(patches_NPV[: sum(counts)]), counts)
-                rows = [pictures.arrange(m, *size) for m, size in zip(merged, batch.sizes, strict=True)]
-                features_TD = pictures.img_projection(torch.cat(rows))
+                features_TD = self.network.features(patches_NPV[: self._num_asked(batch)], batch.sizes)
         if is_vision_only or not len(batch.ids_BL):
             return losses
         return losses | self._decoder_losses(batch, features_TD)
 
     def _decoder_losses(self, batch: Batch, features_TD: Tensor | None) -> dict[str, Loss]:
         """Of the answers' tokens, `<|end|>` included, and of the pictures' tokens half way up."""
-        embeds_BLD = self.model.model.embed_tokens(batch.ids_BL.clamp_min(0))
+        embeds_BLD = self.network.embed(batch.ids_BL.clamp_min(0))
         places_T = (batch.ids_BL.flatten() < 0).nonzero()[:, 0]
         if features_TD is not None:
             embeds_BLD = embeds_BLD.flatten(0, 1).index_copy(0, places_T, features_TD).view_as(embeds_BLD)
-        hidden_BLD = self.model.hidden_states(
-            embeds_BLD,
-            position_ids_BL=batch.positions_BL,
-            is_long_B=torch.zeros(len(embeds_BLD), dtype=torch.bool),
-            mask_BHLL=batch.attention_mask(),
-        )
+        hidden_BLD, half_way_BLD = self._through_decoder(embeds_BLD, batch)
         is_answer_BL = batch.labels_BL != IGNORED
-        logits_XV, labels_X = self.model.lm_head(hidden_BLD[is_answer_BL]), batch.labels_BL[is_answer_BL]
+        logits_XV, labels_X = self.network.logits(hidden_BLD[is_answer_BL]), batch.labels_BL[is_answer_BL]
         losses = {"answers": Loss(F.cross_entropy(logits_XV, labels_X, reduction="sum"), len(labels_X))}
         if features_TD is not None:
             numbers_T = -1 - batch.ids_BL.flatten()[places_T]
-            targets = token_targets(self.model.model.vision_embed_tokens, batch.targets_NP4, batch.sizes, numbers_T)
-            half_way_TD = self._half_way_BLD.flatten(0, 1)[places_T]
+            labels_TX = self.network.token_labels(batch.targets_NP4[: self._num_asked(batch)], batch.sizes)
+            targets = token_targets(labels_TX, numbers_T)
+            half_way_TD = half_way_BLD.flatten(0, 1)[places_T]
             losses["token_what"], losses["token_where"] = self.token_heads.losses(half_way_TD, *targets)
         return losses
 
+    def _through_decoder(self, embeds_BLD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states at the end and half way up, some rows at a time."""
+        num_rows, length, _ = embeds_BLD.shape
+        mask_B1LL, lengths_B = batch.attention_mask(), (batch.segments_BL >= 0).sum(1)
+        last, half_way = list[Tensor](), list[Tensor]()
+        at_once = self.network.rows_at_once or num_rows
+        for first in range(0, num_rows, at_once):
+            rows = slice(first, first + at_once)
+            width = int(lengths_B[rows].max())
+            own = embeds_BLD[rows, :width], batch.positions_BL[rows, :width], mask_B1LL[rows, :, :width, :width]
+            padding = (0, 0, 0, length - width)
+            last.append(F.pad(self.network.hidden_states(*own), padding))
+            half_way.append(F.pad(self._half_way, padding))
+        return torch.cat(last), torch.cat(half_way)
+
+    def _num_asked(self, batch: Batch) -> int:
+        """Crops of the pictures in the rows, which come first."""
+        return sum(map(self.network.num_crops, batch.sizes))
+
     def _keep_half_way(self, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
-        self._half_way_BLD = output
+        self._half_way = output
 
     def _update(self) -> None:
         scale = self.recipe.lr_scale(self.steps_done)
@@ -204,7 +179,7 @@ class Trainer:
 _STATEFUL = ("model", "average", "patch_heads", "token_heads", "adam")
 
 
-def parameter_groups(model: nn.Module) -> dict[tuple[str, bool], list[tuple[str, nn.Parameter]]]:
+def parameter_groups(network: Network) -> dict[tuple[str, bool], list[tuple[str, nn.Parameter]]]:
     """Named parameters by part and by whether they are the layers' matrices.
 
     The others are embeddings, the head, norms, biases and the patch convolution.
@@ -212,9 +187,9 @@ def parameter_groups(model: nn.Module) -> dict[tuple[str, bool], list[tuple[str,
     groups: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
     for part, is_matrix in itertools.product(PARTS, (True, False)):
         groups[part, is_matrix] = []
-    for name, parameter in model.named_parameters():
-        part = "tower" if "img_processor" in name else "rest"
-        is_matrix = parameter.ndim == 2 and ("layers." in name or "img_projection" in name)
+    for name, parameter in network.module.named_parameters():
+        part = "tower" if network.tower_name in name else "rest"
+        is_matrix = parameter.ndim == 2 and any(part_name in name for part_name in network.matrix_names)
         groups[part, is_matrix].append((name, parameter))
     return groups
 

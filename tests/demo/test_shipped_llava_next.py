@@ -1,0 +1,41 @@
+"""The shipped LLaVA-NeXT: small, complete, right about unseen pictures by the library's own `generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+import ray_job
+from ray_job.demo.questions import make_split
+from ray_job.demo.training.evaluate import accuracy, overall
+from ray_job.demo.training.llava_next import LlavaNext
+
+FOLDER = Path(ray_job.__file__).parent / "demo" / "llava_next"
+WRITTEN_BY_TRAINING = {"README.md", "model.safetensors"}
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_it_is_at_most_six_megabytes() -> None:
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 6_000_000
+
+
+def test_its_files_are_those_that_training_writes(tmp_path: Path) -> None:
+    LlavaNext().write_folder(tmp_path)
+    assert {file.name for file in FOLDER.iterdir()} == {file.name for file in tmp_path.iterdir()} | WRITTEN_BY_TRAINING
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (FOLDER / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8"), name
+
+
+def test_its_weights_are_bfloat16() -> None:
+    with safe_open(FOLDER / "model.safetensors", framework="pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118 – no mapping
+
+
+@pytest.mark.slow
+def test_it_answers_unseen_questions() -> None:
+    scores = accuracy(LlavaNext().answer(FOLDER), make_split("test", 100))
+    assert overall(scores) >= 0.90, scores
