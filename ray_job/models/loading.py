@@ -95,6 +95,12 @@ def load_engine(spec: JobSpec, placement: Placement | None = None) -> Engine:
     from ray_job.engine.interface import Vocabulary
 
     placement = placement or Placement.local(spec)
+    if spec.batching.engine == "vllm":
+        from ray_job.models.vllm.loading import load_vllm_engine
+
+        if placement.device == "cuda":
+            _check_gpu(placement)
+        return load_vllm_engine(spec, placement, model_folder(spec.model), load_processor(spec.model))
     processor = load_processor(spec.model)
     vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
     model = load_model(spec, placement)

@@ -55,6 +55,14 @@ class JobSpec(Section):
                 + ("the GPU would be reserved and not used" if gpus else "the actor would have no GPU to compute on")
                 + "; leave one of them at auto"
             )
+        is_vllm = self.batching.engine == "vllm"
+        if gpus != "auto" and gpus > 1 and not is_vllm:
+            raise ValueError(
+                f"workers.gpus_per_actor is {gpus:g}, and the {self.batching.engine} engine holds the whole model "
+                "on one GPU; set batching.engine: vllm, or raise workers.min_actors to use several GPUs"
+            )
+        if is_vllm and self.model.attention != "sdpa":
+            raise ValueError(f"model.attention is {self.model.attention}, and vLLM has its own; leave it out")
         if self.limits.max_images == 0 and self.input.format in ("images", "documents"):
             raise ValueError(f"limits.max_images is 0 but input.format is {self.input.format}")
         pages = self.documents.pages_per_row
@@ -116,4 +124,5 @@ class JobSpec(Section):
             "prompt": dump["prompt"],
             "model": {key: dump["model"][key] for key in ("dtype", "num_crops")},
             "generation": dump["generation"],
+            "batching": self.batching.answer_fields(),
         }

