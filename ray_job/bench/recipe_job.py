@@ -13,6 +13,7 @@ import torch
 from ray_job.bench.baselines import BATCH_ROWS, recipe
 from ray_job.bench.peers.rows import answer_text, sample_of
 from ray_job.models.loading import load_processor, model_folder
+from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.phi3_vision.weights import load
 from ray_job.spec import JobSpec
 from ray_job.stages.open_job import open_job
@@ -23,7 +24,9 @@ class Recipe:
 
     def __init__(self, spec: JobSpec) -> None:
         spec, _, self._preparer = open_job(spec)
-        self._processor = load_processor(spec.model)
+        processor = load_processor(spec.model)
+        assert isinstance(processor, Phi3VisionProcessor), "the recipe is Phi-3-Vision's"
+        self._processor = processor
         # In the very dtype, as a recipe would have it; `load_model` computes in float32 where that is faster.
         self._model = load(model_folder(spec.model), dtype=getattr(torch, spec.model.dtype))
 

@@ -15,6 +15,7 @@ from ray_job.models.cuda import Cuda, is_usable
 from ray_job.models.hub import snapshot_folder
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.placement import Placement
+from ray_job.models.processor import Processor
 from ray_job.models.store import download_model
 from ray_job.models.threads import compute_with
 from ray_job.spec import JobSpec, ModelSpec
@@ -48,9 +49,19 @@ def settle_model(model: ModelSpec) -> ModelSpec:
 
 
 @functools.lru_cache(maxsize=4)
-def load_processor(model: ModelSpec) -> Phi3VisionProcessor:
+def load_processor(model: ModelSpec) -> Processor:
     """The model's processor; kept, since a worker prepares many batches."""
     return Phi3VisionProcessor.from_pretrained(model_folder(model, with_weights=False), num_crops=model.num_crops)
+
+
+def job_processor(spec: JobSpec) -> Processor:
+    """The processor of a job's model, as its engine wants pictures prepared."""
+    processor = load_processor(spec.model)
+    if spec.batching.engine == "vllm" and not isinstance(processor, Phi3VisionProcessor):
+        from ray_job.models.vllm.processor import UndonePictures
+
+        return UndonePictures(processor)
+    return processor
 
 
 def load_model(spec: JobSpec, placement: Placement | None = None) -> Phi3VisionModel:
@@ -100,7 +111,7 @@ def load_engine(spec: JobSpec, placement: Placement | None = None) -> Engine:
 
         if placement.device == "cuda":
             _check_gpu(placement)
-        return load_vllm_engine(spec, placement, model_folder(spec.model), load_processor(spec.model))
+        return load_vllm_engine(spec, placement, model_folder(spec.model), job_processor(spec))
     processor = load_processor(spec.model)
     vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
     model = load_model(spec, placement)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ray_job.inputs.documents.passwords import Passwords
 from ray_job.inputs.opening import open_source
 from ray_job.inputs.source import Source
-from ray_job.models.loading import load_processor, settle_model
+from ray_job.models.loading import job_processor, settle_model
+from ray_job.models.vllm.installation import check as check_vllm
 from ray_job.spec import JobSpec
 from ray_job.stages.prepare import Preparer
 
@@ -15,13 +16,14 @@ def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
 
     Raises:
         SpecError, InputError: the input is not there, or has not the columns the spec names; a password is not set.
-        ModelError: the model's folder has no usable configuration or tokenizer.
+        ModelError: the model's folder has no usable configuration or tokenizer, or its engine is not installed.
     """
     Passwords.check(spec.documents)
+    check_vllm(spec)
     source = open_source(spec)
     version = spec.input.version if source.version is None else source.version
     settled = {"input": spec.input.model_copy(update={"version": version}), "prompt": source.prompt}
     spec = spec.model_copy(update={**settled, "model": settle_model(spec.model)})
-    processor = load_processor(spec.model)
+    processor = job_processor(spec)
     limit = spec.limits.max_prompt_tokens or processor.max_len - 1
     return spec, source, Preparer(spec, source.without_splits(), processor, limit)

@@ -36,12 +36,12 @@ def test_loading_and_running_a_model_imports_no_transformers(engine: str) -> Non
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_the_library_is_imported_by_benchmarks_alone() -> None:
+def test_the_library_is_imported_by_few_rooms() -> None:
     users = {
-        file.relative_to(ROOT / "ray_job").parts[0]
+        file.relative_to(ROOT / "ray_job").parent.as_posix()
         for file in (ROOT / "ray_job").rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "transformers")
         or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "transformers" for alias in node.names))
     }
-    assert users == {"bench"}
+    assert {user.removesuffix("/peers") for user in users} <= {"bench", "models/vllm"}

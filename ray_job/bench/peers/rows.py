@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
+from ray_job.models.processor import Processor
 from ray_job.rows import ROW_ID, Picture, Sample, arrays_of
 from ray_job.spec import GenerationParams
 from ray_job.stages.prepare import Preparer
@@ -22,6 +22,6 @@ def sample_of(preparer: Preparer, row: Mapping[str, Any]) -> Sample:
     return Sample(row["id"], found["input_ids"], pictures, GenerationParams.model_validate_json(found["params"]))
 
 
-def answer_text(processor: Phi3VisionProcessor, tokens: Sequence[int]) -> str:
+def answer_text(processor: Processor, tokens: Sequence[int]) -> str:
     """The text up to a token that ends an answer."""
     return processor.decode(list(takewhile(lambda token: token not in processor.stop_ids, tokens)))

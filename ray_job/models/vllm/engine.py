@@ -11,7 +11,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vllm import SamplingParams
 from vllm.outputs import RequestOutput
@@ -121,11 +123,11 @@ class VllmEngine:
             return
         self._running[request] = row
 
-    def _rendered(self, sample: Sample) -> dict[str, object]:
+    def _rendered(self, sample: Sample) -> Mapping[str, Any]:
         """The prompt as vLLM's engine takes it: processed pictures, and token ids with all their placeholders."""
         prompt = parse_model_prompt(self._llm.model_config, self._prompts.prompt(sample))
-        [rendered] = self._llm.renderer.render_cmpl([prompt])
-        return rendered
+        rendered: list[Mapping[str, Any]] = self._llm.renderer.render_cmpl([prompt])
+        return rendered[0]
 
     def _sequence(self, sample: Sample, prompt_ids: list[int], arrived_s: float) -> Sequence:
         """The row's answer to be. Raises RowError for a prompt that leaves no room for one."""

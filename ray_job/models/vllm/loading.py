@@ -26,13 +26,13 @@ from ray_job.models.processor import Processor
 from ray_job.models.threads import compute_with
 from ray_job.models.vllm.arguments import engine_arguments
 from ray_job.models.vllm.installation import vllm_version
+from ray_job.models.vllm.processor import IMAGE
 from ray_job.models.vllm.prompts import PromptFormat
 from ray_job.spec import JobSpec
 
 if TYPE_CHECKING:
     from ray_job.models.vllm.engine import VllmEngine
 
-IMAGE = "image"  # the name of an undone picture's only array
 _PLACEHOLDER_FIELDS = ("boi_token_index", "image_token_id", "image_token_index")  # of config.json; the first counts
 _SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -156,7 +156,8 @@ class Phi3Vision(phi3v.Phi3VForCausalLM):
         weight = self.vision_embed_tokens.glb_GN
         crops = [pixels_to_crops(each.to(weight.device), self._side, *self._mean_std) for each in pictures]
         sizes = [(each.shape[0] // self._side, each.shape[1] // self._side) for each in pictures]
-        return self.vision_embed_tokens(torch.cat(crops).to(weight.dtype), sizes)
+        features: list[Tensor] = self.vision_embed_tokens(torch.cat(crops).to(weight.dtype), sizes)
+        return features
 
 
 def register() -> None:

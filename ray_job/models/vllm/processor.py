@@ -1,0 +1,60 @@
+"""A model's processor for jobs that vLLM answers: it has its own way with pictures, so they travel undone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from PIL import Image
+
+from ray_job.models.processor import Placeholder, PreparedPicture, Processor
+from ray_job.prompts.parts import Message
+
+IMAGE = "image"  # the name of an undone picture's only array
+
+
+class UndonePictures:
+    """See `Processor`. Prompts and answers are another processor's; a picture is one token of a prompt.
+
+    How many tokens vLLM makes of a picture is what the other processor says of its size, as far as it can tell.
+    """
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+
+    @property
+    def special_tokens(self) -> Collection[str]:
+        return self._processor.special_tokens
+
+    @property
+    def pad_id(self) -> int:
+        return self._processor.pad_id
+
+    @property
+    def stop_ids(self) -> Collection[int]:
+        return self._processor.stop_ids
+
+    @property
+    def max_len(self) -> int:
+        return self._processor.max_len
+
+    @property
+    def max_image_tokens(self) -> int:
+        return self._processor.max_image_tokens
+
+    def prepare(self, image: Image.Image) -> PreparedPicture:
+        """The picture as it is, uint8 (H, W, 3), as array `IMAGE`."""
+        return PreparedPicture({IMAGE: np.asarray(image.convert("RGB"))}, Placeholder(1))
+
+    def placeholder(self, width: int, height: int) -> Placeholder | None:
+        """What a plan counts. Raises RowError."""
+        return self._processor.placeholder(width, height)
+
+    def page_size(self, width: float, height: float) -> tuple[int, int]:
+        return self._processor.page_size(width, height)
+
+    def encode_chat(self, messages: Sequence[Message], placeholders: Sequence[Placeholder]) -> list[int]:
+        return self._processor.encode_chat(messages, placeholders)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode(ids)
