@@ -110,8 +110,11 @@ class VllmEngine:
         """Hands a row to vLLM; one that it does not take is an error."""
         request = str(next(self._numbers))
         try:
+            self._check_len(len(sample.input_ids))  # undone pictures may still grow
             prompt = self._rendered(sample)
-            row = _RunningRow(sample, self._sequence(sample, prompt["prompt_token_ids"], arrived_s))
+            self._check_len(len(prompt["prompt_token_ids"]))
+            whole = replace(sample, input_ids=prompt["prompt_token_ids"])
+            row = _RunningRow(sample, Sequence(whole, self._vocabulary, self._max_len, started_s=arrived_s))
             arguments = sampling_arguments(sample.params, self._vocabulary.stop_ids)
             params = SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA)
             self._llm.add_request(request, prompt, params)
@@ -129,16 +132,15 @@ class VllmEngine:
         rendered: list[Mapping[str, Any]] = self._llm.renderer.render_cmpl([prompt])
         return rendered[0]
 
-    def _sequence(self, sample: Sample, prompt_ids: list[int], arrived_s: float) -> Sequence:
-        """The row's answer to be. Raises RowError for a prompt that leaves no room for one."""
-        if len(prompt_ids) >= self._max_len:
+    def _check_len(self, num_tokens: int) -> None:
+        """Raises RowError for a prompt that leaves no room for an answer."""
+        if num_tokens >= self._max_len:
             raise RowError(
                 ErrorCode.PROMPT_TOO_LONG,
-                f"{len(prompt_ids)} tokens, and vLLM runs this model with {self._max_len}, the answer included; "
+                f"{num_tokens} tokens, and vLLM runs this model with {self._max_len}, the answer included; "
                 "shorten the prompt, or raise max_model_len in batching.engine_options",
                 Stage.GENERATE,
             )
-        return Sequence(replace(sample, input_ids=prompt_ids), self._vocabulary, self._max_len, started_s=arrived_s)
 
     def _run(self) -> None:
         """One step of vLLM, and what came out of it."""

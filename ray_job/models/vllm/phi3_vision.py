@@ -95,7 +95,12 @@ class PictureProcessor(BaseMultiModalProcessor[ProcessingInfo]):
         return ProcessorInputs(prompt=prompt, mm_data_items=self.info.parse_mm_data(data, validate=False))
 
     def _call_hf_processor(self, hf_data: Mapping[str, Any], hf_kwargs: Mapping[str, object]) -> BatchFeature:
-        return BatchFeature({"pixels": [torch.from_numpy(np.array(image)) for image in hf_data["images"]]})
+        side = self.info.config.vision.image_size
+        pixels = [np.array(image) for image in hf_data["images"]]
+        for each in pixels:  # here it is the row's error, in the model's step it would end the engine
+            if each.shape[0] % side or each.shape[1] % side:
+                raise ValueError(f"a picture of shape {each.shape}, which is not whole crops of {side}")
+        return BatchFeature({"pixels": [torch.from_numpy(each) for each in pixels]})
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]

@@ -13,7 +13,7 @@ def sampling_arguments(params: GenerationParams, stop_ids: Collection[int]) -> d
 
     Which tokens end an answer is told here, what strings do is not: those are found in `engine.py`. Sampled answers
     are a function of the row and its seed, as everywhere, but drawn by vLLM's generator, so that other engines sample
-    other ones. vLLM takes temperatures below 0.01 for 0.01.
+    other ones. vLLM takes temperatures below 0.01 for 0.01, and refuses those above 2.
 
     Args:
         params: the row's.

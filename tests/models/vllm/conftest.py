@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ def vllm_spec(**sections: Any) -> JobSpec:
 
 
 @pytest.fixture(scope="session")
-def demo_engine() -> Iterator[Engine]:
+def demo_engine() -> Engine:
     """Used by one test at a time, and left without work."""
     pytest.importorskip("vllm")
-    yield load_engine(vllm_spec(), PLACEMENT)
+    return load_engine(vllm_spec(), PLACEMENT)

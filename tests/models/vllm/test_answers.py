@@ -30,7 +30,8 @@ def processor() -> Phi3VisionProcessor:
 
 @pytest.fixture(scope="module")
 def rows(processor: Phi3VisionProcessor) -> list[Sample]:
-    return samples(processor, NUM_ROWS)
+    """With no picture, one, or two."""
+    return samples(processor, 100)[-NUM_ROWS:]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def with_params(sample: Sample, **params: object) -> Sample:
 def test_greedy_answers_are_our_engines(demo_engine: Engine, ours: Engine, rows: list[Sample]) -> None:
     expected, found = answers(ours, rows), answers(demo_engine, rows)
     assert found == expected
-    assert {len(row.pictures) for row in rows} == {1, 2}
+    assert {len(row.pictures) for row in rows} >= {1, 2}
     assert all(result.finish_reason == FinishReason.STOP for result in found.values())
 
 
@@ -77,20 +78,18 @@ def test_parameters_mean_what_they_mean_elsewhere(
 
 
 def test_a_sampled_answer_is_its_seeds_whoever_runs_beside_it(demo_engine: Engine, rows: list[Sample]) -> None:
-    asked = [
-        with_params(dataclasses.replace(rows[0], key=seed), temperature=2.0, seed=seed, max_new_tokens=12)
-        for seed in range(24)
-    ]
-    together = answers(demo_engine, asked)
-    other = [with_params(row, temperature=1.7, seed=row.key, max_new_tokens=5) for row in rows[1:9]]
-    alone = {}
-    for sample in reversed(asked):
-        fresh = with_params(sample, temperature=2.0, seed=sample.key, max_new_tokens=12, stop=["never said"])
-        alone |= {key: result for key, result in answers(demo_engine, [fresh, *other]).items() if key == sample.key}
-    assert {key: result.token_ids for key, result in alone.items()} == {
-        key: result.token_ids for key, result in together.items()
-    }
-    assert len({tuple(result.token_ids) for result in together.values()}) > 6
+    def asked(seed: int, **params: object) -> Sample:
+        sampled = {"temperature": 2.0, "seed": seed, "max_new_tokens": 12, **params}
+        return Sample(seed, list(range(20, 60)), [], GenerationParams.model_validate(sampled))
+
+    together = answers(demo_engine, [asked(seed) for seed in range(24)])
+    beside = [with_params(row, temperature=1.7, seed=row.key, max_new_tokens=5) for row in rows[:8]]
+    again = {}
+    for seed in reversed(range(24)):
+        again[seed] = answers(demo_engine, [*beside, asked(seed, stop=["never said"])])[seed]
+    assert again == together
+    assert all(result.error is None for result in together.values())
+    assert len({tuple(result.token_ids) for result in together.values()}) > 12
 
 
 def test_text_alone_and_pictures_in_any_order(
@@ -98,11 +97,9 @@ def test_text_alone_and_pictures_in_any_order(
 ) -> None:
     two = next(row for row in rows if len(row.pictures) == 2)
     swapped = [-3 - token if token < 0 else token for token in two.input_ids]
-    lengths = [sum(token == -number for token in two.input_ids) for number in (1, 2)]
-    pictures = two.pictures if lengths[0] == lengths[1] else two.pictures[::-1]
     asked = [
         Sample(0, [token for token in two.input_ids if token >= 0], [], GenerationParams(max_new_tokens=8)),
-        Sample(1, swapped, pictures, GenerationParams(max_new_tokens=8)),
+        Sample(1, swapped, two.pictures[::-1], GenerationParams(max_new_tokens=8)),
     ]
     assert answers(demo_engine, asked) == answers(ours, asked)
 
