@@ -1,13 +1,14 @@
-"""Whether vLLM is installed here, and what its engine takes. Imports no vLLM unless it is asked for options."""
+"""Whether vLLM is installed here, and which arguments its engine takes. Imports no vLLM, which takes many seconds."""
 
 from __future__ import annotations
 
-import dataclasses
+import ast
 import difflib
 import importlib.util
 import socket
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from ray_job.errors import ModelError, SpecError
 from ray_job.spec import JobSpec
@@ -49,11 +50,8 @@ def check(spec: JobSpec) -> None:
     if spec.batching.engine != "vllm":
         return
     vllm_version()
-    options = spec.batching.engine_options
-    if options:  # importing vLLM takes seconds
-        problems = unknown_options(options, _known_options())
-        if problems:
-            raise SpecError(problems)
+    if problems := unknown_options(spec.batching.engine_options, known_options()):
+        raise SpecError(problems)
 
 
 def unknown_options(options: Iterable[str], known: Iterable[str]) -> list[str]:
@@ -68,7 +66,12 @@ def unknown_options(options: Iterable[str], known: Iterable[str]) -> list[str]:
     return lines
 
 
-def _known_options() -> list[str]:
-    from vllm import EngineArgs
-
-    return [field.name for field in dataclasses.fields(EngineArgs) if not field.name.startswith("_")]
+def known_options() -> list[str]:
+    """Fields of `vllm.EngineArgs`, read in its source."""
+    found = importlib.util.find_spec("vllm")
+    assert found is not None
+    (folder,) = found.submodule_search_locations or ()
+    tree = ast.parse((Path(folder) / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
+    (fields,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "EngineArgs")
+    names = (node.target.id for node in fields if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name))
+    return [name for name in names if not name.startswith("_")]
