@@ -9,6 +9,7 @@ from ray_job.engine.batching import DEFAULT_MAX_TOKENS, SampleSize, num_batches
 from ray_job.inputs.documents.source import num_documents
 from ray_job.inputs.skipped import NOTHING, Skipped
 from ray_job.inputs.source import iter_tables
+from ray_job.models.loading import load_processor
 from ray_job.spec import GenerationParams, JobSpec
 from ray_job.stages.open_job import open_job
 
@@ -29,6 +30,7 @@ class Plan:
     bad_samples: dict[str, int] = field(default_factory=dict)  # by error code, as far as headers tell
     examples: dict[str, str] = field(default_factory=dict)  # one message for each error code
     image_tokens: int = 0
+    image_tokens_from: str = "sizes"  # or "prepared pictures", where a picture's tokens do not follow from its size
     prompt_tokens: list[int] = field(default_factory=list)  # of each good sample
     max_new_tokens: int = 0  # in all
     batches: int = 0  # as the static engine makes them; the continuous one runs as many rows at once
@@ -60,6 +62,7 @@ class Plan:
             f"pictures         {self.pictures} ({self.distinct_pictures} distinct)",
             *([f"documents        {self.documents}, {self._page_tokens} tokens a page"] if self.documents else []),
             f"prompt tokens    {sum(self.prompt_tokens)} ({self.image_tokens} of them pictures)",
+            f"picture tokens   counted from {self.image_tokens_from}",
             f"answer tokens    at most {self.max_new_tokens}",
             f"batches          {self.batches}",
             f"parts            {self.parts}",
@@ -83,6 +86,8 @@ def plan_job(spec: JobSpec) -> Plan:
     """
     spec, source, preparer = open_job(spec)
     plan = Plan(rows=source.num_rows, skipped=source.skipped, renamed=source.renamed, documents=num_documents(source))
+    if not load_processor(spec.model).counts_by_size:
+        plan.image_tokens_from = "prepared pictures"
     digests: set[bytes] = set()
     sizes: list[SampleSize] = []
     for table in iter_tables(source, spec.batching.block_rows):

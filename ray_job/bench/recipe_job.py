@@ -12,7 +12,7 @@ import torch
 
 from ray_job.bench.baselines import BATCH_ROWS, recipe
 from ray_job.bench.peers.rows import answer_text, sample_of
-from ray_job.models.loading import load_processor, model_folder
+from ray_job.models.loading import model_folder
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.phi3_vision.weights import load
 from ray_job.spec import JobSpec
@@ -24,9 +24,7 @@ class Recipe:
 
     def __init__(self, spec: JobSpec) -> None:
         spec, _, self._preparer = open_job(spec)
-        processor = load_processor(spec.model)
-        assert isinstance(processor, Phi3VisionProcessor), "the recipe is Phi-3-Vision's"
-        self._processor = processor
+        self._processor = Phi3VisionProcessor.from_pretrained(model_folder(spec.model), spec.model.num_crops)
         # In the very dtype, as a recipe would have it; `load_model` computes in float32 where that is faster.
         self._model = load(model_folder(spec.model), dtype=getattr(torch, spec.model.dtype))
 

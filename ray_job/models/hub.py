@@ -10,14 +10,14 @@ from ray_job.errors import ModelError
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # No Python files and no pickles: nothing from the hub is ever executed.
-_PATTERNS = ["*.json", "*.safetensors"]
+_PATTERNS = ["*.json", "*.jinja", "*.safetensors"]
 
 
 def snapshot_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     """A local folder as it is; a hub id as the folder its pinned snapshot is downloaded to.
 
-    Only JSON and safetensors files are downloaded. Raises ModelError for a folder that does not exist, a
-    hub id without a 40-digit commit as `revision`, or a failed download.
+    Only JSON files, chat templates and safetensors are downloaded. Raises ModelError for a folder that does not exist,
+    a hub id without a 40-digit commit as `revision`, or a failed download.
     """
     try:
         folder = Path(path_or_hub_id).expanduser()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from ray_job.errors import ModelError, first_line
 from ray_job.models.cuda import Cuda, is_usable
 from ray_job.models.hub import snapshot_folder
+from ray_job.models.json_file import read_json_object
+from ray_job.models.phi3_vision.configuration import MODEL_TYPE
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.placement import Placement
 from ray_job.models.processor import Processor
@@ -48,19 +50,50 @@ def settle_model(model: ModelSpec) -> ModelSpec:
     return model.model_copy(update={"path": os.path.abspath(model.path)}) if is_folder else model
 
 
-@functools.lru_cache(maxsize=4)
 def load_processor(model: ModelSpec) -> Processor:
-    """The model's processor; kept, since a worker prepares many batches."""
-    return Phi3VisionProcessor.from_pretrained(model_folder(model, with_weights=False), num_crops=model.num_crops)
+    """The model's processor; kept, since a worker prepares many batches.
+
+    Raises:
+        ModelError: there is no such model, its files are not right, or an option is another model's.
+    """
+    return _processor(model.model_dump_json())
+
+
+@functools.lru_cache(maxsize=4)
+def _processor(model_json: str) -> Processor:
+    model = ModelSpec.model_validate_json(model_json)
+    folder = model_folder(model, with_weights=False)
+    if _is_phi3_vision(folder):
+        if model.processor_options:
+            raise ModelError(
+                "model.processor_options: Phi-3-Vision has none; model.num_crops limits a picture's tokens"
+            )
+        return Phi3VisionProcessor.from_pretrained(folder, num_crops=model.num_crops)
+    from ray_job.models.auto.processor import LibraryProcessor
+
+    if model.num_crops is not None:
+        raise ModelError(
+            f"model.num_crops: only Phi-3-Vision has it, and {folder} is another model; what limits a picture's tokens "
+            "there, such as max_pixels, goes into model.processor_options"
+        )
+    return LibraryProcessor.from_pretrained(folder, model.processor_options)
+
+
+def _is_phi3_vision(folder: Path) -> bool:
+    """By config.json; a folder without one, which its processor can do without, counts as Phi-3-Vision's."""
+    path = folder / "config.json"
+    return not path.exists() or read_json_object(path).get("model_type") == MODEL_TYPE
 
 
 def job_processor(spec: JobSpec) -> Processor:
     """The processor of a job's model, as its engine wants pictures prepared."""
     processor = load_processor(spec.model)
     if spec.batching.engine == "vllm" and not isinstance(processor, Phi3VisionProcessor):
+        from ray_job.models.auto.processor import LibraryProcessor
         from ray_job.models.vllm.processor import UndonePictures
 
-        return UndonePictures(processor)
+        assert isinstance(processor, LibraryProcessor)
+        return UndonePictures(processor, processor.undone)
     return processor
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 from PIL import Image
 
+from ray_job.errors import ErrorCode, RowError
 from ray_job.prompts.parts import Message
 
 
@@ -60,6 +61,16 @@ class Processor(Protocol):
         """Tokens of the picture that takes most."""
         ...
 
+    @property
+    def takes_system(self) -> bool:
+        """Whether the model's template has a place for a system prompt."""
+        ...
+
+    @property
+    def counts_by_size(self) -> bool:
+        """Whether `placeholder` tells of a picture by its size."""
+        ...
+
     def prepare(self, image: Image.Image) -> PreparedPicture:
         """A picture as the model reads it. Raises RowError for one that it cannot read."""
         ...
@@ -83,3 +94,12 @@ class Processor(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without special tokens."""
         ...
+
+
+def check_tags(indices: Sequence[int], num_images: int) -> None:
+    """Raises RowError PROMPT_TAGS unless the tags' numbers are 1 to `num_images`, each once."""
+    if sorted(indices) == list(range(1, num_images + 1)):
+        return
+    tags = ", ".join(f"<|image_{index}|>" for index in indices) or "no picture tag"
+    wanted = f"<|image_1|> to <|image_{num_images}|>, each once" if num_images else "no picture tag"
+    raise RowError(ErrorCode.PROMPT_TAGS, f"the prompt has {tags}; with {num_images} pictures it must have {wanted}")

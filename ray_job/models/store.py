@@ -25,7 +25,7 @@ from ray_job.redaction.logs import logger_of
 from ray_job.storage.places import STORAGE_ERRORS, Location, list_files, locate, reason
 
 _CACHE = "RAY_JOB_CACHE"
-_SMALL, _WEIGHTS = ".json", ".safetensors"  # nothing else is downloaded: no code, no pickles
+_SMALL, _WEIGHTS = (".json", ".jinja"), ".safetensors"  # nothing else is downloaded: no code, no pickles
 _CHUNK_BYTES = 16 * 2**20
 _LOG = logger_of(__name__)
 
@@ -38,21 +38,21 @@ def download_model(uri: str, *, with_weights: bool) -> Path:
 
     Args:
         uri: of the folder, such as s3://bucket/models/phi-3-vision.
-        with_weights: without them only the JSON files are downloaded, which preparing rows and planning need.
+        with_weights: without them only the small files are downloaded, which preparing rows and planning need.
 
     Raises:
         ModelError: there is no such model, or the storage or the disk fails.
     """
     try:
         source = locate(uri)
-        files = [info for info in list_files(source, recursive=False) if _suffix(info) in (_SMALL, _WEIGHTS)]
+        files = [info for info in list_files(source, recursive=False) if _suffix(info) in (*_SMALL, _WEIGHTS)]
     except InputError as error:
         raise ModelError(f"model.path: {error}") from None
     if source.is_local:
         return Path(source.path)
     if not files:
-        raise ModelError(f"model.path: {source} holds no {_SMALL} and {_WEIGHTS} files")
-    wanted = [info for info in files if with_weights or _suffix(info) == _SMALL]
+        raise ModelError(f"model.path: {source} holds no {_SMALL[0]} and {_WEIGHTS} files")
+    wanted = [info for info in files if with_weights or _suffix(info) in _SMALL]
     folder = _cache_root() / _digest(source, files)
     if any(not (folder / info.base_name).exists() for info in wanted):
         with _locked(folder):

@@ -26,6 +26,7 @@ ENGINE_VERSION = 4  # raise it with every change of the code that changes answer
 DTYPE = "model.dtype"
 AUTO_DTYPES = {"CPU": "float32", "GPU": "bfloat16"}  # what workers settle `auto` to
 _AUTO = "auto"
+_SUFFIXES = (".json", ".jinja", ".safetensors")  # of a model's files that are read
 _WHOLE_BYTES = 256 * 2**20
 _SAMPLE_BYTES = 4096
 _MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, by its format
@@ -82,14 +83,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Hashes of a model's JSON and safetensors files, by name: 16 hex digits each.
+    """Hashes of a model's JSON, chat template and safetensors files, by name: 16 hex digits each.
 
     A file up to 256 MiB is hashed whole. Of a larger one, so that 8 GB do not wait for a disk, the size, the header
     (every tensor's name, type and place) and each tensor's first and last 4 KiB: an edit in the middle of one tensor
     that leaves its ends and all others as they were is not seen; training, merging or quantising is.
     """
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors") and path.is_file())
+        files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file())
         return {path.name: _file_digest(path) for path in files}
     except OSError as error:
         raise ModelError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None

@@ -129,7 +129,7 @@ class JobSpec(Section):
             },
             "documents": {"pages_per_row": dump["documents"]["pages_per_row"]},
             "prompt": dump["prompt"],
-            "model": {key: dump["model"][key] for key in ("dtype", "num_crops")},
+            "model": {key: dump["model"][key] for key in ("dtype", "num_crops", "processor_options")},
             "generation": dump["generation"],
             "batching": self.batching.answer_fields(),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from ray_job.spec.section import Section
 
@@ -31,5 +31,13 @@ class ModelSpec(Section):
     )
     attention: Literal["sdpa", "eager"] = "sdpa"
     num_crops: int | None = Field(
-        None, ge=1, le=64, description="Maximum number of local crops a picture is cut into. Default: the model's own."
+        None,
+        ge=1,
+        le=64,
+        description="Maximum number of local crops a picture is cut into, of Phi-3-Vision. Default: the model's own.",
+    )
+    processor_options: dict[str, JsonValue] = Field(
+        {},
+        description="Of another model's image processor, by the names of its configuration, such as "
+        "{max_pixels: 1003520} for Qwen2.5-VL or {do_image_splitting: false} for SmolVLM. Default: the model's own.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ray_job.errors import SpecError
 from ray_job.inputs.documents.passwords import Passwords
 from ray_job.inputs.opening import open_source
 from ray_job.inputs.source import Source
@@ -15,7 +16,8 @@ def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
     """Checks a spec against its input's headers and its model's small files, and settles what they decide.
 
     Raises:
-        SpecError, InputError: the input is not there, or has not the columns the spec names; a password is not set.
+        SpecError, InputError: the input is not there, or has not the columns the spec names; a password is not set;
+            the model takes no system prompt, and there is one.
         ModelError: the model's folder has no usable configuration or tokenizer, or its engine is not installed.
     """
     Passwords.check(spec.documents)
@@ -25,5 +27,9 @@ def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
     settled = {"input": spec.input.model_copy(update={"version": version}), "prompt": source.prompt}
     spec = spec.model_copy(update={**settled, "model": settle_model(spec.model)})
     processor = job_processor(spec)
+    if spec.prompt.system is not None and not processor.takes_system:
+        raise SpecError(
+            ["prompt.system: the model's chat template has no place for a system prompt; write it into prompt.template"]
+        )
     limit = spec.limits.max_prompt_tokens or processor.max_len - 1
     return spec, source, Preparer(spec, source.without_splits(), processor, limit)

@@ -260,7 +260,8 @@ class Preparer:
                 raise RowError(
                     ErrorCode.PROMPT_TOO_LONG,
                     f"{len(input_ids)} tokens, {num_tokens} of them pictures; the limit is "
-                    f"{self._max_prompt_tokens}. Shorten the prompt or lower model.num_crops",
+                    f"{self._max_prompt_tokens}. Shorten the prompt, or let pictures take fewer: model.num_crops for "
+                    "Phi-3-Vision, model.processor_options for other models",
                 )
         except RowError as error:
             return _failed(index, error_record(error))

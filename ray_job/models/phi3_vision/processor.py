@@ -22,7 +22,7 @@ from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
 from ray_job.models.phi3_vision.image_processing import hd_size, hd_transform, max_image_tokens, num_image_tokens
 from ray_job.models.phi3_vision.preprocessor_config import CLIP_MEAN, CLIP_STD, PreprocessorConfig
 from ray_job.models.phi3_vision.prompt_tokenizer import PromptTokenizer
-from ray_job.models.processor import Placeholder, PreparedPicture
+from ray_job.models.processor import Placeholder, PreparedPicture, check_tags
 from ray_job.prompts.parts import ImageTag, Message, Part, Special, Text, parse_markup, parse_specials
 
 PIXELS = "pixels"  # the name of a prepared picture's only array
@@ -115,6 +115,16 @@ class Phi3VisionProcessor:
         return self.options.max_len
 
     @property
+    def takes_system(self) -> bool:
+        """Its chat template takes any role."""
+        return True
+
+    @property
+    def counts_by_size(self) -> bool:
+        """A picture's tokens follow from its size."""
+        return True
+
+    @property
     def image_mean(self) -> tuple[float, float, float]:
         """Subtracted from pixels in 0..1, by channel."""
         return self.options.image_mean
@@ -165,7 +175,7 @@ class Phi3VisionProcessor:
         order. Raises RowError PROMPT_TAGS unless they are 1..n, each once, for n pictures; ModelError for
         a `Special` the tokenizer does not have.
         """
-        _check_tags([part.index for part in parts if isinstance(part, ImageTag)], len(image_tokens))
+        check_tags([part.index for part in parts if isinstance(part, ImageTag)], len(image_tokens))
         ids, piece = [self.bos_id], list[Text | Special]()
         for part in parts:
             if not isinstance(part, ImageTag):
@@ -226,11 +236,3 @@ class Phi3VisionProcessor:
     def process_batch(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image] | None]) -> list[Encoded]:
         """Each sample as `process` gives it; no padding. Raises ValueError unless both are equally long."""
         return [self.process(text, pictures) for text, pictures in zip(texts, images, strict=True)]
-
-
-def _check_tags(indices: list[int], num_images: int) -> None:
-    if sorted(indices) == list(range(1, num_images + 1)):
-        return
-    tags = ", ".join(f"<|image_{index}|>" for index in indices) or "no picture tag"
-    wanted = f"<|image_1|> to <|image_{num_images}|>, each once" if num_images else "no picture tag"
-    raise RowError(ErrorCode.PROMPT_TAGS, f"the prompt has {tags}; with {num_images} pictures it must have {wanted}")

@@ -70,8 +70,8 @@ def known_options() -> list[str]:
     """Fields of `vllm.EngineArgs`, read in its source."""
     found = importlib.util.find_spec("vllm")
     assert found is not None
-    (folder,) = found.submodule_search_locations or ()
-    tree = ast.parse((Path(folder) / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
+    assert found.origin is not None
+    tree = ast.parse((Path(found.origin).parent / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
     (fields,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "EngineArgs")
     names = (node.target.id for node in fields if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name))
     return [name for name in names if not name.startswith("_")]

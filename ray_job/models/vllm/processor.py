@@ -17,10 +17,15 @@ class UndonePictures:
     """See `Processor`. Prompts and answers are another processor's; a picture is one token of a prompt.
 
     How many tokens vLLM makes of a picture is what the other processor says of its size, as far as it can tell.
+
+    Args:
+        processor: the model's.
+        undone: what stands for a picture until vLLM prepares it, one token.
     """
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, undone: Placeholder) -> None:
         self._processor = processor
+        self._undone = undone
 
     @property
     def special_tokens(self) -> Collection[str]:
@@ -42,9 +47,17 @@ class UndonePictures:
     def max_image_tokens(self) -> int:
         return self._processor.max_image_tokens
 
+    @property
+    def takes_system(self) -> bool:
+        return self._processor.takes_system
+
+    @property
+    def counts_by_size(self) -> bool:
+        return self._processor.counts_by_size
+
     def prepare(self, image: Image.Image) -> PreparedPicture:
         """The picture as it is, uint8 (H, W, 3), as array `IMAGE`."""
-        return PreparedPicture({IMAGE: np.asarray(image.convert("RGB"))}, Placeholder(1))
+        return PreparedPicture({IMAGE: np.asarray(image.convert("RGB"))}, self._undone)
 
     def placeholder(self, width: int, height: int) -> Placeholder | None:
         """What a plan counts. Raises RowError."""

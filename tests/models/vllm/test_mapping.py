@@ -15,6 +15,7 @@ from ray_job.errors import ModelError, SpecError
 from ray_job.inputs.opening import open_source
 from ray_job.models.loading import load_processor
 from ray_job.models.placement import Placement
+from ray_job.models.processor import Placeholder
 from ray_job.models.vllm.arguments import engine_arguments
 from ray_job.models.vllm.installation import check, unknown_options
 from ray_job.models.vllm.processor import IMAGE, UndonePictures
@@ -140,7 +141,7 @@ def test_each_picture_stands_once_and_in_the_prompts_order() -> None:
 
 def test_an_undone_picture_is_itself_and_one_token() -> None:
     inner = load_processor(ModelSpec())
-    processor = UndonePictures(inner)
+    processor = UndonePictures(inner, Placeholder(1))
     image = Image.effect_noise((70, 50), 90).convert("RGB")
     prepared = processor.prepare(image)
     assert np.array_equal(prepared.arrays[IMAGE], np.asarray(image))

@@ -1,0 +1,1 @@
+"""Any vision-language model of transformers, behind the engine's and the job's own interfaces."""
