@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_job.engine.interface import Vocabulary
-from ray_job.errors import ModelError, RayJobError, first_line
+from ray_job.errors import ModelError, RayJobError
 from ray_job.models.json_file import read_json_object
 from ray_job.models.phi3_vision.configuration import FILE, MODEL_TYPE, Phi3VisionConfig
 from ray_job.models.phi3_vision.processor import PIXELS, Phi3VisionProcessor
@@ -28,12 +28,14 @@ from ray_job.models.vllm.arguments import engine_arguments
 from ray_job.models.vllm.installation import vllm_version
 from ray_job.models.vllm.processor import IMAGE
 from ray_job.models.vllm.prompts import PromptFormat
+from ray_job.redaction.text import without_secrets
 from ray_job.spec import JobSpec
 
 if TYPE_CHECKING:
     from ray_job.models.vllm.engine import VllmEngine
 
 _PLACEHOLDER_FIELDS = ("boi_token_index", "image_token_id", "image_token_index")  # of config.json; the first counts
+_SHOWN_CHARS = 600
 _SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -75,9 +77,8 @@ def load_vllm_engine(spec: JobSpec, placement: Placement, folder: Path, processo
         except RayJobError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(
-                f"{spec.model.path}: vLLM {version} does not load it on {socket.gethostname()}: {reason}"
+                f"{spec.model.path}: vLLM {version} does not load it on {socket.gethostname()}: {_reason(error)}"
             ) from error
     return VllmEngine(
         llm,
@@ -129,6 +130,11 @@ def _phi3_vision(folder: Path, processor: Phi3VisionProcessor) -> tuple[dict[str
         "worker_extension_cls": worker.EXTENSION,
     }
     return arguments, PromptFormat(PIXELS)
+
+
+def _reason(error: Exception) -> str:
+    """All that it says: pydantic puts the reason on its later lines."""
+    return f"{type(error).__name__}: {' '.join(without_secrets(str(error)).split())[:_SHOWN_CHARS]}"
 
 
 def _load(arguments: Mapping[str, Any]) -> Any:
