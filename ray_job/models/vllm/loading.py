@@ -44,7 +44,9 @@ _SETTINGS = {
 }
 _DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "WARNING",
-    "KMP_AFFINITY": "none",  # Intel's OpenMP would bind all of an actor's processes to one core
+    # Threads bound to cores would share them with those of the actors beside this one.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "KMP_AFFINITY": "none",
 }
 
 
@@ -63,8 +65,9 @@ def load_vllm_engine(spec: JobSpec, placement: Placement, folder: Path, processo
     version = vllm_version()
     vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
     config = read_json_object(folder / FILE, "give a folder that holds a model")
+    parts = int(spec.batching.engine_options.get("tensor_parallel_size", 1))
     is_phi3_vision = config.get("model_type") == MODEL_TYPE
-    with _own_settings(placement.threads):
+    with _own_settings(max(1, placement.threads // parts)):
         from ray_job.models.vllm.engine import VllmEngine
 
         try:
@@ -148,7 +151,8 @@ def _load(arguments: Mapping[str, Any]) -> Any:
 def _own_settings(threads: int) -> Iterator[None]:
     """While open, the environment that vLLM reads; what it changes in this process is put back.
 
-    It sets variables for processes that it starts, and on a CPU takes `torch.set_num_threads` away.
+    It sets variables for processes that it starts, and on a CPU takes `torch.set_num_threads` away. Where a model is
+    split over processes, each computes with so many threads.
     """
     before = dict(os.environ)
     os.environ.update({**_DEFAULTS, **before, **_SETTINGS, "OMP_NUM_THREADS": str(threads)})
