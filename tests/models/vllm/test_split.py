@@ -20,25 +20,29 @@ from ray_job.spec import JobSpec, ModelSpec
 
 from .conftest import PLACEMENT
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("victim", ["actor", "part"])
 def test_a_split_model_answers_and_dies_as_one(victim: str, tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    with (tmp_path / "log").open("w") as log:
-        command = [sys.executable, "-m", "tests.models.vllm.split"]
-        actor = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT)
-    assert actor.stdout is not None
-    said = next((line for line in actor.stdout if line.startswith("{")), None)
-    assert said is not None, (tmp_path / "log").read_text()
-    found = json.loads(said)
-    parts = [psutil.Process(pid) for pid in found["parts"]]
-    assert len(parts) == 2
-    assert found["answers"] == ours()
-    os.kill(actor.pid if victim == "actor" else parts[1].pid, signal.SIGKILL)
-    code = actor.wait(120)
+    command = [sys.executable, "-m", "tests.models.vllm.split"]
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT) as actor,
+    ):
+        assert actor.stdout is not None
+        said = next((line for line in actor.stdout if line.startswith("{")), None)
+        assert said is not None, (tmp_path / "log").read_text()
+        found = json.loads(said)
+        parts = [psutil.Process(pid) for pid in found["parts"]]
+        assert len(parts) == 2
+        try:
+            assert found["answers"] == ours()
+        finally:
+            os.kill(actor.pid if victim == "actor" else parts[1].pid, signal.SIGKILL)
+        code = actor.wait(120)
     assert code == (-signal.SIGKILL if victim == "actor" else 3)
     assert psutil.wait_procs(parts, timeout=60)[1] == []
 
