@@ -70,6 +70,7 @@ def _manifest(arguments: argparse.Namespace) -> int:
 def _validate(arguments: argparse.Namespace) -> int:
     spec = _spec(arguments)
     from ray_job.output.fingerprint import fingerprint_fields, possible_digests
+    from ray_job.stages.literal_tags import first_rows_hint
     from ray_job.stages.open_job import open_job
 
     spec, source, _ = open_job(spec)
@@ -80,7 +81,11 @@ def _validate(arguments: argparse.Namespace) -> int:
         print(f"{arguments.spec}: skips {source.skipped.text()}")
     if not source.image_columns and source.prompt.messages_column is None:
         print(f"{arguments.spec}: shows no pictures; if columns hold them, name these in input.image_columns")
-    print(f"{arguments.spec}: valid; {source.num_rows} rows, fingerprint {fingerprint}")
+    rows = "1 row" if source.num_rows == 1 else f"{source.num_rows} rows"
+    hint = first_rows_hint(spec, source)
+    if hint:
+        print(f"{arguments.spec}: hint: {hint}")
+    print(f"{arguments.spec}: valid; {rows}, fingerprint {fingerprint}")
     for name, other in source.renamed.items():
         print(f"column {name!r}: in the output it is {other!r}, since {name!r} is the output's own")
     return 0

@@ -53,16 +53,16 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
         interruptible(spec.limits.grace_s) as stop,
         Liveness(run.record_end) as liveness,
     ):
-        if run.needs_ids or run.remaining.num_rows:
+        if run.work.needs_ids or run.work.remaining.num_rows:
             progress.phase("starting Ray")
             with ray_session(), liveness.watching(), JobStore() as store:
                 flag = StopFlag(store)
                 stop.arm(flag.set)
                 workers = settle_workers(spec)
                 cpus = settle_stages(workers)
-                progress.phase("finding what is left" if run.needs_ids else "waiting for the first part")
+                progress.phase("finding what is left" if run.work.needs_ids else "waiting for the first part")
                 run.begin(workers.dtype, workers.record(spec))
-                progress.count(run.expected_rows)
+                progress.count(run.work.expected_rows)
                 with closing(stream_receipts(spec, source, preparer, workers, cpus, run, store, flag)) as receipts:
                     for receipt in receipts:
                         run.add(receipt)
@@ -88,7 +88,7 @@ def stream_receipts(
     from ray_job.stages.generate import GenerateActor
 
     schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
-    reader = RowDatasource(source, remaining=run.remaining, should_stop=flag.is_set)
+    reader = RowDatasource(source, remaining=run.work.remaining, should_stop=flag.is_set)
     rows = ray.data.read_datasource(reader, override_num_blocks=reader.num_tasks, num_cpus=cpus.read)
     configure(rows.context, spec)
     # Behind a map Ray cuts blocks where it reads them; straight behind reading that is a stage of its own.
@@ -119,7 +119,7 @@ def stream_receipts(
         )
     receipts = results.map_batches(
         PartWriter(run.root, schema, run.number),
-        batch_size=spec.rows_of_a_part(run.expected_rows),
+        batch_size=spec.rows_of_a_part(run.work.expected_rows),
         batch_format="pyarrow",
         num_cpus=cpus.write,
     )

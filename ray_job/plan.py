@@ -10,7 +10,9 @@ from ray_job.inputs.documents.source import num_documents
 from ray_job.inputs.skipped import NOTHING, Skipped
 from ray_job.inputs.source import iter_tables
 from ray_job.models.loading import load_processor
+from ray_job.rows import ROW_ID
 from ray_job.spec import GenerationParams, JobSpec
+from ray_job.stages.literal_tags import LiteralTags
 from ray_job.stages.open_job import open_job
 
 _EDGES = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -36,6 +38,7 @@ class Plan:
     batches: int = 0  # as the static engine makes them; the continuous one runs as many rows at once
     parts: int = 0
     renamed: dict[str, str] = field(default_factory=dict)  # kept columns, and what the output calls them instead
+    hint: str | None = None  # what the user may have meant otherwise
 
     def to_dict(self) -> dict[str, Any]:
         """JSON of the plan, the tokens as a histogram."""
@@ -70,6 +73,7 @@ class Plan:
         ]
         lines += [f"  {code}: {count}, e.g. {self.examples[code]}" for code, count in sorted(self.bad_samples.items())]
         lines += [f"column {name!r} is {other!r} in the output" for name, other in self.renamed.items()]
+        lines += [f"hint: {self.hint}"] if self.hint else []
         lines.append("prompt tokens of a sample")
         most = max(1, *self.histogram().values())
         for name, count in self.histogram().items():
@@ -90,6 +94,7 @@ def plan_job(spec: JobSpec) -> Plan:
         plan.image_tokens_from = "prepared pictures"
     digests: set[bytes] = set()
     sizes: list[SampleSize] = []
+    tags = LiteralTags(spec)
     for table in iter_tables(source, spec.batching.block_rows):
         values = preparer.values(table)
         with preparer.fetching(values, headers_only=True) as pictures:
@@ -98,8 +103,10 @@ def plan_job(spec: JobSpec) -> Plan:
                 pictures.done(place)
                 digests.update(picture["digest"] for picture in prepared.pictures)
                 plan.pictures += len(prepared.pictures)
+                tags.see(row, len(prepared.pictures))
                 for sample in prepared.samples:
-                    _count(plan, sample, sizes)
+                    _count(plan, sample, sizes, str(row[ROW_ID]))
+    plan.hint = tags.hint(f"{plan.rows} rows")
     plan.samples = sum(plan.bad_samples.values()) + len(sizes)
     plan.distinct_pictures = len(digests)
     plan.max_new_tokens = sum(size.max_new_tokens for size in sizes)
@@ -109,11 +116,12 @@ def plan_job(spec: JobSpec) -> Plan:
     return plan
 
 
-def _count(plan: Plan, sample: dict[str, Any], sizes: list[SampleSize]) -> None:
+def _count(plan: Plan, sample: dict[str, Any], sizes: list[SampleSize], row_id: str) -> None:
     error = sample["error"]
     if error is not None:
         plan.bad_samples[error["code"]] = plan.bad_samples.get(error["code"], 0) + 1
-        plan.examples.setdefault(error["code"], error["message"])
+        is_told = error["message"].startswith(f"{row_id.partition('#')[0]}, ")  # as of a line that cannot be read
+        plan.examples.setdefault(error["code"], error["message"] if is_told else f"{row_id}: {error['message']}")
         return
     input_ids = sample["input_ids"]
     plan.prompt_tokens.append(len(input_ids))

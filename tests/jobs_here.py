@@ -22,7 +22,7 @@ def run_here(spec: JobSpec) -> Report:
         actor, write = GenerateActor(spec, schema), PartWriter(run.root, schema, run.number)
         start = 0
         for table in iter_tables(source, 2):
-            rows = run.remaining.select(table, start)
+            rows = run.work.remaining.select(table, start)
             start += table.num_rows
             for receipt in Receipt.of_table(write(actor.generate(preparer(rows)))) if rows.num_rows else ():
                 run.add(receipt)

@@ -100,6 +100,7 @@ def test_plan_counts_without_a_model(job_file: Path, capsys: pytest.CaptureFixtu
     plan = json.loads(capsys.readouterr().out)
     assert (plan["rows"], plan["samples"], plan["pictures"], plan["distinct_pictures"]) == (7, 7, 6, 6)
     assert plan["bad_samples"] == {"image_empty": 1}
+    assert plan["examples"]["image_empty"].startswith("6.png: picture 1: the picture has zero bytes")
     assert sum(plan["histogram"].values()) == 6
     assert plan["batches"] == 2
     assert main(["plan", str(job_file), "--limit", "3"]) == 0

@@ -3,7 +3,8 @@
 Equal to `static.py` token for token in float32. It knows rows, tokens and pictures; which rows run is the scheduler's
 business (`scheduler.py`), where keys lie and how they are read is the pool's (`kv_cache.py`, `attention.py`).
 
-Shapes: T packed tokens of a step, S of them whose next token is wanted, D hidden size, V vocabulary, L tokens.
+Shapes: T packed tokens of a step, S of them whose next token is wanted, D hidden size, W width of embeddings,
+A axes of positions, V vocabulary, L tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ from ray_job.engine.running import RunningRow
 from ray_job.engine.sampler import next_tokens
 from ray_job.engine.scheduler import Limits, Scheduler
 from ray_job.engine.stats import EngineStats, Meter
-from ray_job.engine.varlen import Kernel, VarlenAttention, find_kernel
+from ray_job.engine.varlen import Kernel, VarlenAttention, can_run, find_kernel
 from ray_job.engine.vision_cache import VisionCache
 from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.redaction.logs import logger_of
@@ -47,7 +49,8 @@ class ContinuousEngine:
         max_tokens: KV pool in tokens, taken from memory at the first step; the longest row that can be run.
             None: what `memory.pool_tokens` gives to a process that has the device for itself, one step's at least.
         step_tokens: most tokens a step computes; a longer prompt takes several steps. Fewer make
-            smaller matrix products, which are slower for each token.
+            smaller matrix products, which are slower for each token. Only a prompt's block of tokens that see one
+            another may be longer.
         max_crops: most crops of pictures that a step encodes; one picture is always allowed. None: 8, or 2 on a CPU,
             whose cache then holds what a layer passes to the next.
         vision_cache_bytes: of pictures' features kept after their rows are done.
@@ -144,12 +147,11 @@ class ContinuousEngine:
     def _row(self, sample: Sample) -> RunningRow:
         """A row for the queue. Raises RowError for a sample that can never run."""
         try:
-            row = RunningRow.of(sample, self._vocabulary, self._model.max_len)
-        except (ValueError, OverflowError) as error:
+            row = RunningRow.of(sample, self._vocabulary, self._model)
+        except Exception as error:  # of the model, about a prompt it cannot place, too
             raise _generation_failed(error) from None
         if row.max_tokens > self._scheduler.max_tokens:
             raise _out_of_memory(f"{row.max_tokens} tokens, and the KV pool holds {self._scheduler.max_tokens}")
-        row.is_long = self._model.is_long(row.num_tokens)
         return row
 
     def _schedule(self) -> list[Chunk[RunningRow]]:
@@ -194,8 +196,8 @@ class ContinuousEngine:
         with self._meter.time("decode_s" if only_decodes else "prefill_s"):
             attention = self._attention(chunks, kernel)
             packed = [chunks[index] for index in attention.order]
-            embeds_TD = self._embed(packed)
-            hidden_SD = self._model.forward(embeds_TD, *self._positions(packed), attention.wanted_S, attention)
+            embeds_TW = self._embed(packed)
+            hidden_SD = self._model.forward(embeds_TW, *self._positions(packed), attention.wanted_S, attention)
             asked = [chunk.row for chunk in packed if chunk.needs_logits]
             newest = self._next_tokens(self._model.logits(hidden_SD), asked) if asked else []
             tokens = dict(zip(asked, newest, strict=True))
@@ -232,18 +234,21 @@ class ContinuousEngine:
             self._meter.add(decode_steps=1, decode_keys=num_keys)
 
     def _embed(self, packed: Sequence[Chunk[RunningRow]]) -> Tensor:
-        """(T, D). Answers' tokens, which come first, are embedded together."""
+        """(T, W). Answers' tokens, which come first, are embedded together."""
         newest = [chunk.row.answer.token_ids[-1] for chunk in packed if chunk.is_decode]
         embeds = [self._model.embed(torch.tensor(newest))] if newest else []
         embeds += [self._model.embed(*chunk.row.tokens(chunk.start, chunk.end)) for chunk in packed[len(newest) :]]
         return torch.cat(embeds)
 
     def _positions(self, packed: Sequence[Chunk[RunningRow]]) -> tuple[Tensor, Tensor]:
-        """Each token's place in its row, and which rotary factors it takes, (T,) each."""
-        positions = [position for chunk in packed for position in range(chunk.start, chunk.end)]
+        """Each token's position on each axis (A, T), and which rotary factors it takes (T,)."""
+        decodes = [chunk.start + chunk.row.prompt.layout.offset for chunk in packed if chunk.is_decode]
+        positions = [np.tile(np.array(decodes), (self._model.num_axes, 1))] if decodes else []
+        positions += [chunk.row.prompt.layout.positions(chunk.start, chunk.end) for chunk in packed[len(decodes) :]]
         is_long = [chunk.row.is_long for chunk in packed for _ in range(chunk.start, chunk.end)]
         device = self._model.device
-        return torch.tensor(positions, device=device), torch.tensor(is_long, device=device)
+        positions_AT = torch.from_numpy(np.concatenate(positions, axis=1))
+        return positions_AT.to(device), torch.tensor(is_long, device=device)
 
     def _next_tokens(self, logits_SV: Tensor, rows: Sequence[RunningRow]) -> list[int]:
         return next_tokens(
@@ -257,13 +262,12 @@ class ContinuousEngine:
         self, chunks: Sequence[Chunk[RunningRow]], kernel: Kernel | None
     ) -> PackedAttention | VarlenAttention:
         if kernel is not None:
-            return VarlenAttention(self._current_pool(), chunks, self._model.sliding_window, kernel)
-        return PackedAttention(self._current_pool(), chunks, self._model.sliding_window)
+            return VarlenAttention(self._current_pool(), chunks, self._model.layers, kernel)
+        return PackedAttention(self._current_pool(), chunks, self._model.layers)
 
     def _kernel_for(self, chunks: Sequence[Chunk[RunningRow]]) -> Kernel | None:
-        """The ragged kernel where it can run them: it knows no sliding window."""
-        window = self._model.sliding_window
-        return self._kernel if window is None or all(chunk.end <= window for chunk in chunks) else None
+        """The ragged kernel where it can run them."""
+        return self._kernel if self._kernel is not None and can_run(self._model.layers, chunks) else None
 
     def _current_pool(self) -> KVPool:
         """Memory for the scheduler's pool, which is empty whenever its size changes."""

@@ -8,7 +8,7 @@ It computes what a step with `varlen.VarlenAttention` computes: attention over e
 stretch it shares, joined by their log-sum-exps.
 
 Shapes: R decoding rows, B rows with padding, F numbers that tell about a row, S queries, N query heads,
-H key/value heads, D head_dim, V vocabulary.
+H key/value heads, D head_dim, A axes of positions, W width of embeddings, V vocabulary.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class DecodeGraphs:
             return None
         rows = []
         for chunk, token, each in zip(chunks, tokens, found, strict=True):
-            numbers = [token, chunk.start, int(chunk.row.is_long), place(chunk)]
+            numbers = [token, chunk.start + chunk.row.prompt.layout.offset, int(chunk.row.is_long), place(chunk)]
             for stretch in (each[-1], *each[:-1]):
                 numbers += [stretch.start, len(stretch)]
             rows.append(numbers + [self._pool.spare, 0] * (num_shared - len(each) + 1))
@@ -135,8 +135,9 @@ class DecodeGraphs:
 
         model = self._model
         wanted_B = torch.arange(len(ids_B), device=ids_B.device)
-        embeds_BD = model.embed_tokens(ids_B)
-        return model.logits(model.forward(embeds_BD, positions_B, is_long_B.bool(), wanted_B, attend))
+        embeds_BW = model.embed_tokens(ids_B)
+        positions_AB = positions_B.expand(model.num_axes, -1)
+        return model.logits(model.forward(embeds_BW, positions_AB, is_long_B.bool(), wanted_B, attend))
 
 
 class _Keys:

@@ -5,12 +5,13 @@ Shapes: T packed tokens of a step, H key/value heads, P tokens of the pool, D he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ray_job.engine.packed_model import PackedModel
+from ray_job.engine.packed_model import AttentionLayer, PackedModel
 from ray_job.engine.row import Chunk, Row
 
 
@@ -28,38 +29,35 @@ class Stretch:
 class KVPool:
     """Memory for `num_tokens` tokens, taken at once, and a spare place that belongs to no row.
 
-    `keys` and `values` of a layer are (H, P, D). In memory heads come first, so that a row's keys of one head are one
-    block, or tokens do, as flash kernels want it.
+    `keys` and `values` of a layer are (H, P, D), H and D its own. In memory heads come first, so that a row's keys of
+    one head are one block, or tokens do, as flash kernels want it.
     """
 
     def __init__(
         self,
         *,
-        num_layers: int,
-        num_heads: int,
-        head_dim: int,
+        layers: Sequence[AttentionLayer],
         num_tokens: int,
         dtype: torch.dtype,
         device: torch.device,
         tokens_first: bool = False,
     ) -> None:
-        def memory() -> Tensor:
+        def memory(layer: AttentionLayer) -> Tensor:
+            num_heads, head_dim = layer.num_heads, layer.head_dim
             if tokens_first:
                 return torch.empty((num_tokens + 1, num_heads, head_dim), dtype=dtype, device=device).transpose(0, 1)
             return torch.empty((num_heads, num_tokens + 1, head_dim), dtype=dtype, device=device)
 
         self.num_tokens = num_tokens
         self.spare = num_tokens
-        self.keys = [memory() for _ in range(num_layers)]
-        self.values = [memory() for _ in range(num_layers)]
+        self.keys = [memory(layer) for layer in layers]
+        self.values = [memory(layer) for layer in layers]
 
     @classmethod
     def of(cls, model: PackedModel, num_tokens: int, tokens_first: bool = False) -> KVPool:
         """A pool for a model's keys and values."""
         return cls(
-            num_layers=model.num_layers,
-            num_heads=model.num_heads,
-            head_dim=model.head_dim,
+            layers=model.layers,
             num_tokens=num_tokens,
             dtype=model.dtype,
             device=model.device,

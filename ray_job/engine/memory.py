@@ -41,7 +41,7 @@ def pool_tokens(model: PackedModel, free_bytes: int, least_tokens: int) -> int:
         free_bytes: what the model's weights leave of the memory it may use; may be below 0.
         least_tokens: the pool holds so many in any case, or the longest row that the model can run.
     """
-    bytes_per_token = 2 * model.num_layers * model.num_heads * model.head_dim * model.dtype.itemsize
+    bytes_per_token = 2 * sum(layer.num_heads * layer.head_dim for layer in model.layers) * model.dtype.itemsize
     share = _GPU_SHARE if model.device.type == "cuda" else _CPU_SHARE
     return max(min(least_tokens, model.max_len), int(share * free_bytes) // bytes_per_token)
 

@@ -54,9 +54,10 @@ class PrefixIndex(Generic[R]):
             common = min(row.prompt.common(other.prompt), row.num_tokens - 1)
             if common > best_len:
                 best, best_len = other, common
-        if best is None or not self.is_worth(best_len):
+        if best is None:
             return []
-        return _head(best, best_len)
+        best_len = row.prompt.layout.common(best.prompt.layout, best_len)
+        return _head(best, best_len) if self.is_worth(best_len) else []
 
     def _key(self, row: R) -> _Key | None:
         """Rows that share enough have this in common: the first tokens, their pictures, the rotary factors."""

@@ -9,17 +9,24 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ray_job.engine.layout import PromptLayout
 from ray_job.engine.spans import Piece, Span
 
 
 class Prompt:
-    """A prompt's token ids, int32 with −k for picture k, and its pictures' digests."""
+    """A prompt's token ids, int32 with −k for picture k, its pictures' digests, and its layout; None: that of text."""
 
-    __slots__ = ("digests", "ids_L")
+    __slots__ = ("digests", "ids_L", "layout")
 
-    def __init__(self, input_ids: Sequence[int], digests: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        input_ids: Sequence[int] | npt.NDArray[np.int32],
+        digests: Sequence[bytes],
+        layout: PromptLayout | None = None,
+    ) -> None:
         self.ids_L: npt.NDArray[np.int32] = np.asarray(input_ids, dtype=np.int32)
         self.digests = tuple(digests)
+        self.layout = layout or PromptLayout.in_order(len(self.ids_L))
 
     def __len__(self) -> int:
         return len(self.ids_L)

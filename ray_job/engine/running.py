@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ray_job.engine.interface import Vocabulary
+from ray_job.engine.packed_model import PackedModel
 from ray_job.engine.row import Prompt, Row
 from ray_job.engine.sequence import Sequence
 from ray_job.rows import Picture, Sample
@@ -23,20 +24,22 @@ class RunningRow(Row):
     features: dict[int, Tensor] = field(default_factory=dict)  # of picture k, until its placeholders are computed
 
     @classmethod
-    def of(cls, sample: Sample, vocabulary: Vocabulary, max_len: int) -> RunningRow:
+    def of(cls, sample: Sample, vocabulary: Vocabulary, model: PackedModel) -> RunningRow:
         """A row that has generated nothing. Raises ValueError where placeholders and pictures do not match."""
         if not len(sample.input_ids):
             raise ValueError("the prompt has no token")
-        prompt = Prompt(sample.input_ids, [picture.digest for picture in sample.pictures])
-        numbers = np.unique(-prompt.ids_L[prompt.ids_L < 0]).tolist()
+        ids_L = np.asarray(sample.input_ids, dtype=np.int32)
+        numbers = np.unique(-ids_L[ids_L < 0]).tolist()
         if numbers != list(range(1, len(sample.pictures) + 1)):
             raise ValueError(f"the prompt has placeholders of pictures {numbers}, {len(sample.pictures)} are given")
-        longest = min(len(prompt) + sample.params.max_new_tokens, max_len)
+        layout = model.layout(ids_L, sample.pictures)
+        layout.check(model.num_axes, len(ids_L))
         return cls(
-            prompt=prompt,
-            max_tokens=max(longest, len(prompt) + 1),
-            num_tokens=len(prompt),
-            answer=Sequence(sample, vocabulary, max_len),
+            prompt=Prompt(ids_L, [picture.digest for picture in sample.pictures], layout),
+            max_tokens=max(min(len(ids_L) + sample.params.max_new_tokens, model.max_len), len(ids_L) + 1),
+            num_tokens=len(ids_L),
+            is_long=model.is_long(len(ids_L)),
+            answer=Sequence(sample, vocabulary, model.max_len),
         )
 
     @property

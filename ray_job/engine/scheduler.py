@@ -52,7 +52,7 @@ class Scheduler(Generic[R]):
     Args:
         max_slots: most rows that run together.
         max_tokens: KV pool, in tokens; also the longest row that can be admitted.
-        step_tokens: most tokens computed in a step; decodes come first.
+        step_tokens: most tokens computed in a step, but for a block of a prompt that is longer; decodes come first.
         min_shared: shorter common prefixes are not worth sharing, in tokens; None switches sharing off.
     """
 
@@ -115,7 +115,11 @@ class Scheduler(Generic[R]):
             # A prefix computed in this same step counts: a layer stores all its keys before it attends.
             if row.is_decoding or not row.is_ready or not row.has_prefix(filled):
                 continue
-            end = min(row.num_tokens, row.num_computed + room)
+            end = row.prompt.layout.whole(min(row.num_tokens, row.num_computed + room))
+            if end == row.num_computed:  # a block begins here that is larger than the room
+                if len(chunks) > len(decoding):
+                    continue  # it comes first in a later step, and then has the room it needs
+                end = row.prompt.layout.block_end(end)
             chunks.append(Chunk(row, row.num_computed, end))
             room -= end - row.num_computed
             assert row.span is not None

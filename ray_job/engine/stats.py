@@ -29,7 +29,7 @@ class EngineStats:
     prompt_tokens: int = 0  # of all rows admitted
     prefix_tokens_reused: int = 0  # of those, not computed because another row's keys were there
     prefill_tokens: int = 0
-    prefill_pairs: int = 0  # of a prompt's token and a key it sees
+    prefill_pairs: int = 0  # of a prompt's token and a key it sees where no window hides any and no block shows more
     decode_tokens: int = 0
     decode_steps: int = 0  # steps that compute nothing else …
     decode_keys: int = 0  # … and the keys of their rows

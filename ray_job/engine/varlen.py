@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ray_job.engine.kv_cache import KVPool, Stretch, place, stretches
 from ray_job.engine.memory import is_fatal
-from ray_job.engine.packed_model import PackedModel
+from ray_job.engine.packed_model import AttentionLayer, PackedModel
 from ray_job.engine.row import Chunk, Row
 from ray_job.redaction.logs import logger_of
 
@@ -74,8 +74,10 @@ class VarlenAttention:
 
     num_keys_padded = 0
 
-    def __init__(self, pool: KVPool, chunks: Sequence[Chunk[Row]], sliding_window: int | None, kernel: Kernel) -> None:
-        assert sliding_window is None or all(chunk.end <= sliding_window for chunk in chunks)
+    def __init__(
+        self, pool: KVPool, chunks: Sequence[Chunk[Row]], layers: Sequence[AttentionLayer], kernel: Kernel
+    ) -> None:
+        assert can_run(layers, chunks)
         self._pool = pool
         self._kernel = kernel
         device = pool.keys[0].device
@@ -131,8 +133,16 @@ class _Plan:
         return cls(Call.of(counts, [each[-1] for each in found], device), shared)
 
 
+def can_run(layers: Sequence[AttentionLayer], chunks: Sequence[Chunk[Row]]) -> bool:
+    """Whether a kernel computes what is asked: it knows no soft cap, no window that hides keys, no later tokens."""
+    longest = max(chunk.end for chunk in chunks)
+    if any(layer.softcap is not None or layer.hides_from(longest) for layer in layers):
+        return False
+    return not any(chunk.row.prompt.layout.has_blocks(chunk.start, chunk.end) for chunk in chunks)
+
+
 def find_kernel(model: PackedModel) -> Kernel | None:
-    """The flash kernel where the model's GPU and dtype have it; else None, for attention by `PackedAttention`.
+    """The flash kernel where the model's layers, GPU and dtype have it; else None, for attention by `PackedAttention`.
 
     Whether it does what is asked of it is tried: older releases of torch have it without all of that.
     """
@@ -141,11 +151,14 @@ def find_kernel(model: PackedModel) -> Kernel | None:
         return None
     if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         return None
-    wrong = fault(flash, model.num_heads, model.head_dim, device, dtype)
-    if wrong is None:
-        return flash
-    logger.warning("attention goes on without torch's flash kernel, and slower: %s", wrong)
-    return None
+    if any(layer.softcap is not None for layer in model.layers):
+        return None
+    for num_heads, head_dim in sorted({(layer.num_heads, layer.head_dim) for layer in model.layers}):
+        wrong = fault(flash, num_heads, head_dim, device, dtype)
+        if wrong is not None:
+            logger.warning("attention goes on without torch's flash kernel, and slower: %s", wrong)
+            return None
+    return flash
 
 
 @torch.inference_mode()

@@ -59,7 +59,7 @@ class FileKinds:
             InputError: there is none, or it is for the user to say.
         """
         if not self._kinds:
-            raise InputError(f"{where}: the folder holds no files")
+            raise InputError(f"{where}: the folder holds no files; check input.path")
         if all(posixpath.basename(name) == METADATA_NAMES[0] for name in self._kinds):
             return "images"  # named by itself; its pictures are where it says
         rivals = {name: kind for name, kind in self._kinds.items() if not self._is_aside(name)}

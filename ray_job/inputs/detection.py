@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import Literal, TypeAlias
 
 import pyarrow as pa
@@ -163,9 +164,13 @@ def _table_kind(lines: list[str]) -> Kind:
 
 
 def decompressed(first_bytes: bytes, codec: str) -> bytes:
-    """The beginning of what is in a compressed beginning; nothing where that is damaged."""
-    try:
-        with pa.CompressedInputStream(pa.BufferReader(first_bytes), codec) as stream:
-            return bytes(stream.read(HEAD_BYTES // 8))
-    except (OSError, pa.ArrowException):
-        return b""
+    """The beginning of what is in a compressed beginning, up to where that ends or is damaged."""
+    data = bytearray()
+    for step in (HEAD_BYTES // 8, 1):  # a read that meets the end gives nothing at all
+        data.clear()
+        stream = pa.CompressedInputStream(pa.BufferReader(first_bytes), codec)
+        with suppress(OSError, pa.ArrowException), stream:
+            while len(data) < HEAD_BYTES // 8 and (read := stream.read(step)):
+                data += read
+            break
+    return bytes(data)

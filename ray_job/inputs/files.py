@@ -58,17 +58,15 @@ class InputFiles:
             return f"{counted(len(self.files))} of format {self.format}"
         return f"{counted(len(self.files) - num_aside)} of format images, and {counted(num_aside)} about them"
 
-    def required_image_root(self, spec: InputSpec) -> Location:
-        """The same, for formats whose pictures are files.
+    def check_image_root(self, spec: InputSpec) -> None:
+        """For formats whose pictures are files.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no `image_root`.
         """
-        root = self.image_root(spec)
-        if root is None:
+        if self.image_root(spec) is None:
             text = "no folder holds all these inputs; bring them together, or set input.image_root"
             raise InputError(f"input.path: {text}")
-        return root
 
     def image_root(self, spec: InputSpec) -> Location | None:
         """Where relative picture paths start: `input.image_root`, else the input's folder.

@@ -65,7 +65,8 @@ def open_source(spec: JobSpec) -> Source:
     if source.num_rows == 0:
         where = ", ".join(map(public_uri, spec.input.path))
         raise InputError(f"{where}: no rows in {found}; check input.path")
-    return replace(source, taken=str(found))
+    taken = str(found) if source.version is None else f"the {found.format} table, version {source.version}"
+    return replace(source, taken=taken)
 
 
 def _check_options(spec: InputSpec, format_: Format) -> None:

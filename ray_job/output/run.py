@@ -21,12 +21,10 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
 
-from ray_job.errors import AccountingError, RayJobError, SpecError, TooManyRowErrors
+from ray_job.errors import AccountingError, RayJobError, TooManyRowErrors
 from ray_job.inputs.identity import input_identity
-from ray_job.inputs.remaining import Remaining
 from ray_job.inputs.source import Source
 from ray_job.output.activity import Activity
 from ray_job.output.compaction import drop_superseded
@@ -37,15 +35,14 @@ from ray_job.output.fingerprint import DTYPE, fingerprint_fields, settled
 from ray_job.output.ledger import Ledger
 from ray_job.output.lock import Lock
 from ray_job.output.manifest import REPORT, REPORT_PAGE, SUCCESS, Manifest, State, public_spec, versions
-from ray_job.output.matching import KnownRows, match_input
 from ray_job.output.modes import ExistingOutput, check_fingerprint, open_output
 from ray_job.output.openai_batch import BATCH_FILES, batch_lines, write_batch_files
 from ray_job.output.openai_batch import FOLDER as BATCH_FOLDER
 from ray_job.output.partial_rows import PartialRows
 from ray_job.output.parts import DATA, ERRORS, Receipt
-from ray_job.output.resume import what_is_left
 from ray_job.output.summary import Report
 from ray_job.output.totals import Totals
+from ray_job.output.work import Work
 from ray_job.redaction.logs import logger_of
 from ray_job.redaction.text import public_uri
 from ray_job.rows import output_schema
@@ -68,7 +65,7 @@ class Run:
     """An open output folder. Use it in a `with`, so that an error that ends the run is written to the manifest.
 
     `totals` is what the output holds so far, for progress and limits; the final count is made from the files.
-    `activity` is what this run's workers have done.
+    `activity` is what this run's workers have done, `work` what there is to do.
     """
 
     def __init__(self, spec: JobSpec, source: Source, root: Location, lock: Lock) -> None:
@@ -81,6 +78,7 @@ class Run:
         self._fields: dict[str, Any] = fingerprint_fields(spec, source)
         identity = input_identity(source)
         self._existing: ExistingOutput = open_output(root, spec.output, identity, source.num_rows, self._fields)
+        self.work = Work(root, spec.output, source, self._existing)
         self._manifest: Manifest | None = None  # once it has begun
         self._started_s = time.time()
 
@@ -124,7 +122,7 @@ class Run:
         self.totals.add(receipt, self._partial_rows.num_completed(receipt))
         self.activity.add(receipt, self._elapsed_s)
         try:
-            self.totals.check(self._spec.limits, self.expected_rows)
+            self.totals.check(self._spec.limits, self.work.expected_rows)
         except TooManyRowErrors:
             settle_empty_parts(self.root, Ledger.scan(self.root), self._schema)
             raise
@@ -134,44 +132,16 @@ class Run:
         """Which of the output's runs this is, from 1."""
         return 1 if self._existing.previous is None else self._existing.previous.run + 1
 
-    @property
-    def needs_ids(self) -> bool:
-        """Whether the input has changed since the previous run, so that Ray must read its ids to find known rows."""
-        return self._existing.input.first_position > 0 and not self._has_nothing_to_do
-
-    @cached_property
-    def remaining(self) -> Remaining:
-        """The rows left to do.
-
-        Raises:
-            SpecError: the output is finished, the input has new rows, and the mode is not append; or the output is not
-                finished, and this is not its input.
-        """
-        existing = self._existing
-        if self._has_nothing_to_do:
-            return Remaining.none(existing.input.rows)
-        first = existing.input.first_position
-        left = what_is_left(existing.ledger, self._positions, first, self._spec.output.retry_failed)
-        if existing.is_changed:
-            self._check_change(left.num_rows - left.again.num_rows)
-        return left
-
-    @cached_property
-    def expected_rows(self) -> int:
-        """Rows the output has when this run is done: those of the input, and those that only earlier inputs had."""
-        record = self._existing.input
-        numbers = self._existing.ledger.rows().positions
-        num_earlier = int(np.count_nonzero(numbers < record.first_position))
-        return num_earlier + record.rows - self._num_known
-
     @cached_property
     def _partial_rows(self) -> PartialRows:
-        return PartialRows(self.remaining.again)
+        return PartialRows(self.work.remaining.again)
 
     @property
     def num_left(self) -> int:
         """Rows that are not committed yet, or not with every question."""
-        return self.expected_rows - self.totals.rows if self._manifest is not None else self.remaining.num_rows
+        if self._manifest is None:
+            return self.work.remaining.num_rows
+        return self.work.expected_rows - self.totals.rows
 
     def begin(self, dtype: str | None = None, placement: Mapping[str, Any] | None = None) -> None:
         """Marks the output as in progress, and deletes what is replaced or damaged.
@@ -190,7 +160,7 @@ class Run:
                 check_fingerprint(self.root, existing.previous, self._fields)
         elif existing.previous is not None:
             self._fields = settled(self._fields, existing.previous.fields)
-        remaining = self.remaining
+        remaining = self.work.remaining
         remove(self.root, [SUCCESS, *BATCH_FILES.values()])
         remove_leftovers(self.root)
         if existing.is_replaced:
@@ -207,8 +177,8 @@ class Run:
         if existing.is_finished and not existing.has_all_parts:
             _LOG.warning("%s was finished and has lost parts since; their rows are done again", self.root)
         remove(self.root, existing.ledger.unreadable)
-        self.totals.start(existing.ledger, self.expected_rows - remaining.num_rows, self._spec.output.retry_failed)
-        record = replace(existing.input, known_rows=self._num_known)
+        self.totals.start(existing.ledger, self.work.expected_rows - remaining.num_rows, self._spec.output.retry_failed)
+        record = replace(existing.input, known_rows=self.work.num_known)
         self._manifest = Manifest(
             state=State.IN_PROGRESS,
             run=self.number,
@@ -253,7 +223,7 @@ class Run:
         settle_empty_parts(self.root, ledger, self._schema)
         self._check(ledger)
         self.totals = Totals.of_ledger(ledger)
-        self.totals.check(self._spec.limits, self.expected_rows)
+        self.totals.check(self._spec.limits, self.work.expected_rows)
         manifest = self._write_manifest(totals=self.totals, duplicates=find_duplicates(ledger))
         self._write_batch_files(ledger, manifest.fingerprint)
         report = Report.of_manifest(self.root, manifest, self._elapsed_s, self.activity)
@@ -284,32 +254,6 @@ class Run:
                 "--mode resume does what is missing"
             )
 
-    def _check_change(self, num_new: int) -> None:
-        """A finished output takes new rows by append only; an unfinished one must be finished with its own input."""
-        existing = self._existing
-        assert existing.previous is not None, "the first input is no change"
-        if existing.is_finished and num_new and self._spec.output.mode == "resume":
-            raise SpecError(
-                [f"output.path: {self.root} is finished, and {num_new} rows of the input are new; use --mode append"]
-            )
-        before, numbers = existing.previous.inputs[-1], existing.ledger.rows().positions
-        num_lacking = len(np.setdiff1d(numbers[numbers >= before.first_position], self._positions))
-        if not existing.is_finished and len(numbers) and (num_lacking or existing.input.rows < before.rows):
-            raise SpecError(
-                [
-                    f"output.path: {self.root} is not finished, and this is another input: the run there has "
-                    f"{before.rows} rows, this input {existing.input.rows}, and {num_lacking} of the rows done "
-                    "are not among them. Finish it with its own input first, then use --mode append"
-                ]
-            )
-
-    @property
-    def _has_nothing_to_do(self) -> bool:
-        """Whether the output is finished and whole, and its input unchanged."""
-        existing = self._existing
-        is_whole = existing.is_finished and not existing.is_changed and existing.has_all_parts
-        return is_whole and not self._spec.output.retry_failed
-
     @property
     def _is_completed(self) -> bool:
         """Whether this run has written its `_SUCCESS`."""
@@ -319,22 +263,6 @@ class Run:
             return read_text(self.root, SUCCESS) is not None
         except RayJobError:  # then nothing else can be written either
             return True
-
-    @cached_property
-    def _positions(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The number of each of the input's rows."""
-        record = self._existing.input
-        positions = record.first_position + np.arange(record.rows, dtype=np.int64)
-        if self.needs_ids:
-            known = KnownRows.of_ledger(self._existing.ledger, before=record.first_position)
-            rows, numbers = match_input(self._source, known)
-            positions[rows] = numbers
-        return positions
-
-    @property
-    def _num_known(self) -> int:
-        """Rows of the input that earlier inputs had."""
-        return int(np.count_nonzero(self._positions < self._existing.input.first_position))
 
     @property
     def _schema(self) -> pa.Schema:

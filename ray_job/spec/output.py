@@ -37,6 +37,7 @@ class OutputSpec(Section):
     storage_options: StorageOptions | None = Field(
         None,
         repr=False,
-        description="Of s3:// paths: access_key, secret_key, session_token, region, endpoint_override, anonymous, …; "
-        "names of the environment as AWS_REGION do as well. Secrets show nowhere. Default: the environment's.",
+        description="Of the bucket, by pyarrow's names or the environment's; of s3:// access_key, secret_key, "
+        "session_token, region, endpoint_override, anonymous, …; of gs:// access_token, endpoint_override, anonymous, "
+        "…; of abfs:// account_name, account_key, sas_token, …. Secrets show nowhere. Default: the environment's.",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import date
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema, field_validator
@@ -27,8 +28,8 @@ Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), _one_or_many("s
 
 
 def _as_texts(value: object) -> object:
-    """Numbers and truth values of YAML as texts; what is wrong is said without showing a value."""
-    if not isinstance(value, Mapping) or not all(isinstance(each, str | int | float) for each in value.values()):
+    """Numbers, times and truth values of YAML as texts; what is wrong is said without showing a value."""
+    if not isinstance(value, Mapping) or not all(isinstance(each, str | int | float | date) for each in value.values()):
         raise ValueError("must be names with a text each")
     return {str(name): str(each).lower() if isinstance(each, bool) else str(each) for name, each in value.items()}
 

@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import re
+
 SCHEMES = ("abfs", "abfss")
+_AUTHORITY = re.compile(r"[\w.-]+(:\d{1,5})?", re.ASCII)
 _DFS, _BLOB = ".dfs.core.windows.net", ".blob.core.windows.net"
 
 
@@ -32,3 +35,18 @@ def azure_uri(account: str, path: str) -> str:
         return f"abfs://{account}/{path}"
     container, _, key = path.partition("/")
     return f"abfs://{container}@{account}{_DFS}/{key}".rstrip("/")
+
+
+def account_name(account: str) -> str:
+    """An account without its host."""
+    return account.partition("@")[0]
+
+
+def check_authority(name: str, value: str | None) -> None:
+    """Refuses what is no host: Azure's client would end the process.
+
+    Raises:
+        ValueError: it is not `host`, `host:port` or `.suffix` of a host.
+    """
+    if value is not None and not _AUTHORITY.fullmatch(value):
+        raise ValueError(f"{name} must be a host, as 127.0.0.1:10000 or .blob.core.windows.net, without http://")

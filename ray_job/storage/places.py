@@ -23,8 +23,9 @@ from ray_job.errors import InputError
 from ray_job.redaction.text import public_uri, without_parts_of, without_secrets
 from ray_job.storage.azure import SCHEMES as AZURE
 from ray_job.storage.azure import azure_uri, parse_azure
+from ray_job.storage.buckets import account_with_options, bucket_filesystem
 from ray_job.storage.globs import braces_expanded, glob_pattern
-from ray_job.storage.options import s3_filesystem
+from ray_job.storage.options import SCHEMES as WITH_OPTIONS
 
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://(.*)$", re.DOTALL)
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}  # Spark's names for the same places
@@ -94,7 +95,7 @@ def locate(uri_or_path: str, options: Mapping[str, str] | None = None) -> Locati
         return Location(fs.LocalFileSystem(), os.path.abspath(path))
     try:
         if options:
-            return Location(s3_filesystem(options, path.partition("/")[0]), path.rstrip("/"), scheme)
+            return _with_options(uri_or_path, scheme, path, options)
         filesystem, path = fs.FileSystem.from_uri(_quoted(uri_or_path, scheme))
     except (*STORAGE_ERRORS, ValueError) as error:
         raise InputError(
@@ -107,10 +108,17 @@ def locate(uri_or_path: str, options: Mapping[str, str] | None = None) -> Locati
 def _check_options(uri_or_path: str, parsed: tuple[str, str] | None) -> None:
     """Options that would have no effect are refused."""
     shown = public_uri(uri_or_path)
-    if parsed is None or parsed[0] != "s3":
-        raise InputError(f"{shown}: storage_options are for s3:// only; leave them out, or set the environment")
+    if parsed is None or parsed[0] not in WITH_OPTIONS:
+        kinds = ", ".join(f"{scheme}://" for scheme in WITH_OPTIONS)
+        raise InputError(f"{shown}: storage_options are for {kinds}; leave them out, or set the environment")
     if shown != uri_or_path:
         raise InputError(f"{shown}: has options of its own; leave them out, or storage_options")
+
+
+def _with_options(uri: str, scheme: str, path: str, options: Mapping[str, str]) -> Location:
+    account = account_with_options(account_of(uri), options) if scheme == "abfs" else ""
+    filesystem = bucket_filesystem(scheme, path.partition("/")[0], account, options)
+    return Location(filesystem, path.rstrip("/"), scheme, account)
 
 
 def parse_uri(text: str) -> tuple[str, str] | None:
@@ -134,6 +142,11 @@ def account_of(text: str) -> str:
     if match is None or match[1].lower() not in AZURE:
         return ""
     return parse_azure(*_halves(match[2].partition("?")[0]))[0]
+
+
+def is_same_storage(scheme: str, account: str, root: Location) -> bool:
+    """Whether a URI's scheme and account are those of a place; an account that is not named is the place's."""
+    return scheme == root.scheme and account in ("", root.account)
 
 
 def _halves(rest: str) -> tuple[str, str]:

@@ -49,11 +49,11 @@ def test_a_crops_work(model: Phi3VisionModel) -> None:
 def test_a_prompts_work(model: Phi3VisionModel) -> None:
     packed, length = PackedPhi3Vision(model, pack_weights=False), 300
     row = Row(prompt=Prompt([1] * length, ()), num_tokens=length, max_tokens=length + 1, span=Span(0, length + 1))
-    attention = PackedAttention(KVPool.of(packed, 400), [Chunk(row, 0, length)], None)
+    attention = PackedAttention(KVPool.of(packed, 400), [Chunk(row, 0, length)], packed.layers)
     embeds = packed.embed(torch.ones(length, dtype=torch.int64))
     with FlopCounterMode(display=False) as counter:
         packed.forward(
-            embeds, torch.arange(length), torch.zeros(length, dtype=torch.bool), attention.wanted_S, attention
+            embeds, torch.arange(length)[None], torch.zeros(length, dtype=torch.bool), attention.wanted_S, attention
         )
     linear = prompt_flops(CONFIG, {"prefill_tokens": length, "prefill_pairs": 0})
     assert linear == pytest.approx(products(counter), rel=0.02)

@@ -56,7 +56,7 @@ class Bench:
 
 def row(*shown: Picture) -> RunningRow:
     sample = Sample(0, prompt([5, 6], shown), list(shown), GenerationParams(max_new_tokens=3))
-    found = RunningRow.of(sample, VOCABULARY, 500)
+    found = RunningRow.of(sample, VOCABULARY, PackedPhi3Vision(tiny_model()))
     found.is_ready = not shown
     return found
 
@@ -138,7 +138,7 @@ def test_a_picture_that_cannot_be_encoded_fails_its_rows_alone() -> None:
 
 def test_a_row_with_too_few_placeholders_fails_alone() -> None:
     bench = Bench(Watched())
-    short = RunningRow.of(Sample(0, [1, -1, 5], [CAT], GenerationParams()), VOCABULARY, 500)
+    short = RunningRow.of(Sample(0, [1, -1, 5], [CAT], GenerationParams()), VOCABULARY, PackedPhi3Vision(tiny_model()))
     short.is_ready = False
     good = row(CAT)
     failures = bench.serve(short, good)

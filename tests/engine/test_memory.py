@@ -10,7 +10,7 @@ import torch
 
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.memory import free_bytes, pool_tokens
-from ray_job.engine.packed_model import PackedModel
+from ray_job.engine.packed_model import AttentionLayer, PackedModel
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
 from tests.engine.tiny import VOCABULARY, tiny_model
 
@@ -20,7 +20,7 @@ PHI3_TOKEN_BYTES = 2 * 32 * 32 * 96 * 4  # keys and values of 32 layers and head
 
 def phi3(device: str = "cpu", dtype: torch.dtype = torch.float32, max_len: int = 131072) -> PackedModel:
     """The sizes of Phi-3-Vision's decoder."""
-    sizes = {"num_layers": 32, "num_heads": 32, "head_dim": 96, "max_len": max_len}
+    sizes = {"layers": [AttentionLayer(num_heads=32, head_dim=96)] * 32, "max_len": max_len}
     return cast(PackedModel, SimpleNamespace(device=torch.device(device), dtype=dtype, **sizes))
 
 

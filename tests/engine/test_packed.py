@@ -42,12 +42,12 @@ def test_prompts_in_chunks_and_decodes_together(kv_heads: int, window: int | Non
     def step(chunks: list[Chunk[Row]]) -> None:
         attention: PackedAttention | VarlenAttention
         if is_ragged:
-            attention = VarlenAttention(pool, chunks, None, plain)
+            attention = VarlenAttention(pool, chunks, packed.layers, plain)
         else:
-            attention = PackedAttention(pool, chunks, packed.sliding_window)
+            attention = PackedAttention(pool, chunks, packed.layers)
         ordered = [chunks[index] for index in attention.order]
         ids = [token for chunk in ordered for token in texts[rows.index(chunk.row)][chunk.start : chunk.end]]
-        positions = torch.tensor([place for chunk in ordered for place in range(chunk.start, chunk.end)])
+        positions = torch.tensor([[place for chunk in ordered for place in range(chunk.start, chunk.end)]])
         is_long = torch.zeros(len(ids), dtype=torch.bool)
         embeds = packed.embed(torch.tensor(ids))
         logits = packed.logits(packed.forward(embeds, positions, is_long, attention.wanted_S, attention))

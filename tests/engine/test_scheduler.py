@@ -7,11 +7,13 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_job.engine.kv_cache import place, stretches
+from ray_job.engine.layout import PromptLayout
 from ray_job.engine.row import Chunk, Prompt, Row
 from ray_job.engine.scheduler import Limits, Scheduler
 
@@ -22,8 +24,18 @@ PICTURES = [b"cat", b"dog", b"cow"]
 class Simulation:
     """Drives a scheduler as an engine does and checks everything it may not do."""
 
-    def __init__(self, seed: int, num_rows: int, max_slots: int, max_tokens: int, step_tokens: int, shared: int | None):
+    def __init__(
+        self,
+        seed: int,
+        num_rows: int,
+        max_slots: int,
+        max_tokens: int,
+        step_tokens: int,
+        shared: int | None,
+        has_blocks: bool,
+    ) -> None:
         self.rng = random.Random(seed)
+        self.has_blocks = has_blocks
         self.scheduler = Scheduler[Row](
             max_slots=max_slots, max_tokens=max_tokens, step_tokens=step_tokens, min_shared=shared
         )
@@ -43,11 +55,18 @@ class Simulation:
             digests = [self.rng.choice(PICTURES)]
         ids = [*ids, *(self.rng.randrange(300, 303) for _ in range(self.rng.randint(1, 6)))]
         longest = min(max_tokens, len(ids) + self.rng.randint(1, 15))
-        return Row(prompt=Prompt(ids, digests), num_tokens=len(ids), max_tokens=longest)
+        blocks = []
+        if self.has_blocks:  # a picture, and three tokens wherever 109 begins them
+            blocks = [(ids.index(-1), ids.index(-1) + 6)] if digests else []
+            blocks += [(9, 12)] if len(ids) >= 12 and ids[9] in (109, 209) and -1 not in ids[9:12] else []
+        layout = PromptLayout(np.arange(len(ids))[None], blocks=tuple(sorted(blocks)))
+        return Row(prompt=Prompt(ids, digests, layout), num_tokens=len(ids), max_tokens=longest)
 
     def content(self, row: Row, position: int) -> tuple[object, ...]:
-        """What a key depends on: all tokens up to its own, answers told apart by their row, and the factors."""
-        prompt = row.prompt.ids_L[: position + 1].tolist()
+        """What a key depends on: tokens up to its block's last, answers told apart by their row, and the factors."""
+        blocks = row.prompt.layout.blocks
+        seen_to = next((end for start, end in blocks if start <= position < end), position + 1)
+        prompt = row.prompt.ids_L[:seen_to].tolist()
         seen = [row.prompt.digests[-token - 1] if token < 0 else token for token in prompt]
         own = id(row) if position >= len(row.prompt) else None
         return (tuple(seen), position, own, row.is_long)
@@ -111,7 +130,14 @@ class Simulation:
         assert all(chunk.start < chunk.end for chunk in chunks)
         limit = self.scheduler.limits.step_tokens
         num_decodes = sum(chunk.is_decode for chunk in chunks)
-        assert sum(chunk.end - chunk.start for chunk in chunks) <= max(limit, num_decodes + min(limit, 32))
+        prompts = [chunk for chunk in chunks if not chunk.is_decode]
+        most = max(limit, num_decodes + min(limit, 32))
+        if prompts and prompts[0].row.prompt.layout.has_blocks(prompts[0].start, prompts[0].end):
+            most = max(most, num_decodes + 6)  # the longest block
+        assert sum(chunk.end - chunk.start for chunk in chunks) <= most
+        for chunk in chunks:
+            for start, end in chunk.row.prompt.layout.blocks:
+                assert chunk.end <= start or end <= chunk.start or chunk.start <= start < end <= chunk.end
         if any(row.is_ready for row in self.scheduler.running[:1]):
             assert chunks, "the row admitted first can always go on"
 
@@ -151,11 +177,18 @@ class Simulation:
     max_tokens=st.sampled_from([45, 60, 120, 500]),
     step_tokens=st.sampled_from([1, 5, 17, 64, 500]),
     shared=st.sampled_from([None, 1, 4, 10]),
+    has_blocks=st.booleans(),
 )
 def test_every_row_leaves_once_and_reads_only_its_own_text(
-    seed: int, num_rows: int, max_slots: int, max_tokens: int, step_tokens: int, shared: int | None
+    seed: int,
+    num_rows: int,
+    max_slots: int,
+    max_tokens: int,
+    step_tokens: int,
+    shared: int | None,
+    has_blocks: bool,
 ) -> None:
-    Simulation(seed, num_rows, max_slots, max_tokens, step_tokens, shared).run()
+    Simulation(seed, num_rows, max_slots, max_tokens, step_tokens, shared, has_blocks).run()
 
 
 def _row(num_prompt: int, max_tokens: int) -> Row:
@@ -352,3 +385,34 @@ def test_rows_with_a_running_rows_pictures_come_next() -> None:
 def test_it_imports_no_torch(module: str) -> None:
     code = f"import sys, ray_job.engine.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_block_waits_for_a_step_of_its_own_size_and_no_longer() -> None:
+    """In a step of 8: the first row's text, whose block of 6 comes next; then a block of 20, alone with decodes."""
+    scheduler = Scheduler[Row](max_slots=3, max_tokens=200, step_tokens=8, min_shared=None)
+    small, large = (
+        Row(
+            prompt=Prompt([7] * num, (), PromptLayout(np.arange(num)[None], blocks=blocks)),
+            num_tokens=num,
+            max_tokens=num + 9,
+        )
+        for num, blocks in ((11, ((4, 10),)), (25, ((0, 20),)))
+    )
+    plain = row_of([8] * 3, 12)
+    for row in (small, large, plain):
+        scheduler.add(row)
+        scheduler.admit()
+    steps = []
+    while any(not row.is_decoding for row in scheduler.running):
+        chunks = scheduler.plan()
+        steps.append([(chunk.start, chunk.end) for chunk in chunks])
+        for chunk in chunks:
+            scheduler.advance(chunk)
+            if chunk.needs_logits:
+                chunk.row.num_tokens += 1
+    assert steps == [
+        [(0, 4), (0, 3)],
+        [(3, 4), (4, 11)],
+        [(11, 12), (4, 5), (0, 20)],
+        [(12, 13), (5, 6), (20, 25)],
+    ]

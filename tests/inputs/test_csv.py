@@ -123,6 +123,16 @@ def test_no_byte_is_in_two_rows_or_in_none(text: str, max_bytes: int) -> None:
     assert {line.start for line in lines} - set(covered) <= blank
 
 
+def test_what_lies_behind_a_limit_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("n,t\n1,x\n2,y\n")
+    (tmp_path / "b.csv").write_text("n,t\n3,z\nno number,z\n")
+    sections: dict[str, Any] = {"id_column": "n", "column_types": {"n": "int"}}
+    for limit in (1, 2, 3):
+        assert ids_of(opened(tmp_path, input={**sections, "limit": limit})) == [1, 2, 3][:limit]
+    with pytest.raises(InputError, match=r"b\.csv, line 3: 'n', the row's id"):
+        opened(tmp_path, input={**sections, "limit": 4})
+
+
 @pytest.mark.parametrize(
     ("data", "encoding"),
     [

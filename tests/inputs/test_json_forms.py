@@ -10,7 +10,9 @@ import json
 import lzma
 import pickle
 import tempfile
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_job.errors import InputError, SpecError
+from ray_job.inputs.formats.text.compressed import Decompressed
 from ray_job.inputs.formats.text.json_items import iter_items
 
 from .conftest import ids_of, opened, rows_of
@@ -149,6 +152,84 @@ def test_compression_is_told_by_content(tmp_path: Path, name: str, compress: Cal
     rows = rows_of(opened(tmp_path), 1000)
     assert [row["x"] for row in rows] == list(range(3000)), "what stands behind the first compressed part is read too"
     assert rows[-1]["row_id"] == f"{name}#3000"
+
+
+_LINES = [json.dumps({"x": n, "t": "é" * (n % 7)}, ensure_ascii=False) for n in range(12_000)]
+_DAMAGED = "the compressed file is damaged or cut short here"
+
+
+def _checked_up_to_a_break(path: Path, framing: str, compressed: bytes, at: int, decompress: Any) -> None:
+    """Every row that the bytes before the break hold is there, and one more says where it is."""
+    path.write_bytes(compressed[:at])
+    held = decompress(compressed[:at])
+    rows = rows_of(opened(path), 1000)
+    values = [json.loads(line)["x"] for line in _LINES]
+    num_whole = held.count(b"}" if framing == "items" else b"\n") - (framing == "table")
+    assert [row["x"] for row in rows[:-1]] == [v if framing != "table" else str(v) for v in values[:num_whole]]
+    assert _errors(rows[:-1]) == [None] * num_whole
+    assert [row["row_id"] for row in rows] == [row["row_id"] for row in rows_of(opened(path), 7)]
+    unit, number = ("item", num_whole + 1) if framing == "items" else ("line", num_whole + 1 + (framing == "table"))
+    message = str(_errors(rows)[-1])
+    assert message.startswith(f"{path.name}, {unit} {number}: {_DAMAGED} ("), message
+    assert rows[-1]["row_id"] == f"{path.name}#{number}"
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "zst"])
+@pytest.mark.parametrize("framing", ["lines", "items", "table"])
+def test_a_compressed_file_that_breaks_gives_what_is_before(tmp_path: Path, kind: str, framing: str) -> None:
+    text = {
+        "lines": "".join(line + "\n" for line in _LINES),
+        "items": f"[{', '.join(_LINES)}]",
+        "table": "x,t\n" + "".join(f"{n},{'é' * (n % 7)}\n" for n in range(12_000)),
+    }[framing].encode()
+    name = f"a.{'csv' if framing == 'table' else 'json'}.{kind}"
+    if kind == "zst":
+        first, rest = (_zstd(part) for part in (text[:70_000], text[70_000:]))
+        for data in (first + rest[:-1], first + rest[: len(rest) // 2]):  # within the first frame nothing may be there
+            (tmp_path / name).write_bytes(data)
+            rows = rows_of(opened(tmp_path / name), 1000)
+            assert len(rows) > 1000
+            assert _errors(rows[:-1]) == [None] * (len(rows) - 1)
+            assert _DAMAGED in str(_errors(rows)[-1])
+        return
+    compress, decompress = {
+        "gz": (gzip.compress, lambda data: zlib.decompressobj(31).decompress(data)),
+        "bz2": (partial(bz2.compress, compresslevel=1), lambda data: bz2.BZ2Decompressor().decompress(data)),
+    }[kind]
+    compressed = compress(text)
+    for at in (len(compressed) - 1, len(compressed) - 9, len(compressed) * 9 // 10):
+        _checked_up_to_a_break(tmp_path / name, framing, compressed, at, decompress)
+
+
+def test_a_broken_file_is_one_row_and_its_neighbours_are_read(tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"x": 1}\n{"x": 2}\n')
+    (tmp_path / "a.jsonl.gz").write_bytes(whole)
+    (tmp_path / "b.jsonl.gz").write_bytes(whole[:12])
+    (tmp_path / "c.jsonl.gz").write_bytes(whole + b"what is behind it")
+    rows = rows_of(opened(tmp_path))
+    assert [(row["row_id"], row["x"]) for row in rows] == [
+        ("a.jsonl.gz#1", 1), ("a.jsonl.gz#2", 2), ("b.jsonl.gz#1", None),
+        ("c.jsonl.gz#1", 1), ("c.jsonl.gz#2", 2), ("c.jsonl.gz#3", None),
+    ]  # fmt: skip
+    assert [place for place, error in enumerate(_errors(rows)) if error] == [2, 5]
+    for path in tmp_path.glob("[ac]*"):
+        path.unlink()
+    with pytest.raises(InputError, match=rf"holds no JSON object.*\(the first row: {_DAMAGED}"):
+        opened(tmp_path)
+    (tmp_path / "b.jsonl.gz").rename(tmp_path / "b.csv.gz")
+    with pytest.raises(InputError, match=rf"its header cannot be read: b.csv.gz, line 1: {_DAMAGED}"):
+        opened(tmp_path)
+
+
+def test_what_a_storage_fails_at_is_no_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def read(self, size: int) -> bytes:
+            raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation")
+
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"x": 1}\n'))
+    monkeypatch.setattr(Decompressed, "_opened", lambda self: Failing())
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz: cannot be read: AWS Error NETWORK"):
+        opened(tmp_path)
 
 
 def test_a_named_file_of_an_unknown_compression_says_what_it_is_not(tmp_path: Path) -> None:

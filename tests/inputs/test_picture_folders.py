@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -238,3 +239,12 @@ def test_a_column_that_is_missing_points_at_the_table_that_was_skipped(tmp_path:
     with pytest.raises(SpecError, match=r"no column 'q'; .*\n.*and not 1 file: 1 of format csv \(data\.csv\); set it"):
         opened(tmp_path, template="{q}")
     assert opened(tmp_path, template="{q}", input={"format": "csv"}).num_rows == 1
+
+
+def test_metadata_that_breaks_is_fatal(tmp_path: Path, png: bytes) -> None:
+    """It does not say which pictures it leaves without their rows."""
+    (tmp_path / "a.png").write_bytes(png)
+    lines = "file_name,t\na.png,x\n" + "b.png,y\n" * 9
+    (tmp_path / "metadata.csv").write_bytes(gzip.compress(lines.encode())[:-8])
+    with pytest.raises(InputError, match=r"metadata\.csv: behind line 11 the compressed file is damaged"):
+        opened(tmp_path)

@@ -67,6 +67,7 @@ class TestDelta:
         assert numbers_of(path, version="0") == list(range(5))
         source = opened(path, template="{n}")
         assert (source.version, source.image_columns) == (2, ("image",))
+        assert source.taken == "the delta table, version 2"
         for row in rows_of(source):
             name, position = row["row_id"].split("#")
             assert pq.read_table(path / name).column("n")[int(position)].as_py() == row["n"]

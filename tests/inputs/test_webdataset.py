@@ -130,6 +130,24 @@ def test_kinds_of_pictures_are_one_column_unless_a_sample_has_both(tmp_path: Pat
     ]  # fmt: skip
 
 
+def test_the_only_picture_of_a_sample_is_its_picture(tmp_path: Path) -> None:
+    entries = [("a.jpg", b"a"), ("b.v2.PNG", b"b"), ("c.jpg", b"c"), ("c.seg.png", b"mask"), ("d.x.jpg", b"d")]
+    source = opened(shard(tmp_path / "s.tar", entries))
+    assert source.image_columns == ("image",)
+    assert [row["image"] for row in rows_of(source)] == [b"a", b"b", b"c", b"d"]
+
+
+def test_pictures_in_other_columns_are_named(tmp_path: Path) -> None:
+    entries = [("a.jpg", b"photo"), ("a.png", b"mask"), ("b.png", b"?"), ("c.left.gif", b"l"), ("c.right.gif", b"r")]
+    rows = rows_of(opened(shard(tmp_path / "s.tar", [*entries, ("d.txt", b"none")])))
+    assert [row["image"] for row in rows] == [b"photo", None, None, None]
+    errors = errors_of(rows)
+    assert list(errors) == ["s.tar/b", "s.tar/c"], "what has none at all fails as any row whose picture is null"
+    assert "pictures (png) are in other columns than image; set input.image_columns: [image, png]" in errors["s.tar/b"]
+    assert "[image, left.gif, right.gif]" in errors["s.tar/c"]
+    assert rows[1]["_rj_read_error"]["code"] == "image_missing"
+
+
 def test_members_of_no_sample_are_counted_and_links_fail_their_row(
     tmp_path: Path,
 ) -> None:

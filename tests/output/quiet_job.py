@@ -72,7 +72,7 @@ class QuietJob:
         run.begin(DTYPE)
         schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
         writer = PartWriter(run.root, schema, run.number)
-        left = [row for row, is_left in enumerate(run.remaining.is_left) if is_left]
+        left = [row for row, is_left in enumerate(run.work.remaining.is_left) if is_left]
         kept = pq.read_table(self.folder / "rows.parquet", columns=[column.name for column in source.kept])
         for start in range(0, len(left), part_rows):
             rows = left[start : start + part_rows]

@@ -67,7 +67,7 @@ def test_a_run_that_is_continued_takes_it_right(job: QuietJob) -> None:
     assert {part: part.read_bytes() for part in [*job.parts(), *job.parts("errors")]} == before
     job.write_input(8)
     with job.opened("append") as run:
-        assert run.remaining.num_rows == 2 if not run.needs_ids else True
+        assert run.work.remaining.num_rows == 2 if not run.work.needs_ids else True
 
 
 def test_overwriting_leaves_nothing_of_it(job: QuietJob) -> None:

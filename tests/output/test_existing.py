@@ -88,7 +88,7 @@ def test_failed_rows_are_retried_on_request_and_their_attempts_are_added(job: Qu
     job.run(change=lambda row: record(row, FAILED) if row < 3 else {})
     assert job.run("resume", output={"retry_failed": False}).totals.failed == 3
     with job.opened("resume", output={"retry_failed": True}) as run:
-        assert (run.num_left, run.number, run.needs_ids) == (3, 3, False)
+        assert (run.num_left, run.number, run.work.needs_ids) == (3, 3, False)
         job.commit(run, lambda row: record(row, FAILED, _rj_attempts=1) if row == 0 else {"_rj_attempts": 1})
         assert run.totals.failed == 1
         report = run.finish()
@@ -102,7 +102,7 @@ def test_a_finished_run_with_nothing_left_is_not_touched(job: QuietJob) -> None:
     before = {path: path.stat().st_mtime_ns for path in job.out.rglob("*")}
     for mode in ("resume", "append"):
         with job.opened(mode) as run:
-            assert (run.num_left, run.needs_ids) == (0, False)
+            assert (run.num_left, run.work.needs_ids) == (0, False)
             report = run.finish()
         assert (report.input_rows, report.already_done, report.totals.rows) == (6, 6, 6)
     assert {path: path.stat().st_mtime_ns for path in job.out.rglob("*")} == before
@@ -114,7 +114,7 @@ def test_a_foreign_file_in_a_finished_output_is_removed(job: QuietJob) -> None:
     foreign = job.out / "data" / "part-00000.parquet"
     pq.write_table(pa.table({"x": [1]}), foreign)
     with job.opened("resume") as run:
-        assert (run.num_left, run.remaining.num_rows) == (0, 0)
+        assert (run.num_left, run.work.remaining.num_rows) == (0, 0)
         run.finish()
     assert not foreign.exists()
     job.verified()

@@ -67,7 +67,7 @@ def answered(actor: GenerateActor, block: pa.Table) -> pa.Table:
 
 def read(job: QuietJob, run: Run | None, should_stop: Callable[[], bool], max_rows: int = BLOCK_ROWS) -> list[pa.Table]:
     _, source, _ = open_job(job.spec())
-    reader = RowDatasource(source, max_rows, None if run is None else run.remaining, should_stop)
+    reader = RowDatasource(source, max_rows, None if run is None else run.work.remaining, should_stop)
     return [table for task in reader.get_read_tasks(3) for table in task()]
 
 

@@ -15,6 +15,7 @@ from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.documents.document import OpenDocument
 from ray_job.inputs.documents.opening import open_document, opened_file
 from ray_job.inputs.documents.process import shared_process
+from ray_job.inputs.documents.references import CHOOSE_A_PAGE
 from ray_job.inputs.pictures.decode import decode
 from ray_job.inputs.pictures.rules import PictureRules
 from ray_job.spec import DocumentsSpec, LimitsSpec
@@ -104,11 +105,7 @@ class PageDrawer:
 def _chosen(document: OpenDocument, page: int | None) -> int:
     """The page asked for, or the only one."""
     if page is None and document.num_pages > 1:
-        raise RowError(
-            ErrorCode.PAGE_UNREADABLE,
-            f"a document of {document.num_pages} pages; name one with #page=1 (or 2, …) behind its path, or set "
-            "input.format to documents, where each page is a row",
-        )
+        raise RowError(ErrorCode.PAGE_UNREADABLE, f"a document of {document.num_pages} pages; {CHOOSE_A_PAGE}")
     return page or 1
 
 

@@ -6,13 +6,12 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import pyarrow as pa
-
 from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.documents.document import OpenDocument
 from ray_job.inputs.documents.process import DocumentProcess
 from ray_job.spec import DocumentsSpec
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
+from ray_job.storage.regular_files import why_unreadable
 
 _LOCKED = "; set documents.password_env, or documents.password_column"
 _WRONG = ", and no password that was given opens it"
@@ -57,10 +56,8 @@ def opened_file(location: Location, limits: DocumentsSpec) -> Iterator[Any]:
             help.
     """
     try:
-        if location.is_local:  # opening a pipe or a device would wait for ever
-            kind = location.filesystem.get_file_info(location.path).type
-            if kind != pa.fs.FileType.File:
-                raise _missing(location, "no such file" if kind == pa.fs.FileType.NotFound else "not a regular file")
+        if (why := why_unreadable(location)) is not None:
+            raise _missing(location, why)
         with location.filesystem.open_input_file(location.path) as file:
             check_size(file.size(), limits)
             yield file

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 HEAD_BYTES = 1024
+CHOOSE_A_PAGE = (
+    "name one with #page=1 (or 2, …) behind its path, or set input.format to documents, where each page is a row"
+)
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 _SUFFIX = ".pdf"
 _DATA_CHARS = 40

@@ -24,8 +24,7 @@ from ray_job.inputs.documents.passwords import Passwords
 from ray_job.inputs.documents.process import shared_process
 from ray_job.inputs.documents.references import page_reference, range_reference
 from ray_job.inputs.files import InputFiles
-from ray_job.inputs.source import IMAGE_TYPE, Source, Split, first_rows
-from ray_job.rows import ROW_ID
+from ray_job.inputs.source import IMAGE_TYPE, Source, Split
 from ray_job.spec import DocumentsSpec, JobSpec
 from ray_job.storage.places import Location
 
@@ -137,29 +136,20 @@ def open_documents(spec: JobSpec, found: InputFiles) -> DocumentsSource:
         InputError: no folder holds all inputs.
         SpecError: the spec does not fit the columns.
     """
-    root = found.required_image_root(spec.input)
+    found.check_image_root(spec.input)
     if spec.input.id_column is not None:
         raise SpecError(["input.id_column: a row of documents is called by its document and page; leave it out"])
     columns = _columns(spec.documents)
     roles = choose_roles(spec, Found(columns, image_columns=(IMAGE,), not_kept=(PAGE_TEXT,)), "input")
     passwords = Passwords.of(spec.documents)
-    limit = spec.input.limit
+    own = {
+        "documents": spec.documents,
+        "passwords": passwords,
+        "reference_root": None if spec.input.image_root is None else found.root,
+    }
     with closing(count_documents(found.files, spec.documents, passwords, spec.limits.max_attempts)) as documents:
-        splits = first_rows(_splits(documents, spec.documents.pages_per_row or 1, limit), limit)
-    return DocumentsSource(
-        id_field=pa.field(ROW_ID, pa.string()),
-        columns=pa.schema([columns.field(name) for name in roles.delivered]),
-        kept=tuple(columns.field(name) for name in roles.kept),
-        image_columns=roles.images,
-        image_root=root,
-        prompt=roles.prompt,
-        overrides_column=roles.overrides,
-        splits=splits,
-        skipped=found.skipped,
-        documents=spec.documents,
-        passwords=passwords,
-        reference_root=None if spec.input.image_root is None else found.root,
-    )
+        splits = _splits(documents, spec.documents.pages_per_row or 1, spec.input.limit)
+        return DocumentsSource.planned(spec, found, columns, roles, splits, **own)
 
 
 def _columns(spec: DocumentsSpec) -> pa.Schema:

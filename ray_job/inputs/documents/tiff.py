@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ray_job.errors import ErrorCode, RowError
+from ray_job.inputs.documents.references import CHOOSE_A_PAGE
 
 _NEW_SUBFILE_TYPE = 254
 _REDUCED, _MASK = 1, 4
@@ -101,11 +102,7 @@ def turn_to(image: Any, frame: int | None, max_pixels: int | None) -> None:
         return
     pages = page_frames(image, max_pages=2) if frame is None else [frame]
     if len(pages) > 1:
-        raise RowError(
-            ErrorCode.PAGE_UNREADABLE,
-            "a TIFF of several pages; name one with #page=1 (or 2, …) behind its path, or set input.format to "
-            "documents, where each page is a row",
-        )
+        raise RowError(ErrorCode.PAGE_UNREADABLE, f"a TIFF of several pages; {CHOOSE_A_PAGE}")
     image.seek(pages[0] if pages else 0)
     if max_pixels is not None and image.width * image.height > max_pixels:
         text = f"the page has {image.width} × {image.height} pixels; limits.max_pixels is {max_pixels}"

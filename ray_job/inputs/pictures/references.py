@@ -12,8 +12,6 @@ import posixpath
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pyarrow import fs
-
 from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.documents.references import names_document, split_reference
 from ray_job.inputs.pictures.embedded import (
@@ -29,7 +27,8 @@ from ray_job.inputs.pictures.web import WebSession
 from ray_job.prompts.json_text import has_half_pair
 from ray_job.redaction.text import public_uri
 from ray_job.spec import LimitsSpec
-from ray_job.storage.places import STORAGE_ERRORS, Location, account_of, parse_uri, reason
+from ray_job.storage.places import STORAGE_ERRORS, Location, account_of, is_same_storage, parse_uri, reason
+from ray_job.storage.regular_files import why_unreadable
 
 _DENIED = ("ACCESS_DENIED", "Access Denied", "Forbidden", "Permission denied")
 _SHOWN_CHARS = 200
@@ -122,7 +121,7 @@ def place_of(reference: str, root: Location | None) -> Location:
         )
     if root is None:
         raise _forbidden(f"{shown}: no folder holds all inputs; say where pictures may lie with input.image_root")
-    if uri is not None and (uri[0], account_of(reference)) != (root.scheme, root.account):
+    if uri is not None and not is_same_storage(uri[0], account_of(reference), root):
         raise _forbidden(f"{shown} is not in {root}, on whose storage pictures must lie; set input.image_root")
     if "\0" in reference or has_half_pair(reference):
         raise RowError(ErrorCode.IMAGE_MISSING, f"{shown}: no such file")
@@ -151,11 +150,8 @@ def _is_file(text: str, root: Location | None) -> bool:
 def _read_file(location: Location, max_bytes: int) -> bytes:
     """The bytes of a file; never more than the limit."""
     try:
-        if location.is_local:  # opening a pipe or a device would wait for ever
-            kind = location.filesystem.get_file_info(location.path).type
-            if kind != fs.FileType.File:
-                known = {fs.FileType.NotFound: "no such file", fs.FileType.Directory: "is a folder"}
-                raise _missing(location, known.get(kind, "is not a regular file"))
+        if (why := why_unreadable(location)) is not None:
+            raise _missing(location, why)
         with location.filesystem.open_input_file(location.path) as file:
             check_size(file.size(), max_bytes, str(location))
             return bytes(file.read())

@@ -3,18 +3,20 @@
 Submodules and weights are the model's; only attention is the engine's, which knows where each row's keys lie.
 Equal to `model.py`, measured by tests/engine/test_packed.py.
 
-Shapes: T tokens of any rows, packed, S of them whose hidden states are wanted; D decoder width;
+Shapes: T tokens of any rows, packed, S of them whose hidden states are wanted; D decoder width; L tokens of a prompt;
 N query heads, H key/value heads, C head_dim; V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ray_job.engine.packed_model import Attend, AttentionLayer, PromptLayout
 from ray_job.models.casting import linear
 from ray_job.models.phi3_vision.decoder_layer import DecoderLayer
 from ray_job.models.phi3_vision.model import Phi3VisionModel
@@ -22,16 +24,6 @@ from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.models.phi3_vision.rope import rotate
 from ray_job.models.projection import Projection, can_pack
 from ray_job.rows import Picture
-
-
-class Attend(Protocol):
-    """The engine's attention over what it stores."""
-
-    def __call__(self, layer: int, query_SNC: Tensor, key_THC: Tensor, value_THC: Tensor) -> Tensor:
-        """Rotated queries and keys, and values, of a layer's new tokens → (S, N · C).
-
-        There are queries of all tokens, S = T, or only of those whose hidden states are wanted.
-        """
 
 
 class PackedPhi3Vision:
@@ -44,11 +36,11 @@ class PackedPhi3Vision:
     def __init__(self, model: Phi3VisionModel, pack_weights: bool | None = None, free_bytes: int | None = None) -> None:
         config = model.config
         self._model = model
-        self.num_layers = config.num_hidden_layers
-        self.num_heads = config.num_key_value_heads
-        self.head_dim = config.head_dim
+        self._num_heads, self._head_dim = config.num_key_value_heads, config.head_dim
+        attention = AttentionLayer(self._num_heads, self._head_dim, config.sliding_window)
+        self.layers: Sequence[AttentionLayer] = [attention] * config.num_hidden_layers
+        self.num_axes = 1
         self.max_len = config.max_position_embeddings
-        self.sliding_window = config.sliding_window
         linears = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)] + [model.lm_head]
         pack = can_pack(linears, model.dtype, free_bytes) if pack_weights is None else pack_weights
         self.packed_bytes = sum(layer.weight.numel() for layer in linears) * model.dtype.itemsize if pack else 0
@@ -80,6 +72,10 @@ class PackedPhi3Vision:
         """Features (tokens, D) of each."""
         return self._model.encode_pictures([torch.tensor(each.arrays[PIXELS]) for each in pictures], max_crops)
 
+    def layout(self, ids_L: npt.NDArray[np.int32], pictures: Sequence[Picture]) -> PromptLayout:
+        """Of pictures as of text: one token after the other."""
+        return PromptLayout.in_order(len(ids_L))
+
     def embed(self, input_ids_L: Tensor, features: Sequence[Tensor] = ()) -> Tensor:
         """int64 (L,) on the CPU, −k for picture k → (L, D). Raises ValueError as `Phi3VisionModel.embed_row`."""
         return self._model.embed_row(input_ids_L, features)
@@ -90,16 +86,16 @@ class PackedPhi3Vision:
         return embeds_TD
 
     def forward(
-        self, embeds_TD: Tensor, positions_T: Tensor, is_long_T: Tensor, wanted_S: Tensor, attend: Attend
+        self, embeds_TD: Tensor, positions_AT: Tensor, is_long_T: Tensor, wanted_S: Tensor, attend: Attend
     ) -> Tensor:
         """Hidden states (S, D) before the last norm, of tokens `wanted_S` only.
 
-        positions_T   int64, each token's place in its own row
+        positions_AT  int64 (1, T), each token's place in its own row
         is_long_T     bool, whether its row takes the long rotary factors
         wanted_S      int64, ascending; the last layer keeps all keys and values but goes on with these tokens alone
         """
         # Tokens are rows of one token each, so that each takes its own row's rotary table.
-        cos_T1C, sin_T1C = self._model.rope.cos_sin(positions_T[:, None], is_long_T, embeds_TD.dtype)
+        cos_T1C, sin_T1C = self._model.rope.cos_sin(positions_AT[0, :, None], is_long_T, embeds_TD.dtype)
         cos_sin = cos_T1C, sin_T1C  # the one token's axis broadcasts over its heads
         hidden_TD = embeds_TD
         *layers, last = self._layers
@@ -120,9 +116,9 @@ class PackedPhi3Vision:
     def _qkv(self, layer: _Layer, hidden_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, N, C), keys and values (T, H, C), not rotated."""
         qkv_TC = layer.qkv_proj(layer.input_layernorm(hidden_TD))
-        heads_TC = qkv_TC.view(len(hidden_TD), -1, self.head_dim)
-        num_queries = heads_TC.shape[1] - 2 * self.num_heads
-        query_TNC, key_THC, value_THC = torch.split(heads_TC, [num_queries, self.num_heads, self.num_heads], dim=1)
+        heads_TC = qkv_TC.view(len(hidden_TD), -1, self._head_dim)
+        num_queries = heads_TC.shape[1] - 2 * self._num_heads
+        query_TNC, key_THC, value_THC = torch.split(heads_TC, [num_queries, self._num_heads, self._num_heads], dim=1)
         return query_TNC, key_THC, value_THC
 
     def _last_layer(
@@ -136,15 +132,15 @@ class PackedPhi3Vision:
         """The last layer: of a prompt only the last token goes on, while later tokens still read the keys of all."""
         normed_TD = layer.input_layernorm(hidden_TD)
         weight = layer.qkv_weight
-        width = len(weight) - 2 * self.num_heads * self.head_dim
+        width = len(weight) - 2 * self._num_heads * self._head_dim
         cos_T1C, sin_T1C = cos_sin
         query_SNC = linear(normed_TD[wanted_S], weight[:width]).view(
-            len(wanted_S), width // self.head_dim, self.head_dim
+            len(wanted_S), width // self._head_dim, self._head_dim
         )
-        key_value_THC = linear(normed_TD, weight[width:]).view(len(hidden_TD), -1, self.head_dim)
-        key_THC, value_THC = torch.split(key_value_THC, self.num_heads, dim=1)
+        key_value_THC = linear(normed_TD, weight[width:]).view(len(hidden_TD), -1, self._head_dim)
+        key_THC, value_THC = torch.split(key_value_THC, self._num_heads, dim=1)
         attended_SC = attend(
-            self.num_layers - 1,
+            len(self.layers) - 1,
             rotate(query_SNC, cos_T1C[wanted_S], sin_T1C[wanted_S]),
             rotate(key_THC, cos_T1C, sin_T1C),
             value_THC,

@@ -16,8 +16,6 @@ IMAGE = "image"  # the name of an undone picture's only array
 class UndonePictures:
     """See `Processor`. Prompts and answers are another processor's; a picture is one token of a prompt.
 
-    How many tokens vLLM makes of a picture is what the other processor says of its size, as far as it can tell.
-
     Args:
         processor: the model's.
         undone: what stands for a picture until vLLM prepares it, one token.
@@ -59,9 +57,10 @@ class UndonePictures:
         """The picture as it is, uint8 (H, W, 3), as array `IMAGE`."""
         return PreparedPicture({IMAGE: np.asarray(image.convert("RGB"))}, self._undone)
 
-    def placeholder(self, width: int, height: int) -> Placeholder | None:
-        """What a plan counts. Raises RowError."""
-        return self._processor.placeholder(width, height)
+    def placeholder(self, width: int, height: int) -> Placeholder:
+        """What a plan counts: the other processor's, of a blank picture where the size alone does not tell it."""
+        found = self._processor.placeholder(width, height)
+        return self._processor.prepare(Image.new("RGB", (width, height))).placeholder if found is None else found
 
     def page_size(self, width: float, height: float) -> tuple[int, int]:
         return self._processor.page_size(width, height)

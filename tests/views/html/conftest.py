@@ -131,7 +131,7 @@ class Output:
     ) -> None:
         run.begin()
         writer = PartWriter(locate(self.at("answers")), schema, run.number)
-        numbers = [row for row, is_left in enumerate(run.remaining.is_left) if is_left][:stop_after]
+        numbers = [row for row, is_left in enumerate(run.work.remaining.is_left) if is_left][:stop_after]
         for start in range(0, len(numbers), part_rows):
             rows = [result(n, ids[n], **change(n)) for n in numbers[start : start + part_rows]]
             for receipt in Receipt.of_table(writer(pa.Table.from_pylist(rows, result_schema(schema)))):

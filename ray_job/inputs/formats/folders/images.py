@@ -25,7 +25,7 @@ from ray_job.inputs.formats.folders.captions import read_captions
 from ray_job.inputs.formats.folders.metadata import check_one_each, read_metadata
 from ray_job.inputs.formats.folders.picture_rows import ERROR, MADE_ID, PATH, PictureColumns, list_rows, picture_columns
 from ray_job.inputs.formats.tables.schemas import is_text
-from ray_job.inputs.source import Source, Split, first_rows, malformed
+from ray_job.inputs.source import Source, Split, malformed
 from ray_job.prompts.conversation import nearest
 from ray_job.rows import ERROR_TYPE, READ_ERROR, ROW_ID, error_record, travelling_name
 from ray_job.spec import InputSpec, JobSpec
@@ -59,7 +59,7 @@ def open_images(spec: JobSpec, found: InputFiles) -> ImagesSource:
         InputError: metadata is broken, an id cannot be made, or no folder holds all inputs.
         SpecError: the spec does not fit the columns.
     """
-    root = found.required_image_root(spec.input)
+    found.check_image_root(spec.input)
     files = [file for file in found.files if file.is_metadata]
     check_one_each(files)
     names = [file.name for file in found.files if not file.is_metadata and file.kind not in ("text", "object")]
@@ -75,19 +75,9 @@ def open_images(spec: JobSpec, found: InputFiles) -> ImagesSource:
     # Paths start at the input's folder; from any other root they are given in full.
     start = None if spec.input.image_root is None else found.root
     listing = list_rows(names, metadata, captions, columns, [*roles.delivered, roles.id or ""], start)
-    rows = _delivered(listing, roles)
+    rows = _delivered(listing, roles, roles.travelling(columns.schema))
     splits = [_split(rows, start) for start in range(0, rows.num_rows, SPLIT_ROWS)]
-    return ImagesSource(
-        id_field=pa.field(ROW_ID, pa.string() if roles.id is None else columns.schema.field(roles.id).type),
-        columns=pa.schema([columns.schema.field(name) for name in roles.delivered]),
-        kept=tuple(columns.schema.field(name) for name in roles.kept),
-        image_columns=roles.images,
-        image_root=root,
-        prompt=roles.prompt,
-        overrides_column=roles.overrides,
-        splits=first_rows(splits, spec.input.limit),
-        skipped=found.skipped,
-    )
+    return ImagesSource.planned(spec, found, columns.schema, roles, splits)
 
 
 def _check_types(spec: InputSpec, columns: PictureColumns) -> None:
@@ -102,7 +92,7 @@ def _check_types(spec: InputSpec, columns: PictureColumns) -> None:
         raise SpecError(problems, "input")
 
 
-def _delivered(listing: pa.Table, roles: Roles) -> pa.Table:
+def _delivered(listing: pa.Table, roles: Roles, travelling: pa.Schema) -> pa.Table:
     """The rows in the source's schema."""
     made = listing.column(MADE_ID)
     ids, errors = made, listing.column(ERROR).combine_chunks()
@@ -115,9 +105,10 @@ def _delivered(listing: pa.Table, roles: Roles) -> pa.Table:
             pairs = zip(ids.is_null().to_pylist(), errors.to_pylist(), strict=True)
             errors = pa.array([error or (record if is_null else None) for is_null, error in pairs], ERROR_TYPE)
             ids = pc.coalesce(ids, made.cast(ids.type))
-    fields = [listing.schema.field(name).with_name(travelling_name(name)) for name in roles.delivered]
+    columns = [listing.column(field.name).cast(field.type) for field in travelling]
+    fields = [field.with_name(travelling_name(field.name)) for field in travelling]
     schema = pa.schema([pa.field(ROW_ID, ids.type), *fields, pa.field(READ_ERROR, ERROR_TYPE)])
-    return pa.table([ids, *(listing.column(name) for name in roles.delivered), errors], schema=schema)
+    return pa.table([ids, *columns, errors], schema=schema)
 
 
 def _check_made(column: str, ids: pa.ChunkedArray, listing: pa.Table) -> None:

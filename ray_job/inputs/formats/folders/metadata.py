@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from ray_job.errors import InputError, RowError
 from ray_job.inputs.files import InputFile
+from ray_job.inputs.formats.text.compressed import DAMAGED
 from ray_job.inputs.formats.text.csv_table import cast_texts, open_table, row_item, table_columns
 from ray_job.inputs.formats.text.json_columns import KeyTypes, converter, parse_object
 from ray_job.inputs.formats.text.record_splits import open_records
@@ -125,7 +126,7 @@ def _read_csv(file: InputFile, spec: InputSpec) -> tuple[pa.Table, list[RowError
     errors: list[RowError | None] = []
     with open_records(table, _MAX_RECORD_BYTES) as records:
         for record in records:
-            item, error = row_item(record, table) if record.content is not None else ({}, malformed(_whole(record)))
+            item, error = row_item(record, table) if record.content is not None else ({}, _unread(file, record))
             rows.append(item)
             errors.append(error and located(file.name, "line", record, error))
     columns = {}
@@ -144,7 +145,7 @@ def _read_json(file: InputFile, spec: InputSpec) -> tuple[pa.Table, list[RowErro
         for record in records:
             try:
                 if record.content is None:
-                    raise malformed(_whole(record))
+                    raise _unread(file, record)
                 items.append(parse_object(record.content))
                 errors.append(None)
             except RowError as error:
@@ -163,8 +164,12 @@ def _read_parquet(file: InputFile) -> tuple[pa.Table, list[RowError | None]]:
     return table, [None] * table.num_rows
 
 
-def _whole(record: Record) -> str:
-    return record.problem or f"longer than {_MAX_RECORD_BYTES} bytes"
+def _unread(file: InputFile, record: Record) -> RowError:
+    """Why a record has no content. Where a file breaks, it does not say which pictures it leaves without their rows."""
+    problem = record.problem or f"longer than {_MAX_RECORD_BYTES} bytes"
+    if problem.startswith(DAMAGED):
+        raise InputError(f"{file.location}: behind line {record.number - 1} {problem}")
+    return malformed(problem)
 
 
 def _target(name: str) -> str | None:

@@ -25,7 +25,7 @@ from ray_job.inputs.formats.tables.parquet_splits import ParquetSplit, plan_spli
 from ray_job.inputs.formats.tables.schemas import unify
 from ray_job.inputs.formats.tables.table_source import Rows, TableSplit
 from ray_job.spec import JobSpec
-from ray_job.storage.places import Location, account_of, locate, parse_uri
+from ray_job.storage.places import Location, account_of, is_same_storage, locate, parse_uri
 
 Positions = npt.NDArray[np.int64]
 Names: TypeAlias = Mapping[str, tuple[str, "Names"]]
@@ -45,8 +45,7 @@ class DataFile:
 def located(path: str, root: Location) -> Location:
     """Where a file lies that a log names by a path or URI; reached as the table is where both are on one storage."""
     scheme, place = parse_uri(path) or ("file", path)
-    is_same = (scheme, account_of(path)) == (root.scheme, root.account)
-    return root.at(place) if is_same else locate(path)
+    return root.at(place) if is_same_storage(scheme, account_of(path), root) else locate(path)
 
 
 @dataclass(frozen=True, slots=True)

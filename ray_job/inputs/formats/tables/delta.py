@@ -23,7 +23,7 @@ from ray_job.inputs.formats.tables.data_files import (
 )
 from ray_job.redaction.text import without_parts_of
 from ray_job.spec import JobSpec
-from ray_job.storage.object_store import storage_options
+from ray_job.storage.object_store import library_uri, storage_options
 from ray_job.storage.places import Location, parse_uri, reason
 
 _PHYSICAL = "delta.columnMapping.physicalName"
@@ -70,10 +70,9 @@ def _open_table(spec: JobSpec, root: Location) -> Any:
         raise InputError(f"{root} is a Delta table, and deltalake is missing: pip install 'ray_job[delta]'") from None
     (uri, *_) = spec.input.path
     version = spec.input.version
+    options = storage_options(uri, root, spec.input.storage_options)
     try:
-        table = DeltaTable(
-            root.reference, storage_options=storage_options(uri, root, spec.input.storage_options) or None
-        )
+        table = DeltaTable(library_uri(root), storage_options=options or None)
         if version is not None:
             table.load_as_version(int(version) if str(version).isdecimal() else version)
     except Exception as error:  # as above

@@ -88,6 +88,11 @@ def _open_table(spec: JobSpec, found: InputFiles) -> Any:
         ) from None
     (uri, *_) = spec.input.path
     metadata = _newest_metadata(found)
+    if spec.input.storage_options and found.root.scheme != "s3":
+        raise InputError(
+            f"{found.root}: an Iceberg table takes storage_options on s3:// alone; leave them out, and set the "
+            "environment"
+        )
     options = storage_options(uri, found.root, spec.input.storage_options)
     try:
         properties = {_PROPERTIES[key]: value for key, value in options.items() if key in _PROPERTIES}

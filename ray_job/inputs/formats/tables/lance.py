@@ -22,7 +22,7 @@ from ray_job.inputs.formats.tables.schemas import unify
 from ray_job.inputs.formats.tables.table_source import Rows, TableSource, TableSplit
 from ray_job.redaction.text import without_parts_of
 from ray_job.spec import JobSpec
-from ray_job.storage.object_store import storage_options
+from ray_job.storage.object_store import library_uri, storage_options
 from ray_job.storage.places import Location, reason
 
 SPLIT_BYTES = 32 * 2**20
@@ -48,7 +48,7 @@ class LanceSource(TableSource):
         """See `TableSource.batches`."""
         assert isinstance(split, LanceSplit)
         try:
-            data = _open_version(split.location.reference, self.version, self.options)
+            data = _open_version(library_uri(split.location), self.version, self.options)
             fragment = data.get_fragment(split.fragment)
             columns = [name for name in names if name in data.schema.names]
             step = max(1, PIECE_BYTES // max(1, split.row_bytes))  # a scan reads ahead, whatever its batches
@@ -77,7 +77,7 @@ def open_lance(spec: JobSpec, found: InputFiles) -> LanceSource:
     version = spec.input.version
     asked = int(version) if version is not None and str(version).isdecimal() else version
     try:
-        data = _open_version(found.root.reference, asked, options)
+        data = _open_version(library_uri(found.root), asked, options)
         schema = data.schema
         splits = [split for fragment in data.get_fragments() for split in _plan_splits(found.root, fragment)]
     except ImportError:

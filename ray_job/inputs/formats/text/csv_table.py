@@ -27,7 +27,7 @@ from ray_job.inputs.formats.tables.schemas import cast_checked, hive_columns, is
 from ray_job.inputs.formats.text.column_types import parse_type
 from ray_job.inputs.formats.text.csv_rows import split_fields
 from ray_job.inputs.formats.text.record_source import RecordSource, max_record_bytes
-from ray_job.inputs.formats.text.record_splits import RecordSplit, open_records, scan
+from ray_job.inputs.formats.text.record_splits import open_records, scan_all
 from ray_job.inputs.formats.text.records import Record, located, text_of
 from ray_job.inputs.formats.text.text_files import TextFile, look_into
 from ray_job.inputs.source import malformed
@@ -82,9 +82,7 @@ def open_csv(spec: JobSpec, found: InputFiles) -> CsvSource:
     roles = choose_roles(spec, Found(columns, clashes=clashes), "input")
     id_type = pa.string() if roles.id is None else columns.field(roles.id).type
     check = _IdCheck(roles, id_type)
-    splits: list[RecordSplit] = []
-    for file in files:
-        splits += scan(file, max_bytes, partial(check, file))
+    splits = scan_all(files, max_bytes, check, spec.input.limit)
     own = {"id_column": roles.id, "max_record_bytes": max_bytes, "partitions": partitions}
     return CsvSource.planned(spec, found, columns, roles, splits, **own)
 

@@ -26,7 +26,7 @@ from ray_job.inputs.formats.tables.schemas import hive_columns
 from ray_job.inputs.formats.text.json_columns import MAX_KEYS, KeyTypes, as_text, converter, parse_object
 from ray_job.inputs.formats.text.openai import REQUEST_FIELDS, is_request, parse_request
 from ray_job.inputs.formats.text.record_source import RecordSource, max_record_bytes
-from ray_job.inputs.formats.text.record_splits import RecordSplit, open_records, scan
+from ray_job.inputs.formats.text.record_splits import RecordSplit, open_records, scan_all
 from ray_job.inputs.formats.text.records import Record, located
 from ray_job.inputs.formats.text.text_files import TextFile, look_into
 from ray_job.inputs.source import malformed
@@ -38,6 +38,7 @@ MESSAGES = "messages"
 PARAMS = "params"
 _PROMPTS = ("prompt", "question")
 _THREADS = 16
+_MIN_LEARNED_ROWS = 10_000  # so that a few rows tried mostly have the columns of all, whose run may continue theirs
 _LOG = logger_of(__name__)
 
 
@@ -96,7 +97,7 @@ class _Learned:
     def add(self, record: Record) -> None:
         """Learns a record; one that is no object says so when it is read."""
         try:
-            item = parse_object(record.content or b"")
+            item = _object(record)
         except RowError as error:
             self.problem = self.problem or error.message
             return
@@ -109,7 +110,7 @@ class _Learned:
 
 
 def open_json(spec: JobSpec, found: InputFiles) -> JsonSource:
-    """Looks at every object, for columns and types, and cuts the files.
+    """Looks at every object, or with a limit at the first ones, for columns and types, and cuts the files.
 
     Raises:
         InputError: a file cannot be read, none holds an object, or ids are numbers and a row has none.
@@ -119,7 +120,11 @@ def open_json(spec: JobSpec, found: InputFiles) -> JsonSource:
     with ThreadPoolExecutor(_THREADS) as pool:
         look = partial(look_into, framing="lines", encoding=spec.input.encoding)
         files = list(pool.map(look, found.files))
-    splits = [split for file in files for split in scan(file, max_bytes, learned.add)]
+    limit = spec.input.limit
+    max_rows = None if limit is None else max(limit, _MIN_LEARNED_ROWS)
+    splits = scan_all(files, max_bytes, lambda _, record: learned.add(record), max_rows)
+    if all(file.num_bytes == 0 for file in found.files):
+        raise InputError(f"{files[0].location}: has no bytes; check that it was written to its end")
     if not learned.num_objects:
         problem = f" (the first row: {learned.problem})" if learned.problem else ""
         raise InputError(f"{files[0].location}: holds no JSON object, on a line or in an array{problem}; is it JSON?")
@@ -172,9 +177,15 @@ def _check_ids(splits: Sequence[RecordSplit], max_bytes: int, column: str, learn
                 _check_id(split.file, record, column)
 
 
+def _object(record: Record) -> dict[str, Any]:
+    if record.problem is not None:
+        raise malformed(record.problem)
+    return parse_object(record.content or b"")
+
+
 def _check_id(file: TextFile, record: Record, column: str) -> None:
     try:
-        if parse_object(record.content or b"").get(column) is None:
+        if _object(record).get(column) is None:
             raise malformed(f"{column!r} must be a whole number, as in other rows")
     except RowError as error:
         raise InputError(

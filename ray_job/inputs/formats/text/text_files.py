@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ray_job.errors import InputError
 from ray_job.inputs.detection import HEAD_BYTES, by_content, compression_of, decompressed, encoding_of
 from ray_job.inputs.files import InputFile
+from ray_job.inputs.formats.text.compressed import Decompressed
 from ray_job.storage.heads import read_head
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
@@ -72,37 +73,52 @@ def look_into(file: InputFile, framing: Framing, encoding: str | None) -> TextFi
 
 
 @contextlib.contextmanager
-def open_text(file: TextFile, start: int = 0, end: int | None = None) -> Iterator[Any]:
+def open_text(file: TextFile, start: int = 0, end: int | None = None) -> Iterator[TextStream]:
     """A file's bytes in UTF-8: all of them where it `is_whole`, else from `start` to before `end`.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read. Where it is compressed and breaks, the stream ends instead, and says so.
     """
     location = file.location
     try:
-        if file.is_whole or end is None:
-            with location.filesystem.open_input_stream(location.path, compression=file.codec) as stream:
-                yield stream if file.encoding == UTF_8 else _Transcoded(stream, file.encoding)
+        if file.codec is not None:
+            with Decompressed(location, file.codec) as stream:
+                yield TextStream(stream, file.encoding)
+        elif file.is_whole or end is None:
+            with location.filesystem.open_input_stream(location.path, compression=None) as stream:
+                yield TextStream(stream, file.encoding)
         else:
             with open_input(location) as handle:
-                yield handle.get_stream(start, end - start)
+                yield TextStream(handle.get_stream(start, end - start), file.encoding)
     except STORAGE_ERRORS as error:
         raise InputError(f"{location}: cannot be read: {reason(error)}") from None
 
 
-class _Transcoded:
-    """A stream in another encoding as UTF-8. What cannot be decoded becomes bytes that are no UTF-8 either.
+class TextStream:
+    """A stream as UTF-8. What cannot be decoded becomes bytes that are no UTF-8 either.
 
     Half of a surrogate pair stands for it until then: all that follows is decoded, whatever a codec makes of a mistake.
     """
 
     def __init__(self, stream: Any, encoding: str) -> None:
         self._stream = stream
-        self._decoder = codecs.getincrementaldecoder(encoding)(MARKING)
+        self._decoder = None if encoding == UTF_8 else codecs.getincrementaldecoder(encoding)(MARKING)
         self._is_done = False
+        self.last_byte = b""  # of what was read
+
+    @property
+    def damage(self) -> str | None:
+        """What is wrong where a compressed file breaks, once that is reached."""
+        return self._stream.damage if isinstance(self._stream, Decompressed) else None
 
     def read(self, size: int) -> bytes:
         """About so many bytes; none at the end."""
+        data = bytes(self._stream.read(size)) if self._decoder is None else self._decoded(size)
+        self.last_byte = data[-1:] or self.last_byte
+        return data
+
+    def _decoded(self, size: int) -> bytes:
+        assert self._decoder is not None
         while not self._is_done:
             data = self._stream.read(size)
             self._is_done = not data

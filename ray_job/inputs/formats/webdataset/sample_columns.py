@@ -1,6 +1,7 @@
 """The columns that WebDataset samples have, by the extensions of their members and the keys of their JSON.
 
-image          the picture, whatever its extension; where samples have several (jpg and png), the first kind seen
+image          the picture, whatever its extension (png, v2.png) where it is the only one of its sample; where samples
+               have several (jpg and png), the first kind seen
 left.jpg, …    are the pictures, each in its own column, where no sample has one without such a first part
 jpg, seg.png   further pictures, and everything else that is not text, as bytes under its extension
 txt, cls       texts
@@ -16,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_job.errors import RowError, Stage
+from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.inputs.formats.text.json_columns import KeyTypes, converter, kind_of, parse_object
 from ray_job.inputs.formats.webdataset.samples import Sample
 
@@ -58,6 +59,17 @@ class SampleColumns:
             return self
         place = self.schema.get_field_index(name)
         return replace(self, schema=self.schema.set(place, pa.field(name, pa.string())))
+
+    def check_pictures(self, samples: Iterable[Sample], names: Sequence[str]) -> None:
+        """Fails samples that have pictures, but none in the columns of these names."""
+        shown = {extension for name in names for extension in self.extensions.get(name, ())}
+        for sample in samples:
+            others = [extension for extension in sample.fields if _is_picture(extension)]
+            if names and others and not shown & sample.fields.keys():
+                columns = ", ".join([*names, *others])
+                text = f"the sample's pictures ({', '.join(others)}) are in other columns than {', '.join(names)}"
+                advice = f"set input.image_columns: [{columns}] to show them, or rename them"
+                sample.fail(RowError(ErrorCode.IMAGE_MISSING, f"{text}; {advice}", Stage.READ))
 
     def arrays(self, samples: Sequence[Sample], url: str, names: Sequence[str]) -> dict[str, pa.Array]:
         """The columns of these names; a value that does not fit its column fails its sample."""
@@ -140,7 +152,7 @@ def sample_columns(layouts: Iterable[frozenset[str]], keys: Keys) -> SampleColum
     """
     listed = list(layouts)
     found = list(dict.fromkeys(extension for layout in listed for extension in sorted(layout)))
-    images = _alternatives([extension for extension in found if extension in _PICTURES], listed)
+    images = _alternatives(found, listed)
     extensions: dict[str, tuple[str, ...]] = {IMAGE: images} if images else {}
     extensions.update({extension: (extension,) for extension in found if extension not in images})
     fields = [pa.field(KEY, pa.string()), pa.field(URL, pa.string())]
@@ -150,18 +162,31 @@ def sample_columns(layouts: Iterable[frozenset[str]], keys: Keys) -> SampleColum
     own = {field.name for field in fields}
     types = {key: type_ for key, type_ in keys.types().items() if key not in own}
     fields += [pa.field(key, type_) for key, type_ in types.items()]
-    parts = [extension for extension in found if extension.rpartition(".")[2] in _PICTURES]  # left.jpg, right.jpg
+    parts = [extension for extension in found if _is_picture(extension)]  # left.jpg, right.jpg
     return SampleColumns(pa.schema(fields), extensions, tuple(types), (IMAGE,) if images else tuple(parts) or None)
 
 
-def _alternatives(pictures: Sequence[str], layouts: Sequence[frozenset[str]]) -> tuple[str, ...]:
-    """The first kind of picture, and those that no sample has beside another of them."""
+def _alternatives(found: Sequence[str], layouts: Sequence[frozenset[str]]) -> tuple[str, ...]:
+    """The first kind of picture, and those that no sample has beside another of them.
+
+    One with a first part (v2.png) is among them where it is the only picture of each sample that has it.
+    """
     chosen: list[str] = []
-    for extension in pictures:
-        beside = {other for layout in layouts if extension in layout for other in layout}
-        if not beside & set(chosen):
+    for extension in found:
+        if extension in _PICTURES and not _beside(extension, layouts) & set(chosen):
             chosen.append(extension)
-    return tuple(chosen)
+    if not chosen:
+        return ()
+    others = [extension for extension in found if extension not in chosen and _is_picture(extension)]
+    return (*chosen, *(each for each in others if not any(map(_is_picture, _beside(each, layouts)))))
+
+
+def _beside(extension: str, layouts: Iterable[frozenset[str]]) -> set[str]:
+    return {other for layout in layouts if extension in layout for other in layout} - {extension}
+
+
+def _is_picture(extension: str) -> bool:
+    return extension.rpartition(".")[2] in _PICTURES
 
 
 def _content(sample: Sample, extensions: Iterable[str]) -> bytes | None:

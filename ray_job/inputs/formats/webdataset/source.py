@@ -68,6 +68,7 @@ class WebDatasetSource(TableSource):
             ids.append(f"{split.name}{sample.name}" + (f"#{times}" if times else ""))
             if problem is not None:
                 sample.fail(malformed(problem))
+        self.samples.check_pictures(samples, self.image_columns)
         arrays = self.samples.arrays(samples, str(split.location), [KEY, *names])  # one column tells how many rows
         errors = [None if sample.error is None else error_record(sample.error) for sample in samples]
         return Rows(pa.RecordBatch.from_pydict(arrays), pa.array(ids, pa.string()), pa.array(errors, ERROR_TYPE))
