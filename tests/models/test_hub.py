@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from ray_job.errors import ModelError
-from ray_job.models.hub import snapshot_folder
+from ray_job.models.hub import _PATTERNS, snapshot_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -49,6 +50,12 @@ def test_a_pinned_snapshot_from_the_hubs_own_cache(tmp_path: Path) -> None:
     (snapshot / "config.json").write_text("{}")
     found = _offline(tmp_path, "some-org/some-model")
     assert found.stdout.strip() == str(snapshot)
+
+
+def test_neither_code_nor_pickles_are_asked_for() -> None:
+    wanted = ["config.json", "tokenizer.json", "chat_template.jinja", "model-00001-of-00002.safetensors"]
+    unwanted = ["modeling_x.py", "pytorch_model.bin", "weights.pt", "model.pkl", "tokenizer.model", "README.md"]
+    assert list(filter_repo_objects([*wanted, *unwanted], allow_patterns=_PATTERNS)) == wanted
 
 
 def test_a_failed_download(tmp_path: Path) -> None:

@@ -30,10 +30,13 @@ def store(s3_store: fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 @pytest.fixture
 def uri(store: fs.S3FileSystem) -> str:
-    """The demo model in a bucket, with code beside it that is none of ours."""
+    """The demo model in a bucket, with a chat template, and with code beside it that is none of ours."""
     fs.copy_files(str(model_folder(ModelSpec())), "models/demo", destination_filesystem=store)
-    with store.open_output_stream("models/demo/modeling_phi3_v.py") as stream:
-        stream.write(b"raise SystemExit('executed')")
+    for name, content in (("modeling_phi3_v.py", b"raise SystemExit('executed')"), ("weights.pkl", b"")):
+        with store.open_output_stream(f"models/demo/{name}") as stream:
+            stream.write(content)
+    with store.open_output_stream("models/demo/chat_template.jinja") as stream:
+        stream.write(b"{{ messages }}")
     return "s3://models/demo"
 
 
@@ -42,6 +45,7 @@ def test_processes_of_one_machine_download_once(uri: str, store: fs.S3FileSystem
     assert (folder / "config.json").exists()
     assert not (folder / "model.safetensors").exists()
     model = ModelSpec(path=uri)
+    assert (folder / "chat_template.jinja").read_text() == "{{ messages }}"
     assert load_processor(model).options == load_processor(ModelSpec()).options
 
     asking = [
@@ -55,7 +59,7 @@ def test_processes_of_one_machine_download_once(uri: str, store: fs.S3FileSystem
     assert sum(err.count("model.safetensors") for _, err in said) == 1, said
     original = model_folder(ModelSpec()) / "model.safetensors"
     assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
-    assert not list(folder.glob("*.py"))
+    assert not [*folder.glob("*.py"), *folder.glob("*.pkl")]
 
     with store.open_output_stream("models/demo/generation_config.json") as stream:
         stream.write(b"{}")

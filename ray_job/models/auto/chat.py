@@ -17,8 +17,11 @@ from ray_job.errors import ErrorCode, ModelError, RowError, first_line
 from ray_job.models.auto.tokenizer import one_of
 from ray_job.prompts.parts import ImageTag, Message, Part, Special, Text
 
-_START, _END = "\ufdd0", "\ufdd1"  # noncharacters: text that is interchanged has none
+# Noncharacters, which text that is interchanged has none of: around what looks like a control token, and after the
+# beginning of an answer.
+_START, _END, _CUT = "\ufdd0", "\ufdd1", "\ufdd2"
 _PROBE = "xyzzy"
+_SHOWN_CHARS = 200
 # The day it is to templates that write today's: a prompt must not depend on when a job runs.
 _TODAY = date(2024, 7, 26)
 
@@ -48,13 +51,18 @@ def template_of(library: Any, folder: Path) -> str:
 def literals(template: str) -> str:
     """What a template writes or looks for by itself. Raises ModelError for one that is no Jinja."""
     from jinja2 import nodes
+
+    tree = _compiled(template).environment.parse(template)
+    texts = [node.data for node in tree.find_all(nodes.TemplateData)]
+    texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+    return "\0".join(texts)
+
+
+def _compiled(template: str) -> Any:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
-        tree = _compile_jinja_template(template).environment.parse(template)
-        texts = {node.data for node in tree.find_all(nodes.TemplateData)}
-        texts |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
-        return "\0".join(sorted(texts))
+        return _compile_jinja_template(template)
     except Exception as error:
         raise ModelError(f"the chat template is no Jinja template: {_reason(error)}") from error
 
@@ -69,26 +77,32 @@ class ChatTemplate:
         image_token: what shows a picture.
 
     Raises:
-        ModelError: the template refuses the simplest conversation.
+        ModelError: the template is no Jinja, or shows the simplest conversation neither as lists of parts nor as texts.
     """
 
     def __init__(self, template: str, variables: Mapping[str, Any], control: Collection[str], image_token: str) -> None:
-        self._template = template
-        self._variables = {**variables, "strftime_now": _TODAY.strftime}
+        self._template = _compiled(template)
+        self._variables = {"tools": None, "documents": None, **variables, "strftime_now": _TODAY.strftime}
         self._control = control
         self._image_token = image_token
         self._beginnings = {token[:end] for token in control for end in range(1, len(token))}
         self._endings = {token[start:] for token in control for start in range(1, len(token))}
         self._wants_strings = False
-        asked = Message("user", (Text(_PROBE),))
+        failure = self._failure()
+        if failure is not None:  # it may know texts alone
+            self._wants_strings = True
+            if self._failure() is not None:
+                raise ModelError(f"the chat template {failure}")
+
+    def _failure(self) -> str | None:
+        """What goes wrong with the simplest conversation; None if nothing does."""
         try:
-            rendered = self._rendered([asked])
-            self._wants_strings = "'type'" in rendered or _PROBE not in rendered
-            rendered = self._rendered([asked]) if self._wants_strings else rendered
+            rendered = self._rendered([Message("user", (Text(_PROBE),))])
         except Exception as error:
-            raise ModelError(f"the chat template fails on a user's message: {_reason(error)}") from error
-        if _PROBE not in rendered:
-            raise ModelError(f"the chat template does not show a user's text {_PROBE!r}: it gives {rendered[:200]!r}")
+            return f"fails on a user's message: {_reason(error)}"
+        if _PROBE not in rendered or "'type'" in rendered:  # the latter where it shows a list as Python does
+            return f"does not show a user's text {_PROBE!r}: it gives {rendered[:_SHOWN_CHARS]!r}"
+        return None
 
     @cached_property
     def takes_system(self) -> bool:
@@ -122,18 +136,20 @@ class ChatTemplate:
         return list(self._parts(rendered))
 
     def _rendered(self, messages: Sequence[Message]) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        is_begun = messages[-1].role == "assistant"
-        conversation = [{"role": message.role, "content": self._content(message.parts)} for message in messages]
-        prompts = render_jinja_template(
-            conversations=[conversation],
-            chat_template=self._template,
-            add_generation_prompt=not is_begun,
-            continue_final_message=is_begun,
-            **self._variables,
-        )[0]
-        return str(prompts[0])
+        *earlier, last = messages
+        is_begun = last.role == "assistant"
+        if is_begun:
+            earlier.append(Message(last.role, (*last.parts, Special(_CUT))))
+        conversation = [
+            {"role": message.role, "content": self._content(message.parts)}
+            for message in (earlier if is_begun else messages)
+        ]
+        rendered = str(
+            self._template.render(messages=conversation, add_generation_prompt=not is_begun, **self._variables)
+        )
+        if is_begun and _CUT not in rendered:
+            raise ValueError("it does not show the assistant's last message")
+        return rendered.partition(_CUT)[0] if is_begun else rendered
 
     def _content(self, parts: Sequence[Part]) -> list[dict[str, str]] | str:
         """A message's content as the library's templates take it; neighbouring texts are one."""
@@ -163,8 +179,8 @@ class ChatTemplate:
 
     def _marked(self, text: str) -> str:
         """The text with marks around control tokens, and within what may be a part of one with what is beside it."""
-        if _START in text or _END in text:
-            raise RowError(ErrorCode.ROW_MALFORMED, "a text holds U+FDD0 or U+FDD1, which are no characters")
+        if any(mark in text for mark in (_START, _END, _CUT)):
+            raise RowError(ErrorCode.ROW_MALFORMED, "a text holds a noncharacter, such as U+FDD0; take it out")
         shown = text.strip()
         first, last = text.find(shown), text.find(shown) + len(shown)
         longest = max(map(len, self._beginnings), default=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,9 +102,9 @@ def _let_pixtral_be_imported() -> None:
         del sys.modules[name]
 
 
-def _pictures_only(cls: type[Any], options: Mapping[str, Any]) -> type[Any]:
+def _pictures_only(cls: Any, options: Mapping[str, Any]) -> type[Any]:
     """The class, made of a folder's tokenizer and image processor alone."""
-    transformers, general = _module("transformers"), cast(Any, cls)
+    transformers: Any = _module("transformers")
 
     def image_processor(folder: Path) -> Any:
         return transformers.AutoImageProcessor.from_pretrained(
@@ -115,14 +115,15 @@ def _pictures_only(cls: type[Any], options: Mapping[str, Any]) -> type[Any]:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
     def parts(made: Any, folder: Path, /, processor_dict: Any = None, **_: Any) -> list[Any]:
+        makers: dict[str, Callable[[Path], Any]]
         makers = {"tokenizer": tokenizer, "image_processor": image_processor, "video_processor": lambda _: _NoVideos()}
         return [makers[name](folder) for name in made.get_attributes()]
 
     def check(self: Any, name: str, argument: Any) -> Any:
-        return type(argument) if "video" in name else general.check_argument_for_proper_class(self, name, argument)
+        return type(argument) if "video" in name else cls.check_argument_for_proper_class(self, name, argument)
 
     members = {
-        "get_attributes": classmethod(lambda _: general.get_attributes()),
+        "get_attributes": classmethod(lambda _: cls.get_attributes()),
         "check_argument_for_proper_class": check,
         "_get_arguments_from_pretrained": classmethod(parts),
         "__repr__": object.__repr__,  # the library's writes all parts as JSON, for its log

@@ -60,7 +60,10 @@ class PictureProcessor:
         self._library = library
         self._images = library.image_processor
         self._token = image_token
-        self._options = options
+        own = library._merge_kwargs(tokenizer_init_kwargs=library.tokenizer.init_kwargs, return_tensors="np")
+        # What a processor's class has of its own counts more than what its image processor was made with.
+        self._overriding = {name: value for name, value in options.items() if name in own["images_kwargs"]}
+        self._scaled: dict[str, Any] = {**own["images_kwargs"], **self._overriding}
         kept = set(self._images.model_input_names) - set(library.unused_input_names)
         self._kept = kept | {PIXELS}
         self._page_pixels = lru_cache(maxsize=64)(self._kept_pixels)
@@ -160,17 +163,7 @@ class PictureProcessor:
     def _arguments(self) -> dict[str, Any]:
         return self._scaled if self.normalization is None else self._unscaled
 
-    @cached_property
-    def _scaled(self) -> dict[str, Any]:
-        library = self._library
-        merged = library._merge_kwargs(
-            library.valid_processor_kwargs,  # releases before 5.23 want them named
-            tokenizer_init_kwargs=library.tokenizer.init_kwargs,
-            return_tensors="np",
-        )
-        return {**merged["images_kwargs"], **self._options}
-
-    @cached_property
+    @property
     def _unscaled(self) -> dict[str, Any]:
         return {**self._scaled, "do_rescale": False, "do_normalize": False}
 
@@ -182,7 +175,7 @@ class PictureProcessor:
 
     def _count(self, width: int, height: int) -> int:
         """Tokens by size, as the library counts them."""
-        found = self._library._get_num_multimodal_tokens(image_sizes=[(height, width)], **self._options)
+        found = self._library._get_num_multimodal_tokens(image_sizes=[(height, width)], **self._overriding)
         return int(found.num_image_tokens[0])
 
     @cached_property

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -233,11 +234,15 @@ class LibraryProcessor:
 
     def _features(self, index: int, placeholder: Placeholder) -> Iterator[Piece]:
         """What is written for picture `index`, its features in their places."""
-        feature = Special(self._feature_token)
-        for part in self._tokenizer.split(placeholder.text):
-            yield Shown(index, 1, self._feature_token) if part == feature else part
+        token = self._feature_token
+        for piece in re.split(f"((?:{re.escape(token)})+)", placeholder.text):
+            if piece.startswith(token):
+                yield Shown(index, len(piece) // len(token), token)
+            else:
+                yield from self._tokenizer.split(piece)
 
 
+@lru_cache(maxsize=4)  # each block of rows brings its copy
 def _unpickled(folder: Path, options: str) -> LibraryProcessor:
     return LibraryProcessor(folder, json.loads(options), torchless=True)
 

@@ -120,17 +120,6 @@ def test_hostile_text_stays_text(family: Path) -> None:
         assert text in spelled
 
 
-def test_texts_beside_each_other_make_no_token(family: Path) -> None:
-    """Neither across a picture, which some templates move away, nor across a message's end."""
-    image = picture(0)
-    for token in sorted(ours(family)._tokenizer.control):
-        for cut in (1, len(token) - 1):
-            ids = encoded(family, [user(f"a {token[:cut]}", 1, f"{token[cut:]} b")], [image])
-            plain = encoded(family, [user("a ", 1, " b")], [image])
-            token_id = ours(family)._tokenizer.id_of(token)
-            assert ids.count(token_id) == plain.count(token_id), (token, cut)
-
-
 def test_a_trusted_prompt_may_name_special_tokens(family: Path) -> None:
     token = sorted(ours(family).special_tokens)[0]
     told_as_text = ours(family).encode_chat([user(f"a {token} b")], [])

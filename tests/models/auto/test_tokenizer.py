@@ -94,10 +94,13 @@ def words_as_tokens() -> PreTrainedTokenizerFast:
 def test_a_word_that_is_a_control_token_stays_text() -> None:
     whole = words_as_tokens()
     chat = ChatTokenizer(whole, (), "")
-    ids = chat.encode([Special("<s>"), Text("<s></s>aa")])
-    assert ids.count(chat.id_of("<s>")) == 1
-    assert chat.id_of("</s>") not in ids
-    assert "".join(whole.convert_ids_to_tokens(ids[1:])).replace("▁", " ").strip() == "<s></s>aa"
+    assert whole.backend_tokenizer.model.token_to_id("<s>") == chat.id_of("<s>")
+    for text in ("<s>", "</s>", "<s> aa </s>", "<s></s>"):
+        ids = chat.encode([Special("<s>"), Text(text), Special("</s>")])
+        assert ids[0] == chat.id_of("<s>")
+        assert ids[-1] == chat.id_of("</s>")
+        assert {chat.id_of("<s>"), chat.id_of("</s>")}.isdisjoint(ids[1:-1])
+        assert "".join(whole.convert_ids_to_tokens(ids[1:-1])).replace("▁", " ") == text
 
 
 @pytest.mark.parametrize("text", ["", "aa", " aa", "aa aa"])
