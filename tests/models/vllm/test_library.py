@@ -32,7 +32,7 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(rough.numpy()).resize(size, Image.Resampling.BICUBIC)
 
 
-@pytest.mark.parametrize("family", ["llava_next", "llava", "idefics3", "internvl"])
+@pytest.mark.parametrize("family", ["llava_next", "llava", "llava_onevision", "idefics3", "internvl", "smolvlm"])
 def test_a_librarys_model_answers_as_the_library_generates(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
