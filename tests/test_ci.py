@@ -63,7 +63,7 @@ def test_releases_are_compared_as_they_are_pinned(newest: ModuleType, tmp_path: 
 
 
 def test_scripts_are_whole_and_can_be_run() -> None:
-    assert [file.name for file in SCRIPTS] == ["constraints", "lint", "newest", "run", "wheel"]
+    assert [file.name for file in SCRIPTS] == ["constraints", "lint", "newest", "run", "vllm", "wheel"]
     for file in SCRIPTS:
         assert os.access(file, os.X_OK), file
         shell = "bash" in file.read_text().splitlines()[0]

@@ -19,7 +19,9 @@ PINS = dict(line.split("==") for line in LINES)
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-RANGES = [Requirement(text) for texts in [PROJECT["dependencies"], *EXTRAS.values()] for text in texts]
+OWN_ENVIRONMENT = {"vllm"}  # it pins torch and transformers itself
+PINNED = [texts for name, texts in EXTRAS.items() if name not in OWN_ENVIRONMENT]
+RANGES = [Requirement(text) for texts in [PROJECT["dependencies"], *PINNED] for text in texts]
 DIRECT = [need for need in RANGES if need.name != "ray_job"]
 # Named by the build of torch that a machine takes.
 CUDA = re.compile("nvidia-|cuda-|triton$")

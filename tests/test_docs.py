@@ -60,9 +60,9 @@ def test_files_and_folders_the_readme_names_exist() -> None:
 
 
 def test_the_readmes_own_job_is_a_valid_spec() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    spec = JobSpec.from_dict(yaml.safe_load(block))
-    assert spec.generation.max_new_tokens == 64
+    job, over_vllm = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+    assert JobSpec.from_dict(job).generation.max_new_tokens == 64
+    assert JobSpec.from_dict({**job, **over_vllm}).batching.engine == "vllm"
 
 
 def test_each_scheduled_job_submits_a_dated_run() -> None:

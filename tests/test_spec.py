@@ -58,7 +58,7 @@ def test_a_missing_field_and_a_wrong_type_are_named() -> None:
     ("section", "values", "part"),
     [
         ("workers", {"min_actors": 3, "max_actors": 2}, "max_actors (2) is below min_actors (3)"),
-        ("workers", {"gpus_per_actor": 2}, "allowed: 0 to 1, since the whole model lies on one GPU"),
+        ("workers", {"gpus_per_actor": 1.5}, "allowed: 0 to 1, and with batching.engine: vllm 2, 3, …"),
         ("generation", {"stop": ["a", ""]}, "an empty string"),
         ("prompt", {"questions": ["a"], "questions_column": "q"}, "exclude each other"),
         ("prompt", {"messages_column": "m", "template": "x"}, "exclude each other"),

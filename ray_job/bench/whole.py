@@ -137,7 +137,7 @@ def _jobs(folder: Path, arguments: argparse.Namespace) -> list[tuple[str, list[s
         ("recipe", [sys.executable, "-m", "ray_job.bench.recipe_job"], here | all_cores),
     ]
     for name, python in arguments.peer:
-        environment = vllm_environment(python, folder / "model", arguments.num_crops, cores, folder)
+        environment = vllm_environment(python, cores, folder)
         jobs.append((name, [str(python), "-m", f"ray_job.bench.peers.{name}_job"], environment | all_cores))
     return [job for job in jobs if not arguments.only or job[0] in arguments.only]
 

@@ -72,7 +72,7 @@ def manifest(kind: Literal["rayjob", "raycronjob"], spec: JobSpec, options: Kube
     Raises:
         SpecError: something would not work there, every problem at once.
     """
-    problems = [*_path_problems(spec, options.claims), *_option_problems(kind, options)]
+    problems = [*_path_problems(spec, options.claims), *_option_problems(kind, options), *_gpu_problems(spec, options)]
     if problems:
         raise SpecError(problems, "manifest")
     metadata: dict[str, Any] = {"name": options.name}
@@ -93,6 +93,13 @@ def manifest(kind: Literal["rayjob", "raycronjob"], spec: JobSpec, options: Kube
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"job.yaml": data}}
     documents = [config, {"apiVersion": "ray.io/v1", **body}]
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _gpu_problems(spec: JobSpec, options: KubeOptions) -> list[str]:
+    gpus = spec.workers.gpus_per_actor
+    if gpus == "auto" or gpus <= max(1, options.gpus):
+        return []
+    return [f"--gpus: got {options.gpus}; workers.gpus_per_actor asks for {gpus:g} on one machine; raise it"]
 
 
 def _job(spec: JobSpec, options: KubeOptions, mode: str) -> dict[str, Any]:

@@ -22,7 +22,9 @@ class Node:
         rooms: list[float] = []
         if cpus_per_actor:
             rooms.append(math.floor(self.num_cpus / cpus_per_actor + _ROUNDING))
-        if gpus_per_actor:  # what is left of two GPUs does not make one
+        if gpus_per_actor > 1:
+            rooms.append(int(self.num_gpus // gpus_per_actor))
+        elif gpus_per_actor:  # what is left of two GPUs does not make one
             rooms.append(int(self.num_gpus) * math.floor(1 / gpus_per_actor + _ROUNDING))
         return min(rooms, default=math.inf if self.num_cpus else 0)
 

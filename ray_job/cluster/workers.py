@@ -100,10 +100,13 @@ def settle_workers(spec: JobSpec) -> Workers:
     num_cpus, num_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     # Ray does not tell whether a cluster grows. One of several machines may, and one that can do no work yet must.
     may_grow = bool(os.environ.get("RAY_ADDRESS")) and (num_nodes > 1 or not num_cpus)
-    return fit_workers(spec, num_cpus, num_gpus, may_grow)
+    most_gpus = max((node.num_gpus for node in living_nodes()), default=0.0)
+    return fit_workers(spec, num_cpus, num_gpus, may_grow, most_gpus)
 
 
-def fit_workers(spec: JobSpec, num_cpus: float, num_gpus: float, may_grow: bool) -> Workers:
+def fit_workers(
+    spec: JobSpec, num_cpus: float, num_gpus: float, may_grow: bool, most_gpus: float | None = None
+) -> Workers:
     """The pool for a cluster of this size.
 
     Args:
@@ -111,6 +114,7 @@ def fit_workers(spec: JobSpec, num_cpus: float, num_gpus: float, may_grow: bool)
         num_cpus: of the cluster, now.
         num_gpus: of the cluster, now.
         may_grow: what is missing may come later; it is waited for, at most `limits.no_progress_s`.
+        most_gpus: of one machine; None: of all of them.
 
     Raises:
         SpecError: something is missing that will not come.
@@ -134,7 +138,7 @@ def fit_workers(spec: JobSpec, num_cpus: float, num_gpus: float, may_grow: bool)
         device=device,
         dtype=settle_dtype(spec.model, device),
     )
-    problems = _problems(settled, num_cpus, num_gpus)
+    problems = _problems(settled, num_cpus, num_gpus, num_gpus if most_gpus is None else most_gpus)
     if problems and not may_grow:
         raise SpecError(problems)
     for problem in problems:
@@ -144,12 +148,17 @@ def fit_workers(spec: JobSpec, num_cpus: float, num_gpus: float, may_grow: bool)
     return settled
 
 
-def _problems(settled: Workers, num_cpus: float, num_gpus: float) -> list[str]:
+def _problems(settled: Workers, num_cpus: float, num_gpus: float, most_gpus: float) -> list[str]:
     problems = []
     if settled.min_actors * settled.gpus_per_actor > num_gpus:
         problems.append(
             f"workers.gpus_per_actor: {settled.min_actors} × {settled.gpus_per_actor:g} GPUs are asked for, "
             f"the cluster has {num_gpus:g}; lower workers.min_actors or set workers.gpus_per_actor: 0"
+        )
+    elif settled.gpus_per_actor > max(1, most_gpus):
+        problems.append(
+            f"workers.gpus_per_actor: a model is split over the GPUs of one machine; {settled.gpus_per_actor:g} are "
+            f"asked for, and no machine has more than {most_gpus:g}; lower it"
         )
     if settled.max_actors * settled.cpus_per_actor > num_cpus - 1 and settled.cpus_per_actor:
         problems.append(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray_job.errors import ModelError, first_line
-from ray_job.models.loading import NOOP, load_model, load_processor
+from ray_job.models.loading import NOOP, check_gpu, job_processor, load_model, load_processor, model_folder
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.placement import Placement
 from ray_job.models.processor import Processor
@@ -55,6 +55,12 @@ def choose_engine(spec: JobSpec, placement: Placement | None = None) -> ChosenEn
     from ray_job.engine.interface import Vocabulary
 
     placement = placement or Placement.local(spec)
+    if spec.batching.engine == "vllm":
+        from ray_job.models.vllm.loading import load_vllm_engine
+
+        if placement.device == "cuda":
+            check_gpu(placement)
+        return ChosenEngine(load_vllm_engine(spec, placement, model_folder(spec.model), job_processor(spec)), "vllm")
     processor = load_processor(spec.model)
     vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
     model = load_model(spec, placement)
@@ -69,10 +75,9 @@ def check_engine(spec: JobSpec) -> None:
     Raises:
         ModelError: the library does not know the model, or it does not fit the engine that is asked for.
     """
-    if spec.model.path == NOOP or _is_phi3_vision(load_processor(spec.model)):
+    if spec.batching.engine == "vllm" or spec.model.path == NOOP or _is_phi3_vision(load_processor(spec.model)):
         return
     from ray_job.models.auto.configuration import read_config
-    from ray_job.models.loading import model_folder
 
     config = read_config(model_folder(spec.model, with_weights=False))
     _check_padding(spec)

@@ -87,6 +87,18 @@ def _is_phi3_vision(folder: Path) -> bool:
     return not path.exists() or read_json_object(path).get("model_type") == MODEL_TYPE
 
 
+def job_processor(spec: JobSpec) -> Processor:
+    """The processor of a job's model, as its engine wants pictures prepared."""
+    processor = load_processor(spec.model)
+    if spec.batching.engine == "vllm" and not isinstance(processor, Phi3VisionProcessor):
+        from ray_job.models.auto.processor import LibraryProcessor
+        from ray_job.models.vllm.processor import UndonePictures
+
+        assert isinstance(processor, LibraryProcessor)
+        return UndonePictures(processor, processor.undone)
+    return processor
+
+
 def load_model(spec: JobSpec, placement: Placement | None = None) -> Any:
     """Weights on their device, in evaluation mode: a `Phi3VisionModel`, or the library's model of config.json's type.
 
@@ -102,7 +114,7 @@ def load_model(spec: JobSpec, placement: Placement | None = None) -> Any:
 
     placement = placement or Placement.local(spec)
     if placement.device == "cuda":
-        _check_gpu(placement)
+        check_gpu(placement)
     compute_with(placement.threads)
     try:
         model = _loaded(spec.model, placement)
@@ -151,7 +163,7 @@ def _decoder_layers(model: Any) -> Any:
     return getattr(decoder, "layers", decoder)
 
 
-def _check_gpu(placement: Placement) -> None:
+def check_gpu(placement: Placement) -> None:
     """Raises ModelError unless torch can use a GPU, and that computes in the dtype."""
     import torch
 

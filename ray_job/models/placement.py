@@ -47,7 +47,7 @@ class Placement:
     dtype: Dtype  # the weights'
     threads: int
     memory_bytes: int  # of the machine's memory, for weights, keys and all else
-    gpu_share: float = 0.0  # of one GPU
+    gpu_share: float = 0.0  # of one GPU; above 1 so many GPUs, over which vLLM splits a model
 
     @classmethod
     def local(cls, spec: JobSpec) -> Placement:

@@ -1,7 +1,8 @@
 """Everything that can change an answer, field by field. An output is continued only if all fields are the same.
 
 Left out are how fast and where rows are answered (batching, workers, attention), where files are, and the limits. A
-limit decides whether a row is answered, never what the answer is: it may be raised and failed rows retried.
+limit decides whether a row is answered, never what the answer is: it may be raised and failed rows retried. Where vLLM
+answers, its version and options are part of it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ray_job.errors import ModelError
 from ray_job.inputs.source import Source
 from ray_job.models.adapters import CONFIG, WEIGHTS, adapter_folder
 from ray_job.models.loading import model_folder
+from ray_job.models.vllm.installation import vllm_version
 from ray_job.rows import output_schema
 from ray_job.spec import JobSpec
 
@@ -39,13 +41,14 @@ def fingerprint_fields(spec: JobSpec, source: Source) -> dict[str, Any]:
         source: its input, which settles columns.
 
     Raises:
-        ModelError: the model's files cannot be read.
+        ModelError: the model's files cannot be read, or the engine is not installed.
     """
     schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
     adapter = adapter_folder(spec.model)
     adapter_digests = {} if adapter is None else file_digests(adapter, only=(CONFIG, WEIGHTS))
     return {
         "engine_version": ENGINE_VERSION,
+        **({"batching.vllm_version": vllm_version()} if spec.batching.engine == "vllm" else {}),
         **dict(_flat(spec.answer_fields())),
         "input.image_columns": list(source.image_columns),
         "generation.overrides_column": source.overrides_column,

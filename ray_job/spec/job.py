@@ -25,6 +25,8 @@ from ray_job.spec.workers import WorkersSpec
 # Parts of a large job are large enough to leave few files; a small one has at least so many, where blocks allow.
 _MOST_PART_ROWS, _FEWEST_PARTS = 256, 20
 
+_HIGHEST_VLLM_TEMPERATURE = 2.0
+
 # How an input is read decides its ids and the texts in its columns.
 _INPUT_ANSWER_FIELDS = ("id_column", "encoding", "delimiter", "column_names", "column_types", "pictures", "truncated")
 
@@ -55,6 +57,19 @@ class JobSpec(Section):
                 + ("the GPU would be reserved and not used" if gpus else "the actor would have no GPU to compute on")
                 + "; leave one of them at auto"
             )
+        is_vllm = self.batching.engine == "vllm"
+        if gpus != "auto" and gpus > 1 and not is_vllm:
+            raise ValueError(
+                f"workers.gpus_per_actor is {gpus:g}, and the {self.batching.engine} engine holds the whole model "
+                "on one GPU; set batching.engine: vllm, or raise workers.min_actors to use several GPUs"
+            )
+        if is_vllm and self.generation.temperature > _HIGHEST_VLLM_TEMPERATURE:
+            raise ValueError(
+                f"generation.temperature is {self.generation.temperature:g}, and vLLM takes at most "
+                f"{_HIGHEST_VLLM_TEMPERATURE:g}; lower it"
+            )
+        if is_vllm and self.model.attention != "sdpa":
+            raise ValueError(f"model.attention is {self.model.attention}, and vLLM has its own; leave it out")
         if self.limits.max_images == 0 and self.input.format in ("images", "documents"):
             raise ValueError(f"limits.max_images is 0 but input.format is {self.input.format}")
         pages = self.documents.pages_per_row
@@ -121,4 +136,5 @@ class JobSpec(Section):
                 **quantization,
             },
             "generation": dump["generation"],
+            "batching": self.batching.answer_fields(),
         }

@@ -22,7 +22,8 @@ class WorkersSpec(Section):
         "auto",
         description="GPUs per actor; a fraction shares one GPU and its memory. `auto`: 1 where the cluster has GPUs, "
         "otherwise 0. With 0 the actor computes on CPUs even if there are GPUs; above 0, a GPU that torch cannot use "
-        "is an error. The whole model lies on one GPU: there is no tensor parallelism.",
+        "is an error. With `batching.engine: vllm` it may be a whole number above 1: the model is then split over so "
+        "many GPUs of one machine. Otherwise the whole model lies on one GPU.",
     )
     cpus_per_actor: float = Field(
         0.0,
@@ -45,9 +46,6 @@ class WorkersSpec(Section):
         if self.max_actors is not None and self.max_actors < self.min_actors:
             raise ValueError(f"max_actors ({self.max_actors}) is below min_actors ({self.min_actors})")
         gpus = self.gpus_per_actor
-        if gpus != "auto" and not 0 <= gpus <= 1:
-            raise ValueError(
-                f"gpus_per_actor: got {gpus}; allowed: 0 to 1, since the whole model lies on one GPU; raise "
-                "min_actors to use several"
-            )
+        if gpus != "auto" and not (0 <= gpus <= 1 or gpus == int(gpus) > 1):
+            raise ValueError(f"gpus_per_actor: got {gpus}; allowed: 0 to 1, and with batching.engine: vllm 2, 3, …")
         return self

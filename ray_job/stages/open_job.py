@@ -8,8 +8,9 @@ from ray_job.inputs.opening import open_source
 from ray_job.inputs.source import Source
 from ray_job.models.adapters import check_adapter
 from ray_job.models.engines import check_engine
-from ray_job.models.loading import load_processor, model_folder, settle_model
+from ray_job.models.loading import job_processor, model_folder, settle_model
 from ray_job.models.quantization import check_once
+from ray_job.models.vllm.installation import check as check_vllm
 from ray_job.spec import JobSpec
 from ray_job.stages.prepare import Preparer
 
@@ -21,14 +22,15 @@ def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
         SpecError, InputError: the input is not there, or has not the columns the spec names; a password is not set;
             the model takes no system prompt, and there is one.
         ModelError: the model's folder has no usable configuration or tokenizer, its adapter cannot be merged, or
-            the engine that is asked for cannot run it.
+            the engine that is asked for is not installed or cannot run it.
     """
     Passwords.check(spec.documents)
+    check_vllm(spec)
     source = open_source(spec)
     version = spec.input.version if source.version is None else source.version
     settled = {"input": spec.input.model_copy(update={"version": version}), "prompt": source.prompt}
     spec = spec.model_copy(update={**settled, "model": settle_model(spec.model)})
-    processor = load_processor(spec.model)
+    processor = job_processor(spec)
     check_adapter(spec.model)
     check_once(spec.model, model_folder(spec.model, with_weights=False) / "config.json")
     check_engine(spec)

@@ -111,6 +111,18 @@ def test_a_share_of_a_gpu_is_passed_through() -> None:
         fit_workers(spec(min_actors=5, gpus_per_actor=0.25), 8, 1, may_grow=False)
 
 
+@pytest.mark.parametrize(("gpus_per_actor", "rooms"), [(4.0, [1, 2, 0]), (3.0, [1, 2, 0]), (0.5, [8, 16, 4])])
+def test_a_model_is_split_over_the_gpus_of_one_machine(gpus_per_actor: float, rooms: list[int]) -> None:
+    assert [node.capacity(0.0, gpus_per_actor) for node in cluster((8, 4), (8, 8), (8, 2))] == rooms
+    sections = {"workers": {"gpus_per_actor": 4}, "batching": {"engine": "vllm"}}
+    asked = JobSpec.from_dict({"input": {"path": "in"}, "output": {"path": "out"}, **sections})
+    assert fit_workers(asked, 8, 8, may_grow=False, most_gpus=4).resources["num_gpus"] == 4
+    with pytest.raises(SpecError, match=r"4 are asked for, and no machine has more than 2"):
+        fit_workers(asked, 8, 8, may_grow=False, most_gpus=2)
+    with pytest.raises(SpecError, match=r"1 × 4 GPUs are asked for, the cluster has 2"):
+        fit_workers(asked, 8, 2, may_grow=False, most_gpus=2)
+
+
 def test_a_cluster_that_may_grow_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     asked = spec(min_actors=4, gpus_per_actor=1)
     with pytest.raises(SpecError, match="the cluster has 1;"):

@@ -45,4 +45,4 @@ def test_the_library_is_imported_for_its_own_models_their_training_and_benchmark
         if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "transformers")
         or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "transformers" for alias in node.names))
     }
-    assert users == {("bench",), ("demo", "training"), ("models", "auto")}
+    assert users == {("bench",), ("demo", "training"), ("models", "auto"), ("models", "vllm")}

@@ -25,14 +25,12 @@ from ray_job.rows import Sample
 
 PEERS = {"vllm": "vLLM", "openvino": "OpenVINO GenAI"}
 WHOLE_PEERS = {"ray_data_llm": "Ray Data LLM over vLLM"}
-MODEL_VARIABLE = "RAY_JOB_PEER_MODEL"
-NUM_CROPS_VARIABLE = "RAY_JOB_PEER_NUM_CROPS"
 _TIMEOUT_S = 3600
 _ERROR = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception)(?:\(\w+\))?: .*", re.MULTILINE)  # as Python ends a traceback
 _PACKAGE_ROOT = Path(__file__).parents[3]
 _COMMON = {"PYTHONPATH": str(_PACKAGE_ROOT), "HF_HUB_OFFLINE": "1"}
 _TCMALLOC = sorted(Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4"))
-_PLUGIN = "[vllm.general_plugins]\nray_job_bench = ray_job.bench.peers.vllm_phi3v:register\n"
+_PLUGIN = "[vllm.general_plugins]\nray_job_bench = ray_job.models.vllm.phi3_vision:register\n"
 
 
 class PeerError(Exception):
@@ -110,7 +108,7 @@ class Peer:
 
     def _environment(self) -> dict[str, str]:
         if self.name == "vllm":
-            return vllm_environment(self.python, self.checkpoint, self.num_crops, self.threads, self.folder)
+            return vllm_environment(self.python, self.threads, self.folder)
         return os.environ | _COMMON
 
 
@@ -126,8 +124,8 @@ def named_python(peers: Mapping[str, str]) -> Callable[[str], tuple[str, Path]]:
     return parse
 
 
-def vllm_environment(python: Path, checkpoint: Path, num_crops: int, threads: int, folder: Path) -> dict[str, str]:
-    """Variables under which vLLM in `python`'s environment reads our checkpoint; writes its plugin below `folder`."""
+def vllm_environment(python: Path, threads: int, folder: Path) -> dict[str, str]:
+    """Variables under which vLLM in `python`'s environment knows our model; writes its plugin below `folder`."""
     plugin = folder / "plugin" / "ray_job_bench-0.dist-info"
     plugin.mkdir(parents=True, exist_ok=True)
     (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: ray_job_bench\nVersion: 0\n")
@@ -135,8 +133,6 @@ def vllm_environment(python: Path, checkpoint: Path, num_crops: int, threads: in
     cores = sorted(os.sched_getaffinity(0))[:threads]
     preloaded = [*python.parents[1].glob("lib/libiomp5.so"), *_TCMALLOC]
     settings = {
-        MODEL_VARIABLE: str(checkpoint.resolve()),
-        NUM_CROPS_VARIABLE: str(num_crops),
         "PYTHONPATH": f"{_PACKAGE_ROOT}{os.pathsep}{plugin.parent}",
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         "VLLM_CPU_KVCACHE_SPACE": "2",

@@ -1,8 +1,7 @@
 """`PYTHON -m ray_job.bench.peers.ray_data_llm_job JOB.yaml`: the job as Ray Data LLM does it, over vLLM.
 
-In the environment that vllm_rows.py describes, with `pip install 'ray[data]==2.60.0' pyyaml` beside it. Prompts and
-pictures are made by our preparing code, in its `preprocess` tasks, and go to the engine as token ids: vLLM has no
-processor of its own for this model.
+In the environment that vllm_rows.py describes. Prompts and pictures are made by our preparing code, in its `preprocess`
+tasks, and go to the engine as token ids: vLLM has no processor of its own for this model.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ import sys
 from typing import Any
 
 import ray.data
-from PIL import Image
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-from ray_job.bench.peers.peer import placeholders_once
 from ray_job.bench.peers.rows import answer_text, sample_of
 from ray_job.models.loading import load_processor
-from ray_job.models.phi3_vision.processor import PIXELS
+from ray_job.models.phi3_vision.processor import PIXELS, Phi3VisionProcessor
+from ray_job.models.vllm.phi3_vision import NUM_CROPS
+from ray_job.models.vllm.prompts import PromptFormat
 from ray_job.spec import JobSpec
 from ray_job.stages.open_job import open_job
 
@@ -26,13 +25,15 @@ def main() -> None:
     """Does the job of the spec named on the command line."""
     spec, _, preparer = open_job(JobSpec.from_yaml(sys.argv[1]))
     processor = load_processor(spec.model)
+    assert isinstance(processor, Phi3VisionProcessor)
 
     def preprocess(row: dict[str, Any]) -> dict[str, Any]:
         sample = sample_of(preparer, row)
+        prompt = PromptFormat(PIXELS).prompt(sample)
         return {
-            "tokenized_prompt": placeholders_once(sample.input_ids),
-            "multimodal_data": {"image": [Image.fromarray(each.arrays[PIXELS]) for each in sample.pictures]},
-            "multimodal_uuids": {"image": [each.digest.hex() for each in sample.pictures]},
+            "tokenized_prompt": prompt["prompt_token_ids"],
+            "multimodal_data": prompt["multi_modal_data"],
+            "multimodal_uuids": prompt["multi_modal_uuids"],
             "sampling_params": {
                 "temperature": 0.0,
                 "max_tokens": sample.params.max_new_tokens,
@@ -50,6 +51,7 @@ def main() -> None:
         engine_kwargs={
             "dtype": spec.model.dtype,
             "skip_tokenizer_init": True,
+            "hf_overrides": {NUM_CROPS: processor.num_crops},
             "max_model_len": 4096,  # vLLM rotates every row by the long factors where it may become longer
             "max_num_seqs": spec.batching.max_batch_rows,
             "limit_mm_per_prompt": {"image": 1},

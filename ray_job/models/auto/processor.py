@@ -84,6 +84,11 @@ class LibraryProcessor:
         text = self._pictures.text_of_size(width, height)
         return None if text is None else self._placeholder(text)
 
+    @property
+    def undone(self) -> Placeholder:
+        """What stands for a picture that is prepared elsewhere: one token."""
+        return Placeholder(1, self._feature_token)
+
     def page_size(self, width: float, height: float) -> tuple[int, int]:
         """Pixels, width and height, to draw a page at that has sides of this ratio. Raises RowError."""
         return self._pictures.page_size(width, height)
