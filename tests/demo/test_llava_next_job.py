@@ -32,12 +32,13 @@ class Run:
     errors: list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Run:
+@pytest.fixture(scope="module", params=["continuous", "static"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Run:
     folder = tmp_path_factory.mktemp("demo") / "run"
     num_rows, num_broken = make_inputs(folder, 40, seed=3)
-    asked = ["model.path=builtin:demo-llava-next", "model.dtype=float32", "model.device=cpu"]
-    spec = JobSpec.from_yaml(folder / "job.yaml", [*asked, "batching.engine=continuous", "batching.max_batch_rows=8"])
+    model = ["model.path=builtin:demo-llava-next", "model.dtype=float32", "model.device=cpu"]
+    batching = [f"batching.engine={request.param}", "batching.max_batch_rows=8"]
+    spec = JobSpec.from_yaml(folder / "job.yaml", [*model, *batching])
     run_job(spec, stream=io.StringIO())
     answers = pq.read_table(folder / "answers" / "data").to_pylist()
     return Run(spec, num_rows, num_broken, answers, pq.read_table(folder / "answers" / "errors").to_pylist())
