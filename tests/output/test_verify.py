@@ -19,13 +19,14 @@ from ray_job import run_job
 from ray_job.errors import RayJobError
 from ray_job.output.account import Account
 from ray_job.output.compaction import drop_superseded, read_part
-from ray_job.output.ledger import Ledger, is_damage
+from ray_job.output.ledger import Ledger
 from ray_job.output.manifest import InputRecord, Manifest, State
 from ray_job.output.parts import stored_schema, write_part, written_schema
 from ray_job.output.totals import Totals
 from ray_job.output.verify import verify
 from ray_job.rows import RESULT_FIELDS, output_schema, result_schema
 from ray_job.stages.write import PartWriter
+from ray_job.storage.damage import is_damage
 from ray_job.storage.places import Location
 
 from .conftest import FAILED, record
