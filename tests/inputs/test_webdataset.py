@@ -251,6 +251,20 @@ def test_what_a_storage_fails_at_is_no_damage_of_a_shard(
     assert errors_of(rows_of(source)) == {}
 
 
+@pytest.mark.parametrize("size", [-512, -1536, -(2**40)])
+def test_a_size_below_zero_ends_a_shard_with_an_error(tmp_path: Path, size: int) -> None:
+    content = bytearray(tar_bytes([(f"k{row}.jpg", b"x" * 100) for row in range(5)]))
+    header = content[2 * 1024 : 2 * 1024 + 512]
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[2 * 1024 : 2 * 1024 + 512] = header
+    (tmp_path / "a.tar").write_bytes(content)
+    rows = rows_of(opened(tmp_path))
+    assert [row["row_id"] for row in rows] == ["a.tar/k0", "a.tar/k1"]
+    assert "'k2.jpg' has a size below zero" in errors_of(rows)["a.tar/k1"]
+
+
 def test_a_damaged_header_ends_a_shard_with_an_error_and_not_in_silence(tmp_path: Path) -> None:
     content = bytearray(tar_bytes([(f"k{row}.jpg", b"x" * 100) for row in range(5)]))
     content[2 * 1024 : 2 * 1024 + 512] = b"?" * 512

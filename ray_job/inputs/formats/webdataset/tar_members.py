@@ -23,6 +23,7 @@ BLOCK = 512
 _LOCAL_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 8 * 2**10, 2**20  # a request to a bucket costs as much as a MiB of it
 _SKIP_BYTES = 2**20
 _MAX_NAME_BYTES = 2**20
+_MAX_DIGITS = 18
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
@@ -173,13 +174,15 @@ def iter_members(reader: TarReader, offset: int = 0, stop: int | None = None) ->
         info = _header(block, offset)
         is_ended = False
         length = info.size if size is None else size
+        if length < 0:  # or the walk would go back, and in a circle
+            raise BrokenTarError(start, f"{info.name!r} has a size below zero")
         data, offset = offset + BLOCK, offset + BLOCK + -(-length // BLOCK) * BLOCK
         if info.type == tarfile.GNUTYPE_LONGNAME:
             name = _text(reader.read(data, _bounded(length, data)))
         elif info.type in _PAX:
             records = _pax_records(reader.read(data, _bounded(length, data)))
             name = _text(records[b"path"]) if b"path" in records else name
-            size = int(records[b"size"]) if b"size" in records else size
+            size = _size(records[b"size"], start) if b"size" in records else size
         elif info.type not in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
             shown = info.name if name is None else name
             is_file, is_folder = info.type in _FILES, info.type == tarfile.DIRTYPE
@@ -203,6 +206,12 @@ def _bounded(length: int, offset: int) -> int:
     if length > _MAX_NAME_BYTES:
         raise BrokenTarError(offset, f"a name of {length} bytes")
     return length
+
+
+def _size(digits: bytes, offset: int) -> int:
+    if not digits.isdigit() or len(digits) > _MAX_DIGITS:
+        raise BrokenTarError(offset, "a size that is no number")
+    return int(digits)
 
 
 def _text(data: bytes) -> str:
