@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ray_job.errors import InputError, SpecError
 from ray_job.inputs.datasource import MAX_TABLE_ROWS
 from ray_job.inputs.formats.tables import damaged
+from ray_job.inputs.formats.tables.lance import _is_damage
 from ray_job.inputs.source import Source
 
 from .conftest import opened, rows_of
@@ -210,7 +211,7 @@ def test_what_a_storage_fails_at_is_no_damage(tmp_path: Path, monkeypatch: pytes
     data = stream.getvalue()
     source = source_of(tmp_path / "a.parquet", data)
     monkeypatch.setattr("ray_job.inputs.formats.tables.parquet.open_input", lambda _: Failing(data))
-    with pytest.raises(InputError, match=r"a\.parquet: row group 0 cannot be read: .*NETWORK.* run the job again"):
+    with pytest.raises(InputError, match=r"a\.parquet: row group 0 cannot be read: .*NETWORK.*\. Run the job again"):
         rows_of(source)
 
 
@@ -258,3 +259,39 @@ def test_any_damage_of_an_arrow_body_loses_no_row(
         assert rows == rows_of(source, MAX_TABLE_ROWS)
     assert num_read > 20
     assert num_failed or compression is None
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("id_column", ["id", None])
+def test_any_damage_of_a_lance_file_loses_no_row(tmp_path: Path, id_column: str | None) -> None:
+    lance = pytest.importorskip("lance")
+    lance.write_dataset(TABLE, str(tmp_path / "set.lance")).delete("n = 5")
+    (path,) = (tmp_path / "set.lance" / "data").iterdir()
+    whole, dice, num_lost = path.read_bytes(), random.Random(0), 0
+    options = {"prompt": {"template": "{id}"}, "input": {"id_column": id_column, "keep_columns": []}}
+    source = opened(tmp_path / "set.lance", **options)
+    ids = [f"r{row}" if id_column else f"0#{row}" for row in range(NUM_ROWS) if row != 5]
+    assert [row["row_id"] for row in rows_of(source)] == ids
+    for _ in range(40):
+        path.write_bytes(with_bytes(whole, [dice.randrange(len(whole) - 64) for _ in range(8)], dice.randbytes(1)))
+        rows = rows_of(source, 7)
+        assert rows == rows_of(source, MAX_TABLE_ROWS)
+        lost = [place for place, message in failed(rows).items() if "0, fragment 0, rows 0 to 58" in message]
+        assert lost in ([], list(range(NUM_ROWS - 1)))
+        assert id_column or [row["row_id"] for row in rows] == ids
+        num_lost += bool(lost)
+    assert num_lost > 3
+
+
+@pytest.mark.parametrize(
+    ("message", "is_file_damaged"),
+    [
+        ("External error: Encountered corrupt file binary mini-block: value offset at position 9 decreases", True),
+        ("External error: LanceError(IO): Generic LocalFileSystem error: failed to fill whole buffer", True),
+        ("External error: LanceError(IO): Generic S3 error: error sending request: operation timed out", False),
+        ("External error: LanceError(IO): Generic LocalFileSystem error: Input/output error (os error 5)", False),
+        ("External error: Not found: set.lance/data/x.lance", False),
+    ],
+)
+def test_damage_of_lance_is_told_from_a_storage_that_fails(message: str, is_file_damaged: bool) -> None:
+    assert _is_damage(pa.ArrowInvalid(message)) == is_file_damaged

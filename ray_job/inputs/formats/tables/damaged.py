@@ -35,6 +35,7 @@ class Group:
     num_rows: int
     read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
     """The rows with the columns of these names, in pieces of about PIECE_ROWS, the same whenever it is called."""
+    is_damage: Callable[[Exception], bool] = is_damage
 
 
 def iter_rows(group: Group, names: Sequence[str], id_name: str | None, max_rows: int) -> Iterator[Rows]:
@@ -58,10 +59,11 @@ def iter_rows(group: Group, names: Sequence[str], id_name: str | None, max_rows:
         problem = _problem(group, num_rows, error)
     else:
         return
-    if id_name in names:
+    ids = tuple(name for name in names if name == id_name)
+    for columns in dict.fromkeys((ids, ())):
         place = 0
         try:
-            for piece in _held_back(_counted(group, [name for name in names if name == id_name])):
+            for piece in _held_back(_counted(group, columns)):
                 rest = piece.slice(max(0, num_rows - place))
                 place += piece.num_rows
                 num_rows += rest.num_rows
@@ -115,8 +117,8 @@ def _problem(group: Group, num_rows: int, error: Exception) -> RowError:
 
 
 def _check_damage(group: Group, error: Exception) -> None:
-    if not is_damage(error):
+    if not group.is_damage(error):
         raise InputError(
-            f"{group.split.location}: {group.name} cannot be read: {reason(error)}. It is the storage that failed: run "
-            "the job again"
+            f"{group.split.location}: {group.name} cannot be read: {reason(error)}. Run the job again; if it is not "
+            "the storage that failed, write the file again or take it out of input.path"
         ) from None
