@@ -382,6 +382,7 @@ def test_an_unfinished_run_and_a_marker_without_one_are_told(job: QuietJob) -> N
         (pa.ArrowNotImplementedError("Integers with less than 8 bits not implemented"), True),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), True),
         (NotImplementedError("this file system"), False),
+        (pa.ArrowCancelled("Operation cancelled"), False),
     ],
 )
 def test_damage_is_told_from_a_storage_that_fails(error: Exception, is_part_damaged: bool) -> None:
