@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from ray_job.arrow.column_types import filtered
 from ray_job.errors import RayJobError
-from ray_job.output.ledger import Bools, Ledger, Part, is_damage
+from ray_job.output.ledger import Bools, Ledger, Part
 from ray_job.output.parts import write_part
+from ray_job.storage.damage import is_damage
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
 from ray_job.storage.whole_files import remove
 

@@ -9,7 +9,6 @@ Time and memory grow linearly with the records; `bench/RESULTS.md` has figures.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,12 +24,12 @@ from pyarrow import fs
 from ray_job.errors import RayJobError
 from ray_job.output.account import FOOTER_KEY, Account, Ints, first_keys, positions_of, questions_of
 from ray_job.output.parts import DATA, ERRORS, written_schema
+from ray_job.storage.damage import is_damage
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
 from ray_job.storage.whole_files import part_files
 
 Bools = npt.NDArray[np.bool_]
 _THREADS = 16
-_STORE_ERRORS = re.compile(r"AWS Error|google::cloud|Azure|HDFS|hdfs|curl|HTTP")
 _T = TypeVar("_T", bound=np.generic)
 
 
@@ -179,14 +178,6 @@ class Ledger:
 
     def _of_parts(self, values: npt.NDArray[_T]) -> npt.NDArray[_T]:
         return np.repeat(values, [len(part.account.keys) for part in self.parts])
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether a part that could not be read is damaged; otherwise its storage failed, and may do better later."""
-    if not isinstance(error, OSError):
-        return isinstance(error, pa.ArrowException | ValueError)
-    # What Arrow finds wrong with a file is an OSError too, but of no system call and no store.
-    return error.errno is None and _STORE_ERRORS.search(str(error)) is None
 
 
 def _read_part(root: Location, folder: str, info: fs.FileInfo) -> Part | tuple[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -217,16 +216,12 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     for name in ("text", "cut", "empty"):
         with pytest.raises(InputError, match=rf"{name}\.parquet: not a Parquet file, or cut short"):
             opened(tmp_path / f"{name}.parquet")
-    start = pq.ParquetFile(io.BytesIO(whole)).metadata.row_group(1).column(0).dictionary_page_offset
-    (tmp_path / "page.parquet").write_bytes(whole[:start] + b"\xff" * 200 + whole[start + 200 :])
-    with pytest.raises(InputError, match=r"page\.parquet: row group 1 cannot be read"):
-        rows_of(opened(tmp_path / "page.parquet"), 1000)
 
 
 def test_a_file_that_changes_after_planning_is_noticed(tmp_path: Path) -> None:
     source = opened(_write(tmp_path / "a.parquet", _numbered(5)))
     _write(tmp_path / "a.parquet", _numbered(4))
-    with pytest.raises(InputError, match="4 rows, its footer said 5"):
+    with pytest.raises(InputError, match="row group 0 has 4 rows, and had 5 when the job began"):
         rows_of(source)
 
 

@@ -129,6 +129,20 @@ class TestDelta:
         assert opened(path, template="{n}", input={"version": 0}).num_rows == 10_000
         assert opened(path, template="{n}", input={"limit": 9}).num_rows == 9
 
+    def test_damaged_rows_are_errors_and_deleted_ones_are_not_delivered(self, tmp_path: Path) -> None:
+        options = {"configuration": {"delta.enableDeletionVectors": "true"}, "partition_by": ["part"]}
+        path = self.written(tmp_path / "table", numbered(5_000, part=pa.array(["a"] * 5_000)), **options)
+        delete_rows(path, [3, 4999], "inline")
+        (file,) = path.glob("part=a/*.parquet")
+        content, chunk = bytearray(file.read_bytes()), pq.read_metadata(file).row_group(0).column(0)
+        content[chunk.data_page_offset + 100 : chunk.data_page_offset + 150] = b"\xff" * 50
+        file.write_bytes(content)
+        rows = rows_of(opened(path, template="{n}", input={"keep_columns": ["part"]}), 256)
+        expected = [row for row in range(5_000) if row not in (3, 4999)]
+        assert [row["row_id"].rpartition("#")[2] for row in rows] == [str(row) for row in expected]
+        assert {(row["n"], row["part"]) for row in rows} == {(None, "a")}
+        assert all("row group 0, rows 0 to 4999" in row["_rj_read_error"]["message"] for row in rows)
+
     def test_partition_values_have_their_columns_types(self, tmp_path: Path) -> None:
         import datetime
 

@@ -18,6 +18,8 @@ import pytest
 
 from ray_job.errors import InputError
 from ray_job.inputs.formats.tables.row_groups import PIECE_BYTES
+from ray_job.inputs.formats.text.compressed import Decompressed
+from ray_job.inputs.formats.webdataset import tar_members
 from ray_job.inputs.source import iter_tables
 
 from .conftest import ids_of, opened, rows_of
@@ -213,6 +215,54 @@ def test_a_gzip_stream_that_is_cut_gives_the_rows_before_and_one_error(tmp_path:
     assert 5 < len(rows) < 15
     assert list(errors_of(rows)) == [f"s.tar.gz/k{len(rows) - 1}"]
     assert "damaged or cut short" in errors_of(rows)[rows[-1]["row_id"]]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_what_a_storage_fails_at_is_no_damage_of_a_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """It fails behind the first rows."""
+    dice = random.Random(0)
+    path = shard(tmp_path / f"s.{suffix}", [(f"k{row}.jpg", dice.randbytes(10_000)) for row in range(20)])
+    source = opened(tmp_path)
+    size, stored = path.stat().st_size, path.read_bytes()
+
+    class Failing(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            if self.tell() > size // 2:
+                raise OSError("When reading: AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 28")
+            return super().readinto(buffer)
+
+        def read(self, count: int | None = -1) -> bytes:
+            data = bytearray(count or 0)
+            return bytes(data[: self.readinto(data)])
+
+        def size(self) -> int:
+            return size
+
+    if suffix == "tar":
+        monkeypatch.setattr(tar_members, "open_input", lambda _: Failing(stored))
+    else:
+        failing = lambda _: pa.CompressedInputStream(pa.PythonFile(Failing(stored), "r"), "gzip")  # noqa: E731
+        monkeypatch.setattr(Decompressed, "_opened", failing)
+    with pytest.raises(InputError, match=rf"s\.{suffix}: cannot be read: .*AWS Error NETWORK.* Run the job again"):
+        rows_of(source)
+    monkeypatch.undo()
+    assert errors_of(rows_of(source)) == {}
+
+
+@pytest.mark.parametrize("size", [-512, -1536, -(2**40)])
+def test_a_size_below_zero_ends_a_shard_with_an_error(tmp_path: Path, size: int) -> None:
+    content = bytearray(tar_bytes([(f"k{row}.jpg", b"x" * 100) for row in range(5)]))
+    header = content[2 * 1024 : 2 * 1024 + 512]
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[2 * 1024 : 2 * 1024 + 512] = header
+    (tmp_path / "a.tar").write_bytes(content)
+    rows = rows_of(opened(tmp_path))
+    assert [row["row_id"] for row in rows] == ["a.tar/k0", "a.tar/k1"]
+    assert "'k2.jpg' has a size below zero" in errors_of(rows)["a.tar/k1"]
 
 
 def test_a_damaged_header_ends_a_shard_with_an_error_and_not_in_silence(tmp_path: Path) -> None:

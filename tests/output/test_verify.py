@@ -19,13 +19,14 @@ from ray_job import run_job
 from ray_job.errors import RayJobError
 from ray_job.output.account import Account
 from ray_job.output.compaction import drop_superseded, read_part
-from ray_job.output.ledger import Ledger, is_damage
+from ray_job.output.ledger import Ledger
 from ray_job.output.manifest import InputRecord, Manifest, State
 from ray_job.output.parts import stored_schema, write_part, written_schema
 from ray_job.output.totals import Totals
 from ray_job.output.verify import verify
 from ray_job.rows import RESULT_FIELDS, output_schema, result_schema
 from ray_job.stages.write import PartWriter
+from ray_job.storage.damage import is_damage
 from ray_job.storage.places import Location
 
 from .conftest import FAILED, record
@@ -381,6 +382,7 @@ def test_an_unfinished_run_and_a_marker_without_one_are_told(job: QuietJob) -> N
         (pa.ArrowNotImplementedError("Integers with less than 8 bits not implemented"), True),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), True),
         (NotImplementedError("this file system"), False),
+        (pa.ArrowCancelled("Operation cancelled"), False),
     ],
 )
 def test_damage_is_told_from_a_storage_that_fails(error: Exception, is_part_damaged: bool) -> None:

@@ -17,8 +17,9 @@ from ray_job.storage.places import STORAGE_ERRORS, Location, reason
 FILE_MAGIC = b"ARROW1"
 FEATHER_V1_MAGIC = b"FEA1"
 _CONTINUATION = 0xFFFFFFFF
-_DICTIONARY, _BATCH = 2, 3
+_SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
 _HEADER_TYPE, _HEADER, _BODY_LENGTH = 1, 2, 3  # places of a Message's fields
+_NUM_ROWS, _NODES = 0, 1  # and of a RecordBatch's
 _MAX_HEADER_BYTES = 256 * 2**20
 
 
@@ -70,7 +71,7 @@ def arrow_layout(location: Location, handle: Any) -> ArrowLayout:
 
 def _messages(location: Location, handle: Any, offset: int) -> Iterator[tuple[int, BatchPlace]]:
     """Kind and place of each message; a stream may end with a mark or without."""
-    size = handle.size()
+    size, start = handle.size(), offset
     while offset + 8 <= size:
         handle.seek(offset)
         first, second = struct.unpack("<II", handle.read(8))
@@ -86,9 +87,23 @@ def _messages(location: Location, handle: Any, offset: int) -> Iterator[tuple[in
         if not 0 <= body_bytes <= size - offset - prefix - length:
             raise _broken(location, f"the message at byte {offset} goes on beyond its end")
         kind = _number(header, message, _HEADER_TYPE, "<B")
-        num_rows = _number(header, _follow(header, message, _HEADER), 0, "<q") if kind == _BATCH else 0
+        if kind not in ((_SCHEMA,) if offset == start else (_DICTIONARY, _BATCH)):
+            raise _broken(location, f"the message at byte {offset} is damaged")
+        num_rows = _num_rows(header, _follow(header, message, _HEADER)) if kind == _BATCH else 0
         yield kind, BatchPlace(offset, num_rows, body_bytes)
         offset += prefix + length + body_bytes
+
+
+def _num_rows(header: bytes, batch: int) -> int:
+    """Rows of a batch; each of its columns has as many, or one of the two numbers is damaged."""
+    num_rows = _number(header, batch, _NUM_ROWS, "<q")
+    nodes = _follow(header, batch, _NODES) if _place(header, batch, _NODES) else None
+    if nodes is None or struct.unpack_from("<I", header, nodes)[0] == 0:
+        raise ValueError("a batch has no columns")
+    (length,) = struct.unpack_from("<q", header, nodes + 4)
+    if not 0 <= num_rows == length:
+        raise ValueError(f"a batch of {num_rows} rows has a column of {length}")
+    return num_rows
 
 
 def _has_footer(handle: Any) -> bool:

@@ -61,6 +61,10 @@ class DataFileSplit(ParquetSplit):
         """Columns that have one value in all the file, as text."""
         return self.values
 
+    def held_name(self, column: str) -> str:
+        """What the file calls a column."""
+        return next((held for held, (name, _) in self.names.items() if name == column), column)
+
 
 @dataclass(frozen=True)
 class DataFileSource(ParquetSource):
@@ -79,7 +83,7 @@ class DataFileSource(ParquetSource):
             is_live = ~np.isin(positions, deleted)
             ids = [f"{split.name}#{place}" for place in positions[is_live]]
             batch = batch if is_live.all() else batch.filter(pa.array(is_live))
-            yield Rows(_renamed(batch, split.names), pa.array(ids, pa.string()))
+            yield Rows(_renamed(batch, split.names), pa.array(ids, pa.string()), problem=rows.problem)
 
 
 def open_data_files(

@@ -7,8 +7,10 @@ average.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import pyarrow as pa
 from ray_job.errors import InputError
 from ray_job.inputs.columns import Found, choose_roles
 from ray_job.inputs.files import InputFiles
+from ray_job.inputs.formats.tables.damaged import PIECE_ROWS, Group, iter_rows
 from ray_job.inputs.formats.tables.row_groups import PIECE_BYTES, iter_bounded
 from ray_job.inputs.formats.tables.schemas import unify
 from ray_job.inputs.formats.tables.table_source import Rows, TableSource, TableSplit
@@ -28,6 +31,9 @@ from ray_job.storage.places import Location, reason
 SPLIT_BYTES = 32 * 2**20
 SPLIT_ROWS = 4096
 _ADDRESS = "_rowaddr"
+_DAMAGE = re.compile(
+    "corrupt file|Invalid user input|Schema error|failed to decode Protobuf|failed to fill whole buffer|panicked with"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +60,9 @@ class LanceSource(TableSource):
             step = max(1, PIECE_BYTES // max(1, split.row_bytes))  # a scan reads ahead, whatever its batches
             for start in range(split.first_row, split.first_row + split.num_rows, step):
                 limit = min(step, split.first_row + split.num_rows - start)
-                for piece in _scanned(fragment, columns, start, limit, max_rows):
-                    yield Rows(piece.drop_columns(_ADDRESS), _made_ids(piece))
+                read = partial(_scanned, fragment, start=start, limit=limit)
+                group = Group(split, f"fragment {split.fragment}", start, limit, read, _is_damage)
+                yield from map(_named, iter_rows(group, columns, self.id_column, max_rows))
         except InputError:
             raise
         except Exception as error:  # lance raises what its storage and its decoders do
@@ -111,20 +118,31 @@ def _plan_splits(root: Location, fragment: Any) -> Iterator[LanceSplit]:
         yield LanceSplit(name, size, size * row_bytes, root, start, fragment.fragment_id, row_bytes)
 
 
-def _scanned(fragment: Any, columns: list[str], start: int, limit: int, max_rows: int) -> Iterator[pa.RecordBatch]:
+def _scanned(fragment: Any, columns: Sequence[str], start: int, limit: int) -> Iterator[pa.RecordBatch]:
     """Rows of a fragment that are not deleted, with their addresses."""
     scanner = fragment.scanner(
-        columns=columns,
+        columns=list(columns),
         with_row_address=True,
         offset=start,
         limit=limit,
-        batch_size=min(limit, max_rows),
+        batch_size=min(limit, PIECE_ROWS),
         batch_readahead=1,
         io_buffer_size=PIECE_BYTES,
         blob_handling="all_binary",
     )
     for batch in scanner.to_batches():
-        yield from iter_bounded(batch, max_rows)
+        yield from iter_bounded(batch, PIECE_ROWS)
+
+
+def _is_damage(error: Exception) -> bool:
+    """As `lance` words it, whose errors are of one type; what its storage fails at, and all else, is not."""
+    return _DAMAGE.search(str(error)) is not None
+
+
+def _named(rows: Rows) -> Rows:
+    if _ADDRESS not in rows.batch.schema.names:
+        return rows
+    return replace(rows, batch=rows.batch.drop_columns(_ADDRESS), made_ids=_made_ids(rows.batch))
 
 
 def _made_ids(batch: pa.RecordBatch) -> pa.Array:

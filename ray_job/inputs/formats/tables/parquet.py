@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,12 +19,14 @@ from ray_job.errors import InputError
 from ray_job.inputs.columns import choose_roles
 from ray_job.inputs.earlier_output import check_finished
 from ray_job.inputs.files import InputFile, InputFiles
+from ray_job.inputs.formats.tables.damaged import PIECE_ROWS, Group, iter_rows
 from ray_job.inputs.formats.tables.parquet_splits import ParquetSplit, plan_splits
 from ray_job.inputs.formats.tables.row_groups import iter_pieces
 from ray_job.inputs.formats.tables.schemas import hive_values, is_text
 from ray_job.inputs.formats.tables.table_source import Rows, TableSource, TableSplit, find_columns, null_id
 from ray_job.inputs.table_folders import check_loose
 from ray_job.spec import JobSpec
+from ray_job.storage.damage import is_damage
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
 _BUFFER_BYTES = 2**20
@@ -40,15 +43,14 @@ class ParquetSource(TableSource):
         with open_input(split.location) as handle:
             file = _open_parquet(split.location, handle)
             present = [name for name in names if name in file.schema_arrow.names]
-            for group, num_rows in zip(split.row_groups, split.group_rows, strict=True):
-                found = 0
-                for batch in _pieces(file, split, group, present, max_rows):
-                    found += batch.num_rows
-                    yield Rows(batch)
-                if found != num_rows:
-                    raise InputError(
-                        f"{split.location}: row group {group} has {found} rows, its footer said {num_rows}"
-                    )
+            id_name = None if self.id_column is None else split.held_name(self.id_column)
+            position = split.first_row
+            for number, num_rows in zip(split.row_groups, split.group_rows, strict=True):
+                _check_unchanged(split.location, file, number, num_rows)
+                read = partial(iter_pieces, file, number, max_rows=PIECE_ROWS)
+                group = Group(split, f"row group {number}", position, num_rows, read)
+                yield from iter_rows(group, present, id_name, max_rows)
+                position += num_rows
 
 
 def open_parquet(spec: JobSpec, found: InputFiles) -> ParquetSource:
@@ -94,22 +96,21 @@ def _open_parquet(location: Location, handle: Any) -> pq.ParquetFile:
         _ = file.schema_arrow  # where a damaged name or type shows
         return file
     except (*STORAGE_ERRORS, ValueError) as error:
+        if not is_damage(error):
+            raise InputError(f"{location}: cannot be read: {reason(error)}. Run the job again") from None
         raise InputError(
             f"{location}: not a Parquet file, or cut short: {reason(error)}. "
             "Write it again or take it out of input.path"
         ) from None
 
 
-def _pieces(
-    file: pq.ParquetFile, split: ParquetSplit, group: int, names: Sequence[str], max_rows: int
-) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from iter_pieces(file, group, names, max_rows)
-    except (*STORAGE_ERRORS, ValueError) as error:
+def _check_unchanged(location: Location, file: pq.ParquetFile, number: int, num_rows: int) -> None:
+    found = file.metadata.row_group(number).num_rows if number < file.num_row_groups else 0
+    if found != num_rows:
         raise InputError(
-            f"{split.location}: row group {group} cannot be read: {reason(error)}. If the file is damaged, write it "
-            "again or take it out of input.path; if the storage failed, run the job again"
-        ) from None
+            f"{location}: row group {number} has {found} rows, and had {num_rows} when the job began: the file has "
+            "changed. Run the job again"
+        )
 
 
 def check_ids(file: InputFile, footer: pq.FileMetaData, column: str, name: str | None, columns: pa.Schema) -> None:

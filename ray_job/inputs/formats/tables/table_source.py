@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,6 +43,10 @@ class TableSplit(FileSplit):
         """Columns that have one value in all the file, as text; here of its `key=value` folders."""
         return hive_values(self.name)
 
+    def held_name(self, column: str) -> str:
+        """What the file calls a column."""
+        return column
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -51,13 +55,14 @@ class Rows:
     batch: pa.RecordBatch  # the columns asked for that there are
     made_ids: pa.Array | None = None  # text; None: `name#position`
     errors: pa.Array | None = None  # of ERROR_TYPE, null for a good row
+    problem: RowError | None = None  # why they could not be read, all of them; the batch has their ids, or no column
 
     def first(self, num_rows: int) -> Rows:
         """The first of them."""
         if num_rows >= self.batch.num_rows:
             return self
-        parts = (self.batch, self.made_ids, self.errors)
-        return Rows(*(None if part is None else part.slice(0, num_rows) for part in parts))
+        parts = {"batch": self.batch, "made_ids": self.made_ids, "errors": self.errors}
+        return replace(self, **{name: part.slice(0, num_rows) for name, part in parts.items() if part is not None})
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class TableSource(Source):
         made = rows.made_ids
         if made is None:
             made = pa.array([f"{split.name}#{position + row}" for row in range(batch.num_rows)], pa.string())
-        errors: list[RowError | None] = [None] * batch.num_rows
+        errors: list[RowError | None] = [rows.problem] * batch.num_rows
         columns = []
         for field in map(carried_field, self.columns):
             read, problems = _column(batch, field, split)
@@ -111,20 +116,26 @@ class TableSource(Source):
             columns.append(column)
             _note(errors, is_bad, f"column {field.name!r} holds text that is not UTF-8")
             _note(errors, problems, f"column {field.name!r} is {field.type} in other files, and this value cannot be")
-        ids = made if self.id_column is None else self._ids(batch, split, made, errors)
+        ids = made if self.id_column is None else self._ids(rows, split, made, errors)
         table = self.table([ids, *columns], errors)
         if rows.errors is None:
             return table
         found = pc.coalesce(rows.errors, table.column(-1).combine_chunks())
         return table.set_column(table.num_columns - 1, pa.field(READ_ERROR, ERROR_TYPE), found)
 
-    def _ids(self, batch: pa.RecordBatch, split: TableSplit, made: pa.Array, errors: list[RowError | None]) -> pa.Array:
+    def _ids(self, rows: Rows, split: TableSplit, made: pa.Array, errors: list[RowError | None]) -> pa.Array:
         """The id column's values; a text that is null is replaced by the made id, and is that row's error."""
         assert self.id_column is not None
-        ids, _ = text_checked(_column(batch, carried_field(self.id_field).with_name(self.id_column), split)[0])
+        ids, _ = text_checked(_column(rows.batch, carried_field(self.id_field).with_name(self.id_column), split)[0])
         if not ids.null_count:
             return ids
         if not is_text(self.id_field.type):
+            if rows.problem is not None:
+                raise InputError(
+                    f"{split.location}: {rows.problem.message}. Its column {self.id_column!r}, the input.id_column, is "
+                    f"damaged too, and an id of type {self.id_field.type} cannot be made up: repair the file or take "
+                    "it out of input.path, or name another column"
+                )
             row = ids.is_null().index(True).as_py()
             raise null_id(split.location, self.id_column, f" in the row {made[row].as_py()!r}")
         problem = f"column {self.id_column!r}, the input.id_column, is null or not UTF-8"

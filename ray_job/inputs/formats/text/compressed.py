@@ -30,15 +30,22 @@ class Decompressed(AbstractContextManager["Decompressed"]):
         self._open = ExitStack()
         self._stream = self._opened()
         self._place = 0
-        self.damage: str | None = None  # once what is before it is read
+        self.cause: str | None = None  # what is wrong there, once what is before it is read
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
+    @property
+    def damage(self) -> str | None:
+        """What its row says of the break, once what is before it is read."""
+        if self.cause is None:
+            return None
+        return f"{DAMAGED} ({self.cause}). What may have followed is not read; compress or fetch it again"
+
     def read(self, size: int) -> bytes:
         """At most so many bytes, none at the end or at the break."""
         data = bytearray()
-        while len(data) < size and self.damage is None:
+        while len(data) < size and self.cause is None:
             step = self._step(min(_STEP_BYTES, size - len(data)))
             if not step:
                 break
@@ -68,7 +75,7 @@ class Decompressed(AbstractContextManager["Decompressed"]):
         except STORAGE_ERRORS as error:
             if not _OF_THE_FILE.search(str(error)):
                 raise
-            self.damage = f"{DAMAGED} ({reason(error)}). What may have followed is not read; compress or fetch it again"
+            self.cause = reason(error)
         return bytes(data)
 
     def _opened(self) -> Any:

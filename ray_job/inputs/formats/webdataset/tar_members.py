@@ -14,12 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ray_job.errors import InputError
+from ray_job.inputs.formats.text.compressed import Decompressed
+from ray_job.storage.heads import read_head
 from ray_job.storage.places import STORAGE_ERRORS, Location, open_input, reason
 
 BLOCK = 512
 _LOCAL_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 8 * 2**10, 2**20  # a request to a bucket costs as much as a MiB of it
 _SKIP_BYTES = 2**20
 _MAX_NAME_BYTES = 2**20
+_MAX_DIGITS = 18
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
@@ -47,11 +51,16 @@ class BrokenTarError(Exception):
 
 
 class TarReader:
-    """Bytes of an archive, asked for from front to back."""
+    """Bytes of an archive, asked for from front to back.
 
-    def __init__(self, stream: Any, size: int | None) -> None:
-        self._stream = stream
-        self._size = size  # None: the stream cannot seek
+    Args:
+        location: for messages.
+        stream: a `Decompressed`, or a file that can seek.
+        size: of the file; None for what is decompressed.
+    """
+
+    def __init__(self, location: Location, stream: Any, size: int | None) -> None:
+        self._location, self._stream, self._size = location, stream, size
         self._place = 0
 
     @property
@@ -63,14 +72,19 @@ class TarReader:
         """The bytes from an offset on; fewer at the end.
 
         Raises:
-            BrokenTarError: there is no such place any more, or it cannot be read.
+            BrokenTarError: it is compressed, and breaks there.
+            InputError: the storage fails.
         """
+        if self._size is not None:
+            num_bytes = max(0, min(num_bytes, self._size - offset))
         try:
             self._move(offset)
-            data = bytes(self._stream.read(num_bytes))
+            data = bytes(self._stream.read(num_bytes)) if num_bytes else b""
         except STORAGE_ERRORS as error:
-            raise BrokenTarError(offset, reason(error)) from None
+            raise self._failed(error) from None
         self._place += len(data)
+        if len(data) < num_bytes:
+            self._check_unbroken()
         return data
 
     def check_end(self, offset: int, name: str) -> None:
@@ -78,18 +92,22 @@ class TarReader:
 
         Raises:
             BrokenTarError: it does not.
+            InputError: the storage fails.
         """
-        try:
-            if self._size is None:
+        end = self._size
+        if end is None:
+            try:
                 self._move(offset)
-            is_there = self._place >= offset if self._size is None else self._size >= offset
-        except STORAGE_ERRORS as error:
-            raise BrokenTarError(offset, reason(error)) from None
-        if not is_there:
+            except STORAGE_ERRORS as error:
+                raise self._failed(error) from None
+            end = self._place
+        if end < offset:
+            self._check_unbroken()
             raise BrokenTarError(offset, f"it ends within {name!r}")
 
     def _move(self, offset: int) -> None:
         if self._size is not None:
+            offset = min(offset, self._size)
             if offset != self._place:
                 self._stream.seek(offset)
             self._place = offset
@@ -100,6 +118,14 @@ class TarReader:
                 return
             self._place += passed
 
+    def _check_unbroken(self) -> None:
+        if isinstance(self._stream, Decompressed) and self._stream.cause is not None:
+            raise BrokenTarError(self._place, self._stream.cause)
+
+    def _failed(self, error: Exception) -> InputError:
+        """Where bytes are stored as they are, and not decoded, it is the storage that fails."""
+        return InputError(f"{self._location}: cannot be read: {reason(error)}. Run the job again")
+
 
 @contextmanager
 def open_tar(location: Location) -> Iterator[TarReader]:
@@ -108,17 +134,23 @@ def open_tar(location: Location) -> Iterator[TarReader]:
     Raises:
         InputError: it cannot be opened.
     """
-    with open_input(location) as handle:
-        head = handle.read(4)
-        codec = next((codec for magic, codec in _CODECS.items() if head.startswith(magic)), None)
+    head = read_head(location, 4)
+    codec = next((codec for magic, codec in _CODECS.items() if head.startswith(magic)), None)
     if codec is not None:
-        with location.filesystem.open_input_stream(location.path, compression=codec) as stream:
-            yield TarReader(stream, None)
+        with _decompressed(location, codec) as stream:
+            yield TarReader(location, stream, None)
         return
     with open_input(location) as handle:
         buffered = io.BufferedReader(handle, _LOCAL_BUFFER_BYTES if location.is_local else _REMOTE_BUFFER_BYTES)
-        yield TarReader(buffered, handle.size())
+        yield TarReader(location, buffered, handle.size())
         buffered.detach()
+
+
+def _decompressed(location: Location, codec: str) -> Decompressed:
+    try:
+        return Decompressed(location, codec)
+    except STORAGE_ERRORS as error:
+        raise InputError(f"{location}: cannot be opened: {reason(error)}. Run the job again") from None
 
 
 def iter_members(reader: TarReader, offset: int = 0, stop: int | None = None) -> Iterator[Member]:
@@ -142,13 +174,15 @@ def iter_members(reader: TarReader, offset: int = 0, stop: int | None = None) ->
         info = _header(block, offset)
         is_ended = False
         length = info.size if size is None else size
+        if length < 0:  # or the walk would go back, and in a circle
+            raise BrokenTarError(start, f"{info.name!r} has a size below zero")
         data, offset = offset + BLOCK, offset + BLOCK + -(-length // BLOCK) * BLOCK
         if info.type == tarfile.GNUTYPE_LONGNAME:
             name = _text(reader.read(data, _bounded(length, data)))
         elif info.type in _PAX:
             records = _pax_records(reader.read(data, _bounded(length, data)))
             name = _text(records[b"path"]) if b"path" in records else name
-            size = int(records[b"size"]) if b"size" in records else size
+            size = _size(records[b"size"], start) if b"size" in records else size
         elif info.type not in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
             shown = info.name if name is None else name
             is_file, is_folder = info.type in _FILES, info.type == tarfile.DIRTYPE
@@ -172,6 +206,12 @@ def _bounded(length: int, offset: int) -> int:
     if length > _MAX_NAME_BYTES:
         raise BrokenTarError(offset, f"a name of {length} bytes")
     return length
+
+
+def _size(digits: bytes, offset: int) -> int:
+    if not digits.isdigit() or len(digits) > _MAX_DIGITS:
+        raise BrokenTarError(offset, "a size that is no number")
+    return int(digits)
 
 
 def _text(data: bytes) -> str:

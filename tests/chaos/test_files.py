@@ -1,4 +1,4 @@
-"""Text files of 10,000 rows whose driver is killed: they go on where they were, row by row."""
+"""Files of 10,000 rows whose driver is killed: they go on where they were, row by row; one has a damaged row group."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from .harness import Machines, call, make_job
@@ -35,7 +37,20 @@ def as_array(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-@pytest.mark.parametrize("written", [as_csv, as_array])
+def as_damaged_parquet(path: Path) -> Path:
+    """Three row groups of ten cannot be read: in one of them the ids cannot either."""
+    path = path.with_suffix(".parquet")
+    table = pa.table({"n": [f"{row:05}" for row in range(NUM_ROWS)], "question": questions()})
+    pq.write_table(table, path, row_group_size=NUM_ROWS // 10, write_page_checksum=True)
+    content, footer = bytearray(path.read_bytes()), pq.read_metadata(path)
+    for group, column in ((0, 1), (4, 0), (9, 1)):
+        start = footer.row_group(group).column(column).data_page_offset + 200
+        content[start : start + 50] = bytes(50)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("written", [as_csv, as_array, as_damaged_parquet])
 def test_a_killed_driver_loses_and_doubles_no_row_of(
     tmp_path: Path, machines: Machines, written: Callable[[Path], Path]
 ) -> None:
@@ -46,6 +61,8 @@ def test_a_killed_driver_loses_and_doubles_no_row_of(
     job.spec["output"]["part_rows"] = 128
     expected = job.expected()
     assert len(expected) == NUM_ROWS
+    num_lost = sum(code == "row_malformed" for _, _, code in expected.values())
+    assert num_lost == (3 * NUM_ROWS // 10 if written is as_damaged_parquet else 0)
     driver = job.start()
     driver.wait_until(lambda: job.num_committed() >= NUM_COMMITTED)
     committed = job.num_committed()
