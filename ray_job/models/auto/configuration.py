@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from ray_job.errors import ModelError
 from ray_job.models.json_file import read_json_object
 
 FILE = "config.json"
+_OLDEST_RELEASE = (5, 23)  # of transformers; vLLM's environment has an older one, where only its processors are used
 _OWN_WEIGHTS = "transformers_weights"  # names another file, which may be a pickle or lie elsewhere
 
 
@@ -25,17 +27,28 @@ def model_type(folder: Path) -> str:
     raise ModelError(f"{folder / FILE} gives {said}; give the folder of a whole model, as its authors published it")
 
 
+def check_release(version: str) -> None:
+    """Raises ModelError unless this release of transformers is one whose models have been run here, such as 5.24.0."""
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < _OLDEST_RELEASE:
+        raise ModelError(
+            f"transformers {version} is too old for its models to be run here; install transformers>="
+            f"{'.'.join(map(str, _OLDEST_RELEASE))}, or set batching.engine: vllm"
+        )
+
+
 def read_config(folder: Path) -> Any:
     """The library's configuration of a vision-language model.
 
     Raises:
-        ModelError: the file is broken, the library does not know the type, or knows it as something else.
+        ModelError: the file is broken, the library does not know the type, or knows it as something else, or its
+            release is too old.
     """
     import transformers
     from transformers import CONFIG_MAPPING, AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     path, kind = folder / FILE, model_type(folder)
+    check_release(transformers.__version__)
     content = read_json_object(path)
     if kind not in CONFIG_MAPPING:
         code = ". Python code that comes with a model is never run" if "auto_map" in content else ""

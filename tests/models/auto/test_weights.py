@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ray_job.errors import ModelError
 from ray_job.models.auto import weights
+from ray_job.models.auto.configuration import check_release
 from tests.models.auto.families import FAMILIES, write
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -49,6 +50,14 @@ def change(folder: Path, changed: Callable[[dict[str, Tensor]], Mapping[str, Ten
 def configure(folder: Path, **fields: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def test_a_release_whose_models_were_not_run_here_is_refused() -> None:
+    for version in ("5.23.0", "5.30.1", "6.0.0.dev0"):
+        check_release(version)
+    for version in ("5.22.4", "5.9.0", "4.57.1"):
+        with pytest.raises(ModelError, match=re.escape(f"transformers {version} is too old")):
+            check_release(version)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
