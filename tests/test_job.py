@@ -90,6 +90,7 @@ def output_rows(out: Path) -> list[dict[str, Any]]:
     return [row for folder in folders for row in pq.read_table(folder).to_pylist()]
 
 
+@pytest.mark.slow
 def test_every_type_that_parquet_holds_passes_through(tmp_path: Path) -> None:
     kept = columns()
     table = pa.table({"id": ["a", "b", "c"], **kept})
@@ -259,6 +260,7 @@ def test_workers_the_cluster_cannot_hold_are_refused_at_once(tmp_path: Path) -> 
     assert {path.name for path in tmp_path.glob("[ab]/*")} <= {".lock"}
 
 
+@pytest.mark.slow
 def test_actors_compute_as_the_manifest_says(tmp_path: Path) -> None:
     make_pictures(tmp_path / "in", 12, 0, seed=6)
     asked = {"model": {"path": "builtin:demo"}, "generation": {"max_new_tokens": 2}, "batching": {"block_rows": 4}}

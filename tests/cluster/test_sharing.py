@@ -53,7 +53,7 @@ def test_the_ray_that_is_used_already_comes_before_the_one_that_ray_address_name
     assert run(job(tmp_path / "job", 16)) == 16
 
 
-@pytest.mark.parametrize("work", [*ENDINGS[:2], pytest.param(ENDINGS[2], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("work", [ENDINGS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in ENDINGS[1:])])
 def test_a_job_leaves_the_process_of_a_ray_user_as_it_was(
     work: Callable[[Path], None], local_ray: None, an_alarm: None, tmp_path: Path
 ) -> None:
@@ -89,6 +89,7 @@ class Holder:
         return True
 
 
+@pytest.mark.slow
 def test_what_other_work_holds_is_said_and_waited_for(
     local_ray: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

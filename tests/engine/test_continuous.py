@@ -89,7 +89,7 @@ def by_key(results: Sequence[Result]) -> dict[int, tuple[object, ...]]:
     return {result.key: essence(result) for result in results}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     options=ENGINES,
@@ -163,7 +163,7 @@ SHORTAGES = st.sampled_from(
 )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     options=ENGINES,

@@ -250,7 +250,7 @@ LAYERS = st.lists(
 PARTS = st.lists(st.one_of(st.integers(1, 4), st.sampled_from([SMALL, WIDE, LARGE])), min_size=1, max_size=9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     layers=LAYERS,
     blocks=st.sampled_from(["pictures", "pictures", "prompt", "none"]),

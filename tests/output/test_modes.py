@@ -69,6 +69,7 @@ def place(tmp_path: Path) -> Workplace:
     return Workplace(tmp_path)
 
 
+@pytest.mark.slow
 def test_append_does_the_new_rows_of_a_grown_folder_and_of_a_file_of_its_own(place: Workplace) -> None:
     place.rows("a.parquet", range(20))
     place.run()
@@ -108,6 +109,7 @@ def test_rows_with_pictures_are_appended_too(place: Workplace) -> None:
     assert place.verified()
 
 
+@pytest.mark.slow
 def test_the_same_id_twice_is_two_rows_and_is_reported(place: Workplace) -> None:
     place.rows("a.parquet", [1, 2, 2, 3, 2, 3], [f"question {row}" for row in range(6)])
     report = place.run()
@@ -197,6 +199,7 @@ def test_what_can_change_an_answer_is_refused_and_what_cannot_is_not(place: Work
     assert place.verified()
 
 
+@pytest.mark.slow
 def test_overwriting_removes_our_files_only(place: Workplace) -> None:
     place.rows("a.parquet", range(20))
     place.run()

@@ -10,7 +10,7 @@ from tests.models.auto.library_rows import Family, family, few
 from tests.models.auto.settings import SETTINGS, answers
 
 # One of each kind: windows, three axes of positions, deep-stack, tiles, tables of patches, blocks of tokens.
-EVERY_TIME = {"llava_next_mistral_window", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "paligemma", "mistral3"}
+EVERY_TIME = {"llava_next_mistral_window", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma"}
 
 
 @pytest.mark.parametrize(

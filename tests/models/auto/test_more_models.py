@@ -18,7 +18,7 @@ from tests.models.auto.models_alone import MODELS
 from tests.models.auto.settings import SETTINGS, answers
 from tests.models.auto.test_gate import HALF, rows
 
-EVERY_TIME = {"gemma4", "paligemma2", "qwen3_vl_moe", "cohere2_vision"}
+EVERY_TIME = {"gemma4", "paligemma2"}
 DECODERS_EVERY_TIME = {"gemma2", "mixtral", "granite"}
 
 
