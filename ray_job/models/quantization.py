@@ -6,14 +6,13 @@ answer depends on its row alone, as without. Only quantising itself imports torc
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ray_job.errors import ModelError, first_line
 from ray_job.models.json_file import read_json_object
+from ray_job.models.quiet import quiet_torchao
 from ray_job.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def quantize_layers(layers: nn.Module, kind: Quantization, dtype: torch.dtype, d
     """
     from torch import nn
 
-    with _quiet():
+    with quiet_torchao():
         try:
             from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
             from torchao.quantization import quantize_ as quantize_layer
@@ -118,17 +117,3 @@ def check_once(model: ModelSpec, file: Path) -> None:
             f"model.{changes[0]}: {file} says that the weights are quantised already, by {method}; leave "
             f"model.{changes[0]} out, or {ORIGINAL}"
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torchao's warnings that its kernels for other machines do not load here: none of them is used."""
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
 import ray_job
@@ -33,6 +37,19 @@ def test_its_files_are_those_that_training_writes(tmp_path: Path) -> None:
 def test_its_weights_are_bfloat16() -> None:
     with safe_open(FOLDER / "model.safetensors", framework="pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118 – no mapping
+
+
+@pytest.mark.data  # torchao, which transformers imports, is there and would say what of it does not load
+def test_a_job_over_it_is_checked_without_a_word_of_other_libraries(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (90, 60), "red").save(tmp_path / "in" / "a.png")
+    fields = {"input": {"path": str(tmp_path / "in")}, "output": {"path": str(tmp_path / "out")}}
+    fields |= {"model": {"path": "builtin:demo-llava-next"}, "prompt": {"template": "What is it?"}}
+    (tmp_path / "job.json").write_text(json.dumps(fields))
+    command = [sys.executable, "-m", "ray_job", "validate", str(tmp_path / "job.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "valid; 1 row" in done.stdout
+    assert done.stderr == ""
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from ray_job.models.auto.tokenizer import ChatTokenizer, Piece, Shown
 from ray_job.models.auto.torchless import without_torch
 from ray_job.models.json_file import read_json_object
 from ray_job.models.processor import Placeholder, PreparedPicture, check_tags
+from ray_job.models.quiet import quiet_torchao
 from ray_job.prompts.parts import ImageTag, Message, Part, Special, Text
 
 _OTHER_MEDIA = ("video_token", "audio_token")
@@ -174,7 +175,7 @@ class LibraryProcessor:
 
     @cached_property
     def _library(self) -> Any:
-        with without_torch() if self._torchless else nullcontext():
+        with quiet_torchao(), without_torch() if self._torchless else nullcontext():
             return library.load_processor(self.folder, self.options)
 
     @cached_property
