@@ -1,6 +1,7 @@
 """Rows like users' own, made from a seed: what is asked, of which pictures, and how long the answers are.
 
-Pictures are noise of the size that the picture processor would give; their content changes no timing.
+Pictures are noise of the size that Phi-3-Vision's processor would give; their content changes no timing. A subclass
+makes those of another model.
 """
 
 from __future__ import annotations
@@ -95,8 +96,7 @@ class Workload:
         """4 to 128 tokens; half of the answers have fewer than 10, the mean is 21."""
         return int(4 * 32 ** (self._rng.random() ** 2) + 0.5)
 
-    @staticmethod
-    def _num_tokens(shown: Picture) -> int:
+    def _num_tokens(self, shown: Picture) -> int:
         height, width, _ = shown.arrays[PIXELS].shape
         return num_image_tokens(height // 336, width // 336)
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.rows import Sample
 
 PEERS = {"vllm": "vLLM", "openvino": "OpenVINO GenAI"}
@@ -55,9 +54,9 @@ class Peer:
     Args:
         name: a key of PEERS.
         python: the interpreter of an environment with the peer, numpy, Pillow and torch.
-        checkpoint: folder of a Phi-3-Vision model.
+        checkpoint: folder of the model.
         dtype: by torch's name.
-        num_crops: most crops of a picture.
+        num_crops: most crops of a picture of Phi-3-Vision; None for another model, whose pictures the peer prepares.
         threads: how many cores it may use.
         folder: for the requests and answers.
     """
@@ -66,9 +65,10 @@ class Peer:
     python: Path
     checkpoint: Path
     dtype: str
-    num_crops: int
+    num_crops: int | None
     threads: int
     folder: Path
+    image_token: int | None = None  # of another model: what the peer wants in a picture's place, once
 
     def run(self, samples: Sequence[Sample], warm_up: Sequence[Sample]) -> PeerResult:
         """Answers every sample in full. Raises PeerError."""
@@ -88,7 +88,8 @@ class Peer:
         for stale in pictures.iterdir():
             stale.unlink()
         for picture in {picture.digest: picture for each in (*samples, *warm_up) for picture in each.pictures}.values():
-            np.save(pictures / f"{picture.digest.hex()}.npy", picture.arrays[PIXELS])
+            (pixels_HWC,) = picture.arrays.values()
+            np.save(pictures / f"{picture.digest.hex()}.npy", pixels_HWC)
         model = self.folder / "model"
         if not model.exists():
             model.symlink_to(self.checkpoint.resolve(), target_is_directory=True)
@@ -101,10 +102,20 @@ class Peer:
             "max_model_len": longest if longest > 4096 else 4096,
             "max_num_seqs": 32,
             "max_pictures": max(len(each.pictures) for each in samples),
-            "warm_up": [_row(each) for each in warm_up],
-            "rows": [_row(each) for each in samples],
+            "warm_up": [self._row(each) for each in warm_up],
+            "rows": [self._row(each) for each in samples],
         }
         (self.folder / "request.json").write_text(json.dumps(request))
+
+    def _row(self, sample: Sample) -> dict[str, Any]:
+        """A sample as JSON."""
+        ids, image_token = placeholders_once(sample.input_ids), self.image_token
+        return {
+            "key": sample.key,
+            "input_ids": ids if image_token is None else [image_token if each < 0 else each for each in ids],
+            "pictures": [picture.digest.hex() for picture in sample.pictures],
+            "max_new_tokens": sample.params.max_new_tokens,
+        }
 
     def _environment(self) -> dict[str, str]:
         if self.name == "vllm":
@@ -159,16 +170,6 @@ def run_logged(command: Sequence[str], environment: Mapping[str, str], log: Path
 def placeholders_once(ids: Sequence[int]) -> list[int]:
     """A prompt with each picture's run of placeholders as one."""
     return [token for place, token in enumerate(ids) if token >= 0 or place == 0 or ids[place - 1] != token]
-
-
-def _row(sample: Sample) -> dict[str, Any]:
-    """A sample as JSON."""
-    return {
-        "key": sample.key,
-        "input_ids": placeholders_once(sample.input_ids),
-        "pictures": [picture.digest.hex() for picture in sample.pictures],
-        "max_new_tokens": sample.params.max_new_tokens,
-    }
 
 
 def _last_error(log: Path) -> str | None:
