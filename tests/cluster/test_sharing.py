@@ -22,6 +22,7 @@ from .small_jobs import ENDINGS, job, leaves_as_it_was, run, run_side_by_side
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
+@pytest.mark.slow
 def test_jobs_on_threads_share_the_ray_that_is_there(local_ray: None, tmp_path: Path) -> None:
     before = vars(DataContext.get_current()).copy()
     assert run_side_by_side(tmp_path, (96, 400)) == [96, 400]

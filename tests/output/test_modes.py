@@ -124,6 +124,7 @@ def test_the_same_id_twice_is_two_rows_and_is_reported(place: Workplace) -> None
     assert place.verified()
 
 
+@pytest.mark.slow
 def test_a_part_of_the_rows_first_and_the_rest_later(place: Workplace) -> None:
     place.rows("a.parquet", range(40))
     place.run(input={"limit": 10})

@@ -130,7 +130,10 @@ def test_a_checkpoint_in_fp8_is_whole_again_where_there_is_no_gpu(tmp_path: Path
             {"quant_method": "gptq", "bits": 4},
             r"quantised by gptq, and the library cannot read them here: .*pip install",
         ),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, r"quantised by bitsandbytes, .*requires .*pip install"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True},
+            r"quantised by bitsandbytes, .*requires .*pip install",
+        ),
         ({"quant_method": "compressed-tensors", "config_groups": {}}, r"compressed-tensors.*pip install"),
         ({"quant_method": "homemade"}, r"quantised by homemade, which the library does not know"),
         ({"bits": 4}, r"quantised by an unknown method"),
