@@ -369,7 +369,7 @@ def _generation_failed(error: Exception) -> RowError:
 
 
 def _out_of_memory(reason: str) -> RowError:
-    advice = "lower max_new_tokens, model.num_crops or the pictures per row"
+    advice = "lower max_new_tokens, the pictures per row, or their tokens (model.num_crops or model.processor_options)"
     return RowError(
         ErrorCode.OUT_OF_MEMORY, f"the row alone does not fit in memory ({reason}); {advice}", Stage.GENERATE
     )

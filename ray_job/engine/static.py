@@ -187,6 +187,9 @@ class _Batch:
 
 def _row_error(failure: Exception) -> RowError:
     if is_out_of_memory(failure):
-        message = "the row alone does not fit in memory; lower max_new_tokens, model.num_crops or the pictures per row"
+        message = (
+            "the row alone does not fit in memory; lower max_new_tokens, the pictures per row, or their tokens "
+            "(model.num_crops or model.processor_options)"
+        )
         return RowError(ErrorCode.OUT_OF_MEMORY, message, Stage.GENERATE)
     return RowError(ErrorCode.GENERATION_FAILED, f"{type(failure).__name__}: {failure}", Stage.GENERATE)

@@ -143,7 +143,7 @@ def _loaded(spec: ModelSpec, placement: Placement) -> Any:
     if placement.device == "cpu":
         cast_where_slow(model)
     if spec.quantization is not None:
-        quantize_layers(_decoder_layers(model), spec.quantization, computing_dtype(model), placement.device)
+        quantize_layers(decoder_layers(model), spec.quantization, computing_dtype(model), placement.device)
         model.to(placement.device)
     return model
 
@@ -158,7 +158,8 @@ def _load_weights(folder: Path, dtype: torch.dtype, device: str, attention: Atte
     return library_weights.load(folder, dtype=dtype, device=device, attention=attention)
 
 
-def _decoder_layers(model: Any) -> Any:
+def decoder_layers(model: Any) -> Any:
+    """The layers of a model's decoder, without embeddings, head and vision tower; ours or the library's."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.model
     return getattr(decoder, "layers", decoder)
 

@@ -17,7 +17,7 @@ from ray_job.errors import ModelError
 from ray_job.models.adapters import merge_adapter
 from ray_job.models.auto import weights
 from ray_job.models.auto.gate import fit
-from ray_job.models.loading import _decoder_layers
+from ray_job.models.loading import decoder_layers
 from ray_job.models.quantization import check_once, is_quantized, quantize_layers
 from ray_job.spec import ModelSpec
 from tests.models.auto.families import FAMILIES, make, write
@@ -49,7 +49,7 @@ def test_an_adapter_merged_equals_it_live(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_decoders_linear_layers_and_no_others(name: str) -> None:
     _, model = make(name)
-    own = set(_decoder_layers(model).modules())
+    own = set(decoder_layers(model).modules())
     linears = {key: module for key, module in model.named_modules() if isinstance(module, nn.Linear)}
     chosen = {key for key, module in linears.items() if module in own}
     assert chosen == {key for key in linears if not any(other in key for other in OTHERS)}
@@ -65,7 +65,7 @@ def test_8_bits_in_the_continuous_engine(name: str, kind: Any) -> None:
     made = family(name)
     _, whole = make(name)
     _, model = make(name)
-    quantize_layers(_decoder_layers(model), kind, torch.float32, "cpu")
+    quantize_layers(decoder_layers(model), kind, torch.float32, "cpu")
     with torch.no_grad():
         found, expected = (each(input_ids=IDS).logits for each in (model, whole))
     assert 1e-4 < (found - expected).norm() / expected.norm() < (0.05 if kind == "int8" else 0.3)
@@ -95,7 +95,7 @@ def test_a_checkpoint_of_torchao(tmp_path: Path) -> None:
     )
     model = weights.load(tmp_path / "quantised", dtype=torch.float32)
     here = weights.load(tmp_path / "whole", dtype=torch.float32)
-    quantize_layers(_decoder_layers(here), "int8", torch.float32, "cpu")
+    quantize_layers(decoder_layers(here), "int8", torch.float32, "cpu")
     assert sum(map(is_quantized, model.parameters())) == sum(map(is_quantized, here.parameters())) == 21
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=IDS).logits, here(input_ids=IDS).logits, rtol=0, atol=1e-4)
