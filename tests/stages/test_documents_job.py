@@ -17,6 +17,7 @@ from ray_job.storage.places import locate
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("local_ray")
 def test_every_page_of_every_document_is_accounted_for(tmp_path: Path) -> None:
