@@ -28,7 +28,7 @@ from PIL import Image
 
 from ray_job.bench.baselines import BATCH_ROWS, Answers
 from ray_job.bench.engine import VOCABULARY, commit, cpu_name
-from ray_job.bench.peers.peer import Peer, named_python
+from ray_job.bench.peers.peer import Peer, PeerError, named_python
 from ray_job.bench.workloads import MAKERS, Workload
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import run
@@ -173,7 +173,11 @@ def _measured(arguments: argparse.Namespace, folder: Path, scratch: Path) -> dic
         }
     for name, python in arguments.peer:
         peer = Peer(name, python, folder, arguments.dtype, None, arguments.threads, scratch / name, token)
-        result = peer.run(rows, warm_up=others)
+        try:
+            result = peer.run(rows, warm_up=others)
+        except PeerError as error:
+            print(f"{name:10}failed: {error}", flush=True)
+            continue
         found[name] = {"seconds": result.seconds, "answers": result.answers, "version": result.version}
     return found
 
