@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ray_job.bench.baselines import BATCH_ROWS, Answers
 from ray_job.bench.engine import VOCABULARY, commit, cpu_name
@@ -127,6 +129,16 @@ def write_checkpoint(folder: Path) -> None:
     )
     torch.manual_seed(0)
     LlavaNext(config).save_pretrained(folder)
+    _name_as_published(folder / "model.safetensors")
+
+
+def _name_as_published(file: Path) -> None:
+    """The library has come to save towers without `vision_model`; published checkpoints and vLLM have it."""
+    renamed = {
+        re.sub(r"vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name): tensor
+        for name, tensor in load_file(file).items()
+    }
+    save_file(renamed, file, {"format": "pt"})
 
 
 class _Rows(Workload):
