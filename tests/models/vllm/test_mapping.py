@@ -48,6 +48,8 @@ def placement(gpus: float = 0.0) -> Placement:
         ({"batching": {"engine_options": {"trust_remote_code": True}}}, "code from a model's folder is never run"),
         ({"batching": {"engine_options": {"data_parallel_size": 2}}}, "raise workers.min_actors"),
         ({"model": {"attention": "eager"}}, "model.attention is eager, and vLLM has its own"),
+        ({"model": {"adapter": "tuned"}}, "model.adapter: vLLM loads the checkpoint as it is"),
+        ({"model": {"quantization": "int8"}}, "model.quantization: vLLM quantizes by itself"),
         ({"generation": {"temperature": 3}}, "generation.temperature is 3, and vLLM takes at most 2"),
         ({"workers": {"gpus_per_actor": 1.5}}, "allowed: 0 to 1, and with batching.engine: vllm 2, 3, …"),
         ({"batching": {"engine": "continuous"}, "workers": {"gpus_per_actor": 2}}, "set batching.engine: vllm"),
