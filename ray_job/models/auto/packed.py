@@ -27,6 +27,7 @@ from ray_job.models.auto.inspection import inspect_layers
 from ray_job.models.auto.normalization import Normalization
 from ray_job.models.auto.unfit import Unfit
 from ray_job.models.casting import computing_dtype
+from ray_job.models.picture_places import check_ids, with_features
 from ray_job.rows import Picture
 
 
@@ -125,12 +126,9 @@ class PackedAuto:
 
         Raises ValueError where placeholders and features do not match, or an id is outside the vocabulary.
         """
-        self._check_ids(input_ids_L, features)
+        check_ids(input_ids_L, features, self._embedding.num_embeddings)
         embeds_LW = self.embed_tokens(input_ids_L.clamp_min(0).to(self.device))
-        if not features:
-            return embeds_LW
-        places = torch.cat([(input_ids_L == -number).nonzero()[:, 0] for number in range(1, len(features) + 1)])
-        return embeds_LW.index_copy(0, places.to(self.device), torch.cat(list(features)).to(embeds_LW))
+        return with_features(embeds_LW, input_ids_L, features)
 
     def embed_tokens(self, ids_T: Tensor) -> Tensor:
         """Ids of the vocabulary, int64 (T,) on the model's device and not looked at → (T, W)."""
@@ -176,12 +174,3 @@ class PackedAuto:
         ids_T = torch.zeros(2, dtype=torch.int64, device=self.device)
         positions_AT = torch.arange(2, device=self.device).expand(self.num_axes, -1)
         self._run(self.embed_tokens(ids_T), positions_AT, ids_T[:1], attend)
-
-    def _check_ids(self, ids_L: Tensor, features: Sequence[Tensor]) -> None:
-        size = self._embedding.num_embeddings
-        if len(ids_L) and int(ids_L.max()) >= size:
-            raise ValueError(f"token id {int(ids_L.max())} is outside the vocabulary of {size}")
-        found = torch.bincount(-ids_L[ids_L < 0], minlength=len(features) + 1).tolist()[1:]
-        expected = [len(each) for each in features]
-        if found != expected:
-            raise ValueError(f"placeholders by picture {found} do not match the features' lengths {expected}")

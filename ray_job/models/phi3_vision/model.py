@@ -26,6 +26,7 @@ from ray_job.models.phi3_vision.mask import additive, causal_mask, needs_window
 from ray_job.models.phi3_vision.preprocessor_config import CLIP_MEAN, CLIP_STD
 from ray_job.models.phi3_vision.rope import RopeTables
 from ray_job.models.phi3_vision.vision import PictureEmbedding
+from ray_job.models.picture_places import check_ids, with_features
 
 
 class Decoder(nn.Module):
@@ -119,21 +120,8 @@ class Phi3VisionModel(nn.Module):
         placeholders and features do not match or an id is outside the vocabulary.
         """
         ids_L = input_ids_L.cpu()
-        self._check_ids(ids_L, features)
-        embeds_LD: Tensor = self.model.embed_tokens(ids_L.clamp_min(0).to(self.device))
-        if not features:
-            return embeds_LD
-        places = [(ids_L == -number).nonzero()[:, 0] for number in range(1, len(features) + 1)]
-        places_T = torch.cat(places).to(self.device)
-        return embeds_LD.index_copy(0, places_T, torch.cat(list(features)).to(embeds_LD.dtype))
-
-    def _check_ids(self, ids_L: Tensor, features: Sequence[Tensor]) -> None:
-        if len(ids_L) and int(ids_L.max()) >= self.config.vocab_size:
-            raise ValueError(f"token id {int(ids_L.max())} is outside the vocabulary of {self.config.vocab_size}")
-        found = torch.bincount(-ids_L[ids_L < 0], minlength=len(features) + 1).tolist()[1:]
-        expected = [len(features_TD) for features_TD in features]
-        if found != expected:
-            raise ValueError(f"placeholders by picture {found} do not match the features' lengths {expected}")
+        check_ids(ids_L, features, self.config.vocab_size)
+        return with_features(self.model.embed_tokens(ids_L.clamp_min(0).to(self.device)), ids_L, features)
 
     def hidden_states(
         self,
