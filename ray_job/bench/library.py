@@ -32,13 +32,13 @@ from ray_job.bench.baselines import BATCH_ROWS, Answers
 from ray_job.bench.engine import VOCABULARY, commit, cpu_name
 from ray_job.bench.peers.peer import Peer, PeerError, named_python
 from ray_job.bench.workloads import MAKERS, Workload
+from ray_job.demo.training.llava_next.folder import read_processor
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import run
 from ray_job.models.auto import weights
-from ray_job.models.auto.configuration import read_config
+from ray_job.models.auto.configuration import image_token_id, read_config
 from ray_job.models.auto.gate import fit
 from ray_job.models.auto.normalization import Normalization
-from ray_job.models.auto.padded import image_token_id
 from ray_job.models.auto.probe_rows import probe_rows
 from ray_job.models.auto.processor import LibraryProcessor
 from ray_job.models.loading import model_folder
@@ -89,11 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_checkpoint(folder: Path) -> None:
     """A LLaVA-NeXT of random weights with the demo's tokenizer, as the library saves it."""
-    from transformers import AutoProcessor, CLIPVisionConfig, LlamaConfig, LlavaNextConfig
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig
     from transformers import LlavaNextForConditionalGeneration as LlavaNext
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-    demo: Any = AutoProcessor.from_pretrained(model_folder(ModelSpec(path="builtin:demo-llava-next")))  # type: ignore[no-untyped-call]
+    demo = read_processor(model_folder(ModelSpec(path="builtin:demo-llava-next")))
     demo.image_processor = LlavaNextImageProcessorPil(
         size={"shortest_edge": _SIDE}, crop_size={"height": _SIDE, "width": _SIDE}, image_grid_pinpoints=_GRIDS
     )
@@ -129,10 +129,10 @@ def write_checkpoint(folder: Path) -> None:
     )
     torch.manual_seed(0)
     LlavaNext(config).save_pretrained(folder)
-    _name_as_published(folder / "model.safetensors")
+    name_as_published(folder / "model.safetensors")
 
 
-def _name_as_published(file: Path) -> None:
+def name_as_published(file: Path) -> None:
     """The library has come to save towers without `vision_model`; published checkpoints and vLLM have it."""
     renamed = {
         re.sub(r"vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name): tensor
@@ -170,6 +170,7 @@ def _measured(arguments: argparse.Namespace, folder: Path, scratch: Path) -> dic
     """By runner: seconds and answers."""
     processor = LibraryProcessor.from_pretrained(folder)
     token = image_token_id(read_config(folder))
+    assert token is not None
     rows = MAKERS["long-tailed"](_Rows(arguments.seed, processor, token), arguments.rows)
     others = MAKERS["long-tailed"](_Rows(arguments.seed + 1, processor, token), 4)
     dtype = getattr(torch, arguments.dtype)
@@ -211,11 +212,9 @@ def _engine(folder: Path, dtype: torch.dtype, processor: LibraryProcessor) -> Ca
 
 
 def _generate(folder: Path, dtype: torch.dtype, processor: LibraryProcessor) -> Callable[[Sequence[Sample]], Answers]:
-    from transformers import AutoProcessor
-
     model = weights.load(folder, dtype=dtype)
-    library: Any = AutoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
-    token = image_token_id(model.config)
+    library, token = read_processor(folder), image_token_id(model.config)
+    assert token is not None
 
     @torch.inference_mode()
     def answer(rows: Sequence[Sample]) -> Answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,19 @@ def model_type(folder: Path) -> str:
         return found
     said = "no model_type" if found is None else f"{found!r:.80} as model_type"
     raise ModelError(f"{folder / FILE} gives {said}; give the folder of a whole model, as its authors published it")
+
+
+def image_token_id(config: Any) -> int | None:
+    """What a model's prompt has in the places of a picture's features; None where its configuration does not say."""
+    stated = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    return next((value for value in stated if isinstance(value, int)), None)
+
+
+def rope_types(text: Any) -> set[str]:
+    """How the rotary factors of a decoder's layers are made, by its configuration."""
+    parameters = getattr(text, "rope_parameters", None) or {}
+    by_layer = [each for each in parameters.values() if isinstance(each, Mapping)]
+    return {str(each.get("rope_type", "default")) for each in by_layer or [parameters]}
 
 
 def check_release(version: str) -> None:

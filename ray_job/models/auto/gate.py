@@ -6,11 +6,12 @@ a few rows side by side against the library's own, each alone (`probe`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ray_job.engine.memory import is_out_of_memory
 from ray_job.errors import first_line
+from ray_job.models.auto.configuration import rope_types
 from ray_job.models.auto.families.table import family_of
 from ray_job.models.auto.normalization import Normalization
 from ray_job.models.auto.packed import PackedAuto
@@ -71,9 +72,9 @@ def misfit(config: Any) -> str | None:
     for field, reason in _FIELDS.items():
         if _is_set(text, field):
             return f"{reason} ({field})"
-    for rope in _rope_types(text):
-        if rope not in _ROPE:
-            return f"its rotary factors may follow from the longest row of a batch (rope_type {rope!r})"
+    unknown = sorted(rope_types(text) - _ROPE)
+    if unknown:
+        return f"its rotary factors may follow from the longest row of a batch (rope_type {unknown[0]!r})"
     return None
 
 
@@ -96,11 +97,3 @@ def _is_set(text: Any, field: str) -> bool:
         return bool(getattr(text, field, None))
     except Exception:  # a field that differs by layer is set
         return True
-
-
-def _rope_types(text: Any) -> Iterator[str]:
-    """Of all layers, where they differ."""
-    parameters = getattr(text, "rope_parameters", None) or {}
-    nested = [each for each in parameters.values() if isinstance(each, Mapping)]
-    for each in nested or [parameters]:
-        yield each.get("rope_type", "default")

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from ray_job.engine.collate import collate
 from ray_job.engine.padded_model import NextTokens
+from ray_job.models.auto.configuration import image_token_id
 from ray_job.models.auto.normalization import Normalization
 from ray_job.models.auto.padded_pictures import PictureInputs, num_features
 from ray_job.rows import Picture, Sample
@@ -31,7 +32,8 @@ class PaddedAuto:
     """A library model as the engine's `PaddedModel`.
 
     Args:
-        model: of `AutoModelForImageTextToText`, in evaluation mode; its generation_config is emptied, since a job's
+        model: of `AutoModelForImageTextToText`, in evaluation mode, to which `why_not_padded` objects nothing; its
+            generation_config is emptied, since a job's
             spec says how to generate.
         normalization: of pictures that come as whole numbers.
         max_len: longest row, prompt and answer.
@@ -41,7 +43,9 @@ class PaddedAuto:
     def __init__(self, model: Any, normalization: Normalization, *, max_len: int, max_rows: int | None = None) -> None:
         model.generation_config = _settings()
         self._model = model
-        self._image_token_id = image_token_id(model.config)
+        token_id = image_token_id(model.config)
+        assert token_id is not None, "it has no token for the places of a picture"
+        self._image_token_id = token_id
         self._arguments = frozenset(inspect.signature(model.forward).parameters)
         self._pictures = PictureInputs(model, normalization)
         self.max_len = max_len
@@ -118,18 +122,6 @@ def _settings(**own: Any) -> Any:
     """How the library shall generate: greedily, and with none of the checkpoint's own habits."""
     config: Any = GenerationConfig
     return config(do_sample=False, num_beams=1, pad_token_id=0, **own)
-
-
-def image_token_id(config: Any) -> int:
-    """What a model's prompt has in the places of a picture's features.
-
-    Raises:
-        ValueError: its configuration does not say.
-    """
-    for name in ("image_token_id", "image_token_index"):
-        if isinstance(value := getattr(config, name, None), int):
-            return value
-    raise ValueError("its configuration names no image_token_id")
 
 
 def _mentioned(sample: Sample) -> list[Picture]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from ray_job.engine.padded_model import PaddedModel
+from ray_job.models.auto.configuration import image_token_id, rope_types
 from ray_job.models.auto.padded_pictures import FEATURES
 from ray_job.models.casting import computing_dtype
 from ray_job.rows import Sample
@@ -34,16 +35,16 @@ def why_not_padded(model: Any) -> str | None:
         return f"wants {unknown[0]}, which is not made here"
     if FEATURES not in arguments or not hasattr(model.base_model, "get_image_features"):
         return "takes no features in its pictures' place"
-    if not any(isinstance(getattr(model.config, name, None), int) for name in ("image_token_id", "image_token_index")):
+    if image_token_id(model.config) is None:
         return "has no token for the places of a picture"
-    if "dynamic" in _rope_types(model.config):
+    if "dynamic" in rope_types(model.config.get_text_config(decoder=True)):
         return "has rotary factors (rope_type dynamic) that follow from the rows that ran before"
     return None
 
 
 def why_alone(model: Any, padded: PaddedModel) -> str | None:
     """Why rows of a model must not share a batch, read on after "it". Runs a few tokens of text to find out."""
-    if "longrope" in _rope_types(model.config):
+    if "longrope" in rope_types(model.config.get_text_config(decoder=True)):
         return "has rotary factors (rope_type longrope) that follow from a batch's longest row"
     samples = list(_probe_samples(model))
     together = _logits(padded, samples)
@@ -77,9 +78,3 @@ def _logits(padded: PaddedModel, samples: list[Sample]) -> Tensor:
 
     padded.generate(samples, {}, next_tokens)
     return torch.stack(steps)
-
-
-def _rope_types(config: Any) -> set[str]:
-    parameters = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    layers = parameters.values() if all(isinstance(value, dict) for value in parameters.values()) else [parameters]
-    return {str(layer.get("rope_type", "default")) for layer in layers}

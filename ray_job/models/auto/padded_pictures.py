@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,14 +51,7 @@ class PictureInputs:
         return {**beside, FEATURES: {"image": _join_outputs([encoded[picture.digest] for picture in pictures])}}
 
     def _joined(self, pictures: Sequence[Picture], names: frozenset[str]) -> dict[str, Tensor]:
-        names = names & pictures[0].arrays.keys()
-        arrays = {name: np.concatenate([picture.arrays[name] for picture in pictures]) for name in names}
-        tensors = {name: torch.from_numpy(array).to(self._model.device) for name, array in arrays.items()}
-        for name, tensor in tensors.items():
-            if prepared.PIXELS in name and not tensor.is_floating_point():
-                tensor = self._normalization(tensor)
-            tensors[name] = tensor.to(self._dtype) if tensor.is_floating_point() else tensor
-        return tensors
+        return prepared.joined(pictures, names, self._normalization, self._model.device, self._dtype)
 
 
 def num_features(output: Any) -> int:

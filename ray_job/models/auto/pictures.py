@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ray_job.models.auto.normalization import Normalization
+from ray_job.models.auto.picture_processor import PIXELS
 from ray_job.rows import Picture
 
-PIXELS = "pixel_values"
 _CROP_VALUES = 3 * 336 * 336  # numbers in a picture of common size: the unit in which encoding is counted
 
 
@@ -51,18 +51,18 @@ def joined(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Those of the pictures' arrays that have these names, along axis 0, pixels normalised and in `dtype`.
+    """Those of the pictures' arrays that have these names, along axis 0, pixels normalised, floats in `dtype`.
 
-    Pixels that are no whole numbers are normalised already.
+    Pixels that are floats are normalised already.
     """
     arrays = {
         name: torch.from_numpy(np.concatenate([picture.arrays[name] for picture in pictures])).to(device)
         for name in pictures[0].arrays
         if name in names
     }
-    pixels = arrays[PIXELS]
-    arrays[PIXELS] = (pixels if pixels.is_floating_point() else normalization(pixels)).to(dtype)
-    return arrays
+    if PIXELS in arrays and not arrays[PIXELS].is_floating_point():
+        arrays[PIXELS] = normalization(arrays[PIXELS])
+    return {name: array.to(dtype) if array.is_floating_point() else array for name, array in arrays.items()}
 
 
 def apart(features: Tensor | Sequence[Tensor], num_pictures: int) -> list[Tensor]:

@@ -22,6 +22,7 @@ from PIL import Image
 from ray_job.errors import ErrorCode, ModelError, RowError, first_line
 from ray_job.models.auto import library
 from ray_job.models.auto.chat import ChatTemplate, literals, template_of
+from ray_job.models.auto.configuration import image_token_id
 from ray_job.models.auto.normalization import Normalization
 from ray_job.models.auto.picture_processor import PictureProcessor, check_options
 from ray_job.models.auto.tokenizer import ChatTokenizer, Piece, Shown
@@ -196,8 +197,7 @@ class LibraryProcessor:
     @cached_property
     def _feature_token(self) -> str:
         """The token whose places a picture's features take."""
-        token_id = getattr(self._config, "image_token_id", None)
-        token_id = getattr(self._config, "image_token_index", None) if token_id is None else token_id
+        token_id = image_token_id(self._config)
         token = None if token_id is None else self._library.tokenizer.convert_ids_to_tokens(token_id)
         if token is None:
             raise ModelError(

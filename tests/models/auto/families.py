@@ -48,7 +48,7 @@ _TEXT: dict[str, Any] = {
     "bos_token_id": BOS_ID,
     "eos_token_id": EOS_ID,
 }
-_VISION: dict[str, Any] = {
+VISION: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -88,11 +88,11 @@ def _pictures_only(cls: type[Any]) -> type[Any]:
 
 
 def _siglip(**changed: Any) -> transformers.SiglipVisionConfig:
-    return transformers.SiglipVisionConfig(**_VISION, vision_use_head=False, **changed)
+    return transformers.SiglipVisionConfig(**VISION, vision_use_head=False, **changed)
 
 
 def _clip() -> transformers.CLIPVisionConfig:
-    return transformers.CLIPVisionConfig(**{**_VISION, "num_hidden_layers": 3}, projection_dim=32)
+    return transformers.CLIPVisionConfig(**{**VISION, "num_hidden_layers": 3}, projection_dim=32)
 
 
 def _llava() -> Pair:
@@ -219,7 +219,7 @@ def _idefics3() -> Pair:
 def _idefics3_config(tok: PreTrainedTokenizerFast) -> dict[str, Any]:
     text = transformers.LlamaConfig(**_TEXT).to_dict()
     return {
-        "vision_config": _VISION,
+        "vision_config": VISION,
         "text_config": text,
         "image_token_id": tok.convert_tokens_to_ids("<image>"),
         "scale_factor": 2,
@@ -237,7 +237,7 @@ def _internvl(text: Any) -> Pair:
     template = chat.chatml("<IMG_CONTEXT>\n")
     processor = cls(images, tok, _NoVideos(), image_seq_length=4, chat_template=template)
     config = transformers.InternVLConfig(
-        vision_config={**_VISION, "image_size": [56, 56], "patch_size": [14, 14]},
+        vision_config={**VISION, "image_size": [56, 56], "patch_size": [14, 14]},
         text_config=text.to_dict(),
         image_token_id=tok.context_image_token_id,
         image_seq_length=4,
@@ -297,7 +297,7 @@ def _mistral3() -> Pair:
     own = {"patch_size": 14, "spatial_merge_size": 2}
     processor = PixtralProcessor(images, tok, **own, chat_template=chat.instructions("[IMG]"))
     config = transformers.Mistral3Config(
-        vision_config={**_VISION, "model_type": "pixtral", "image_size": 112, "head_dim": 16},
+        vision_config={**VISION, "model_type": "pixtral", "image_size": 112, "head_dim": 16},
         text_config=transformers.MistralConfig(**_TEXT, sliding_window=None, head_dim=16).to_dict(),
         image_token_index=tok.convert_tokens_to_ids("[IMG]"),
         spatial_merge_size=2,

@@ -18,16 +18,9 @@ from transformers import PreTrainedModel
 from ray_job.rows import Picture, Sample
 from ray_job.spec import GenerationParams
 from tests.models.auto.decoders import IMAGE_ID, SIZES
+from tests.models.auto.families import VISION
 
 Arrays: TypeAlias = dict[str, Any]
-_VISION: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 56,
-    "patch_size": 14,
-}
 _GRID_VISION: dict[str, Any] = {
     "depth": 2,
     "hidden_size": 32,
@@ -98,7 +91,7 @@ def _patches(width: int, merge: int = 2, **more: Any) -> Callable[[np.random.Gen
 
 def _aya_vision() -> PreTrainedModel:
     config = transformers.AyaVisionConfig(
-        vision_config=transformers.SiglipVisionConfig(**_VISION, vision_use_head=False),
+        vision_config=transformers.SiglipVisionConfig(**VISION, vision_use_head=False),
         text_config=transformers.Cohere2Config(**SIZES, **_WINDOWS),
         image_token_index=IMAGE_ID,
     )
@@ -107,7 +100,7 @@ def _aya_vision() -> PreTrainedModel:
 
 def _cohere2_vision() -> PreTrainedModel:
     config = transformers.Cohere2VisionConfig(
-        vision_config=transformers.SiglipVisionConfig(**_VISION, vision_use_head=False),
+        vision_config=transformers.SiglipVisionConfig(**VISION, vision_use_head=False),
         text_config=transformers.Cohere2Config(**SIZES, **_WINDOWS),
         image_token_id=IMAGE_ID,
         alignment_intermediate_size=64,
@@ -117,7 +110,7 @@ def _cohere2_vision() -> PreTrainedModel:
 
 def _vipllava() -> PreTrainedModel:
     config = transformers.VipLlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(**_VISION),
+        vision_config=transformers.CLIPVisionConfig(**VISION),
         text_config=transformers.LlamaConfig(**SIZES),
         image_token_index=IMAGE_ID,
         vision_feature_layers=[-2, -1],
@@ -128,7 +121,7 @@ def _vipllava() -> PreTrainedModel:
 def _paligemma2() -> PreTrainedModel:
     text = {**SIZES, "head_dim": 16, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0, **_WINDOWS}
     config = transformers.PaliGemmaConfig(
-        vision_config=transformers.SiglipVisionConfig(**_VISION, vision_use_head=False, projection_dim=64).to_dict(),
+        vision_config=transformers.SiglipVisionConfig(**VISION, vision_use_head=False, projection_dim=64).to_dict(),
         text_config=transformers.Gemma2Config(**text, final_logit_softcapping=10.0).to_dict(),
         image_token_index=IMAGE_ID,
         projection_dim=64,
@@ -140,7 +133,7 @@ def _paligemma2() -> PreTrainedModel:
 
 def _idefics2() -> PreTrainedModel:
     config = transformers.Idefics2Config(
-        vision_config=_VISION,
+        vision_config=VISION,
         perceiver_config=_PERCEIVED,
         text_config=transformers.MistralConfig(**SIZES, sliding_window=None).to_dict(),
         image_token_id=IMAGE_ID,
@@ -149,7 +142,7 @@ def _idefics2() -> PreTrainedModel:
 
 
 def _got_ocr2() -> PreTrainedModel:
-    vision = {**_VISION, "patch_size": 7, "output_channels": 16, "window_size": 4, "global_attn_indexes": [1]}
+    vision = {**VISION, "patch_size": 7, "output_channels": 16, "window_size": 4, "global_attn_indexes": [1]}
     config = transformers.GotOcr2Config(
         vision_config={**vision, "mlp_dim": 48},
         text_config=transformers.Qwen2Config(**SIZES).to_dict(),
@@ -160,7 +153,7 @@ def _got_ocr2() -> PreTrainedModel:
 
 def _lighton_ocr() -> PreTrainedModel:
     config = transformers.LightOnOcrConfig(
-        vision_config={**_VISION, "model_type": "pixtral", "image_size": 112, "head_dim": 16},
+        vision_config={**VISION, "model_type": "pixtral", "image_size": 112, "head_dim": 16},
         text_config=transformers.Qwen3Config(**SIZES, head_dim=16).to_dict(),
         image_token_id=IMAGE_ID,
     )
@@ -169,7 +162,7 @@ def _lighton_ocr() -> PreTrainedModel:
 
 def _deepseek_vl() -> PreTrainedModel:
     config = transformers.DeepseekVLConfig(
-        vision_config=transformers.SiglipVisionConfig(**_VISION, vision_use_head=False).to_dict(),
+        vision_config=transformers.SiglipVisionConfig(**VISION, vision_use_head=False).to_dict(),
         text_config=transformers.LlamaConfig(**SIZES).to_dict(),
         image_token_id=IMAGE_ID,
     )
@@ -178,7 +171,7 @@ def _deepseek_vl() -> PreTrainedModel:
 
 def _aria() -> PreTrainedModel:
     config = transformers.AriaConfig(
-        vision_config={**_VISION, "model_type": "idefics3_vision"},
+        vision_config={**VISION, "model_type": "idefics3_vision"},
         text_config={**SIZES, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
         image_token_index=IMAGE_ID,
         projector_patch_to_query_dict={16: 4},
@@ -227,14 +220,14 @@ def _exaone4_5() -> PreTrainedModel:
 
 def _paddleocr_vl() -> PreTrainedModel:
     config = transformers.PaddleOCRVLConfig(
-        text_config={**SIZES, "head_dim": 16, "rope_parameters": _MROPE}, vision_config=_VISION, **_IDS
+        text_config={**SIZES, "head_dim": 16, "rope_parameters": _MROPE}, vision_config=VISION, **_IDS
     )
     return transformers.PaddleOCRVLForConditionalGeneration(config)
 
 
 def _gemma4(**text: Any) -> PreTrainedModel:
     sizes = {**SIZES, "head_dim": 16, "global_head_dim": 32, "hidden_size_per_layer_input": 0, **_WINDOWS}
-    vision = {**_VISION, "num_key_value_heads": 2, "head_dim": 16, "pooling_kernel_size": 2}
+    vision = {**VISION, "num_key_value_heads": 2, "head_dim": 16, "pooling_kernel_size": 2}
     config = transformers.Gemma4Config(
         text_config={**sizes, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"], **text},
         vision_config={**vision, "patch_size": 8, "position_embedding_size": 64},

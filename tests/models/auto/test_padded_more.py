@@ -59,7 +59,7 @@ def _qwen3_5() -> PreTrainedModel:
 def _llava(text: Any) -> PreTrainedModel:
     """LLaVA over another decoder."""
     config = transformers.LlavaConfig(
-        vision_config=transformers.SiglipVisionConfig(**models_alone._VISION, vision_use_head=False),
+        vision_config=transformers.SiglipVisionConfig(**models_alone.VISION, vision_use_head=False),
         text_config=text.to_dict(),
         image_token_index=IMAGE_ID,
         vision_feature_select_strategy="full",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
+from ray_job.bench.library import name_as_published
 from ray_job.engine.interface import run
 from ray_job.models.engines import load_engine
 from ray_job.models.loading import job_processor
@@ -61,16 +60,6 @@ def test_a_librarys_model_answers_as_the_library_generates(
         found[result.key] = (result.prompt_tokens, [*result.token_ids, *ending])
     print({key: (found[key], expected[key]) for key in found if found[key] != expected[key]}, file=sys.stderr)
     assert found == expected
-
-
-def name_as_published(file: Path) -> None:
-    """The library has come to save towers without `vision_model`; published checkpoints and vLLM have it."""
-    weights = load_file(file)
-    renamed = {
-        re.sub(r"vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name): weights[name]
-        for name in weights
-    }
-    save_file(renamed, file, metadata={"format": "pt"})
 
 
 @torch.inference_mode()
