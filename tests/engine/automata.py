@@ -110,6 +110,8 @@ class Follower:
         return forced
 
     def take(self, token_id: int) -> None:
+        if token_id == STOP_ID and self._state in self._automaton.ends:
+            return
         if token_id not in self._automaton.edges[self._state]:
             raise ValueError(f"token {token_id} is not allowed")
         self._state = self._automaton.edges[self._state][token_id]
@@ -120,7 +122,10 @@ class Follower:
         if self.num_taken == self._automaton.breaks_after:
             raise RuntimeError("the automaton is too large")
         may_end = self._state in self._automaton.ends
-        return [*self._automaton.edges[self._state], *([STOP_ID] if may_end else [])]
+        found = [*self._automaton.edges[self._state], *([STOP_ID] if may_end else [])]
+        if not found:
+            raise RuntimeError("no token goes on with the form")
+        return found
 
 
 SHAPED = replace(VOCABULARY, forms=Automata())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Engine, Vocabulary, run
+from ray_job.engine.sequence import Sequence as Answer
 from ray_job.engine.static import StaticEngine
 from ray_job.errors import ErrorCode
 from ray_job.models.phi3_vision.model import Phi3VisionModel
@@ -229,3 +230,19 @@ def test_a_job_without_forms_starts_no_thread(kind: str) -> None:
     engine: Any = engine_of(kind)
     list(run(engine, samples(3, 4)))
     assert engine._masks._thread is None
+
+
+def test_a_token_that_its_form_forbids_is_never_taken() -> None:
+    """Neither a text token nor one that ends the answer; a stop id of the row's own ends it whatever the form says."""
+    params = GenerationParams(structured_outputs=Automaton([{5: 1, 6: 1}, {5: 2, 6: 2}, {}], [2]).form)
+    for forbidden in (9, STOP_ID):
+        answer = Answer(Sample(0, [1], (), params), SHAPED, 100)
+        answer.begin()
+        answer.append(5)
+        with pytest.raises(ValueError, match=f"token {forbidden} is not allowed"):
+            answer.append(forbidden)
+    own = Answer(Sample(0, [1], (), params.model_copy(update={"stop_token_ids": (6,)})), SHAPED, 100)
+    own.begin()
+    own.append(5)
+    own.append(6)
+    assert (own.token_ids, own.finish_reason) == ([5], FinishReason.STOP)
