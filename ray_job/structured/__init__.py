@@ -1,1 +1,1 @@
-"""Answers in a form: what a form may say, the grammar it becomes, and which tokens that allows next."""
+"""Answers in a form: what it may say, the grammar it becomes, which tokens that allows next; JSON as typed values."""
