@@ -1,0 +1,1 @@
+"""Forms of answers: what conforms to them, and the typed values of those that are JSON."""
