@@ -18,7 +18,7 @@ from ray_job.structured.arrow_types import JSON_TEXT
 _LARGEST_EXACT = 2**53  # beyond it a float that looks whole may have been rounded
 
 
-class _Misfit(ValueError):
+class _Misfit(ValueError):  # noqa: N818 - it names what happened
     pass
 
 
