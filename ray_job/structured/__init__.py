@@ -1,1 +1,1 @@
-"""Forms of answers: what conforms to them, and the typed values of those that are JSON."""
+"""Answers in a form: what it may say, the grammar it becomes, which tokens that allows next; JSON as typed values."""

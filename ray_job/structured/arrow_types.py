@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import unquote
 
 import pyarrow as pa
+
+from ray_job.structured.schema import target
 
 JSON_TEXT = pa.json_()
 ENUM = pa.dictionary(pa.int32(), pa.string())
@@ -83,11 +84,16 @@ class _Places:
         value = schema[given[0]]
         if given == ["$ref"]:
             is_again = value in refs  # within itself, without end
-            return _ANY if is_again else self.of(_resolved(self._root, value), (*refs, value), depth)
+            return _ANY if is_again else self.of(self._named(value), (*refs, value), depth)
         parts = _items(value)
         if given == ["allOf"] and len(parts) != 1:
             return _ANY
         return _joined(self.of(part, refs, depth) for part in parts) if parts else _ANY
+
+    def _named(self, reference: Any) -> Any:
+        """What a reference names within the schema, if anything."""
+        is_pointer = isinstance(reference, str) and (reference == "#" or reference.startswith("#/"))
+        return target(reference, self._root) if is_pointer else None
 
     def _typed(self, name: Any, schema: Mapping[str, Any], refs: tuple[str, ...], depth: int) -> pa.Field:
         """Where a schema names a type."""
@@ -167,19 +173,3 @@ def _is_text(name: str) -> bool:
 
 def _items(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else []
-
-
-def _resolved(root: Any, ref: Any) -> Any:
-    """What a reference within the schema points to; `True`, which allows anything, where it points nowhere."""
-    if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
-        return True
-    found = root
-    for step in unquote(ref).split("/")[1:]:
-        key = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, Mapping) and key in found:
-            found = found[key]
-        elif isinstance(found, list) and key.isdecimal() and int(key) < len(found):
-            found = found[int(key)]
-        else:
-            return True
-    return found

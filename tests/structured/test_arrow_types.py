@@ -81,7 +81,7 @@ TYPES: dict[str, tuple[Any, pa.DataType]] = {
     "properties_without_a_type": ({"properties": {"a": {"type": "string"}}}, JSON_TEXT),
     "any_object": (True, JSON_TEXT),
     "nothing_said": ({}, JSON_TEXT),
-    "ref": ({"$ref": "#/$defs/a~1b%20c", "$defs": {"a/b c": {"type": "integer"}}}, INT),
+    "ref": ({"$ref": "#/$defs/a~1b c", "$defs": {"a/b c": {"type": "integer"}}}, INT),
     "ref_into_a_list": ({"$ref": "#/x/1", "x": [{}, {"type": "integer"}]}, INT),
     "ref_to_nowhere": ({"$ref": "#/$defs/a"}, JSON_TEXT),
     "ref_elsewhere": ({"$ref": "https://example.com/a.json"}, JSON_TEXT),
