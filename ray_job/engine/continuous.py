@@ -10,7 +10,7 @@ A axes of positions, V vocabulary, L tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from ray_job.engine.duplicates import Duplicates
 from ray_job.engine.encoder import PictureEncoder
 from ray_job.engine.interface import Slots, Vocabulary
 from ray_job.engine.kv_cache import KVPool
+from ray_job.engine.masks import Masks, StepMasks
 from ray_job.engine.memory import free_bytes, is_fatal, is_out_of_memory, pool_tokens, release_memory
 from ray_job.engine.packed_model import PackedModel
 from ray_job.engine.row import Chunk
@@ -83,6 +84,7 @@ class ContinuousEngine:
         self._row_deadline_s = row_deadline_s
         self._vocabulary = vocabulary
         self._meter = Meter()
+        self._masks = Masks(vocabulary.forms, self._meter)
         self._scheduler = Scheduler[RunningRow](
             max_slots=max_slots,
             max_tokens=max_tokens or pool_tokens(model, free_bytes(model.device), step_tokens),
@@ -161,6 +163,8 @@ class ContinuousEngine:
             for row in scheduler.admit():
                 row.is_ready = not row.missing_pictures()
                 row.started_s = row.started_s or time.monotonic()
+                if row.span is not None:  # else put back, with a row it depends on
+                    self._go_on(row, row.answer.begin)
         self._meter.add(steps=1)
         if scheduler.num_waiting:
             self._meter.add(waiting_slots=scheduler.max_slots, waiting_slots_used=len(scheduler.running))
@@ -196,10 +200,11 @@ class ContinuousEngine:
         with self._meter.time("decode_s" if only_decodes else "prefill_s"):
             attention = self._attention(chunks, kernel)
             packed = [chunks[index] for index in attention.order]
+            asked = [chunk.row for chunk in packed if chunk.needs_logits]
+            masks = self._masks.start([row.answer for row in asked])
             embeds_TW = self._embed(packed)
             hidden_SD = self._model.forward(embeds_TW, *self._positions(packed), attention.wanted_S, attention)
-            asked = [chunk.row for chunk in packed if chunk.needs_logits]
-            newest = self._next_tokens(self._model.logits(hidden_SD), asked) if asked else []
+            newest = self._next_tokens(self._model.logits(hidden_SD), asked, masks) if asked else []
             tokens = dict(zip(asked, newest, strict=True))
         self._count(chunks, attention.num_keys_padded)
         return [_Computed(chunk, tokens.get(chunk.row)) for chunk in packed]
@@ -211,10 +216,11 @@ class ContinuousEngine:
             if self._graphs is None:
                 self._graphs = DecodeGraphs(self._model, pool, kernel)
             rows = [chunk.row for chunk in chunks]
+            masks = self._masks.start([row.answer for row in rows])
             logits_RV = self._graphs.logits(chunks, [row.answer.token_ids[-1] for row in rows])
             if logits_RV is None:
                 return None
-            tokens = self._next_tokens(logits_RV, rows)
+            tokens = self._next_tokens(logits_RV, rows, masks)
         self._count(chunks)
         return [_Computed(chunk, token) for chunk, token in zip(chunks, tokens, strict=True)]
 
@@ -250,7 +256,9 @@ class ContinuousEngine:
         positions_AT = torch.from_numpy(np.concatenate(positions, axis=1))
         return positions_AT.to(device), torch.tensor(is_long, device=device)
 
-    def _next_tokens(self, logits_SV: Tensor, rows: Sequence[RunningRow]) -> list[int]:
+    def _next_tokens(self, logits_SV: Tensor, rows: Sequence[RunningRow], masks: StepMasks | None) -> list[int]:
+        if masks is not None:  # what a penalty makes of −∞ is −∞
+            masks.apply(logits_SV)
         return next_tokens(
             logits_SV,
             [row.sample.params for row in rows],
@@ -289,19 +297,23 @@ class ContinuousEngine:
                     self._append(each.chunk.row, each.next_token)
 
     def _append(self, row: RunningRow, token_id: int) -> None:
+        self._go_on(row, lambda: row.answer.append(token_id))
+
+    def _go_on(self, row: RunningRow, take: Callable[[], None]) -> None:
+        """Lets an answer take tokens, and its row go if it ends with them."""
         answer = row.answer
         try:
-            answer.append(token_id)
+            take()
             result = answer.result() if answer.is_finished else None
-        except Exception as error:  # of the detokeniser
+        except Exception as error:  # of the detokeniser or the answer's form
             self._fail(row, error)
             return
         if result is not None:
             self._scheduler.finish(row)
-            self._meter.add(rows=1, prompt_tokens=len(row.prompt))
+            self._meter.add(rows=1, prompt_tokens=len(row.prompt), forced_tokens=answer.num_forced)
             self._report(row.sample, result)
             return
-        row.num_tokens += 1
+        row.num_tokens = len(row.prompt) + len(answer.token_ids)
         if self._model.is_long(row.num_tokens) != row.is_long:
             self._scheduler.put_back(row, is_long=not row.is_long)  # all its keys are stale
 

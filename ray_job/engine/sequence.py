@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from ray_job.engine.interface import Vocabulary
+from ray_job.engine.interface import Matcher, Vocabulary
 from ray_job.engine.stops import StopSearch, cut
+from ray_job.errors import ErrorCode, RowError, Stage
 from ray_job.rows import FinishReason, Result, Sample
 
 
@@ -14,7 +15,8 @@ from ray_job.rows import FinishReason, Result, Sample
 class Sequence:
     """A running sample.
 
-    `max_len` is the longest sequence the model can hold, prompt included.
+    `max_len` is the longest sequence the model can hold, prompt included. Tokens that an answer's form leaves no choice
+    about are taken without asking the model, so its answer may grow by several tokens at once.
     """
 
     sample: Sample
@@ -23,6 +25,8 @@ class Sequence:
     started_s: float = field(default_factory=time.monotonic)
     token_ids: list[int] = field(default_factory=list)  # the answer so far, without the token that ended it
     num_generated: int = 0  # the token that ended it included
+    num_forced: int = 0  # of those, taken without asking the model
+    matcher: Matcher | None = None  # of an answer that has a form, once it has begun
     finish_reason: FinishReason | None = None
     _text: str | None = None  # of the finished answer
     _stop_search: StopSearch | None = None  # made at the first token, where there are stop strings
@@ -50,21 +54,38 @@ class Sequence:
         """Prompt and answer so far without picture placeholders, for the repetition penalty."""
         return [token for token in self.all_ids if token >= 0]
 
-    def append(self, token_id: int) -> None:
-        """Takes the next token and decides whether the answer ends with it."""
-        assert not self.is_finished
-        self.num_generated += 1
-        if token_id in self.vocabulary.stop_ids or token_id in self.sample.params.stop_token_ids:
-            self._finish(FinishReason.STOP)
+    @property
+    def max_tokens(self) -> int:
+        """The longest answer, the token that ends it included."""
+        return max(1, min(self.sample.params.max_new_tokens, self.max_len - self.prompt_len))
+
+    def begin(self) -> None:
+        """Takes the tokens that the answer's form begins with. Called again, it does nothing.
+
+        Raises:
+            RowError: the form is not valid, or nothing here knows forms.
+        """
+        form = self.sample.params.structured_outputs
+        if form is None or self.matcher is not None:
             return
-        self.token_ids.append(token_id)
-        if self._has_stop_string(token_id):
+        if self.vocabulary.forms is None:
+            message = "generation.structured_outputs: this model's answers cannot be given a form; remove it"
+            raise RowError(ErrorCode.PARAMS_INVALID, message, Stage.GENERATE)
+        self.matcher = self.vocabulary.forms.matcher(form, self.max_tokens)
+        if self.matcher.is_complete:
             self._finish(FinishReason.STOP)
-        elif (
-            self.num_generated >= self.sample.params.max_new_tokens
-            or self.prompt_len + self.num_generated >= self.max_len
-        ):
-            self._finish(FinishReason.LENGTH)
+        self._take_forced(self.matcher)
+
+    def append(self, token_id: int) -> None:
+        """Takes the next token, and those that its form leaves no choice about; decides whether the answer ends.
+
+        Raises:
+            ValueError: the answer's form does not allow the token.
+        """
+        assert not self.is_finished
+        self._take(token_id)
+        if self.matcher is not None:
+            self._take_forced(self.matcher)
 
     def result(self) -> Result:
         """The finished answer."""
@@ -78,6 +99,26 @@ class Sequence:
             completion_tokens=self.num_generated,
             latency_ms=(time.monotonic() - self.started_s) * 1000,
         )
+
+    def _take(self, token_id: int) -> None:
+        self.num_generated += 1
+        if token_id in self.vocabulary.stop_ids or token_id in self.sample.params.stop_token_ids:
+            self._finish(FinishReason.STOP)
+            return
+        self.token_ids.append(token_id)
+        if self.matcher is not None:
+            self.matcher.take(token_id)
+        if self._has_stop_string(token_id) or (self.matcher is not None and self.matcher.is_complete):
+            self._finish(FinishReason.STOP)
+        elif self.num_generated >= self.max_tokens:
+            self._finish(FinishReason.LENGTH)
+
+    def _take_forced(self, matcher: Matcher) -> None:
+        while not self.is_finished and (forced := matcher.forced_ids()):
+            for token_id in forced:
+                if not self.is_finished:
+                    self._take(token_id)
+                    self.num_forced += 1
 
     def _has_stop_string(self, token_id: int) -> bool:
         stops = self.sample.params.stop

@@ -1,7 +1,8 @@
 """Static batching: pad a batch, run it until its last row ends, return the answers.
 
 The reference that every faster engine must equal token for token. A finished row is computed on until its batch ends,
-which is what makes it slow. Rows of similar length are batched together, within a budget of tokens.
+which is what makes it slow. Rows of similar length are batched together, within a budget of tokens. Tokens that an
+answer's form leaves no choice about are fed one by one, while others decode.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ray_job.engine.batching import SampleSize, batch_rows
 from ray_job.engine.interface import Slots, Vocabulary
+from ray_job.engine.masks import Masks, StepMasks
 from ray_job.engine.memory import is_fatal, is_out_of_memory
 from ray_job.engine.padded_model import PaddedModel
 from ray_job.engine.sampler import next_tokens
@@ -57,6 +59,7 @@ class StaticEngine:
         self._waiting: list[Sample] = []
         self._num_running = 0
         self._meter = Meter()
+        self._masks = Masks(vocabulary.forms, self._meter)
 
     @property
     def has_work(self) -> bool:
@@ -109,12 +112,13 @@ class StaticEngine:
 
     @torch.inference_mode()
     def _generate(self, samples: list[Sample]) -> list[Result]:
-        batch = _Batch(samples, self._vocabulary, self._model, self._row_deadline_s, self._meter)
+        batch = _Batch(samples, self._vocabulary, self._model, self._row_deadline_s, self._meter, self._masks)
         with self._meter.time("vision_s"):
             encoded = self._encode_pictures(samples)
         while not batch.is_over:
             batch.run(encoded)
-        self._meter.add(steps=1, rows=len(samples), prompt_tokens=sum(len(sample.input_ids) for sample in samples))
+        prompt_tokens = sum(len(sample.input_ids) for sample in samples)
+        self._meter.add(steps=1, rows=len(samples), prompt_tokens=prompt_tokens, forced_tokens=batch.num_forced)
         return batch.results()
 
     def _encode_pictures(self, samples: list[Sample]) -> dict[bytes, Any]:
@@ -128,35 +132,55 @@ class _Batch:
     """Samples on their way through the model together."""
 
     def __init__(
-        self, samples: list[Sample], vocabulary: Vocabulary, model: PaddedModel, deadline_s: float, meter: Meter
+        self,
+        samples: list[Sample],
+        vocabulary: Vocabulary,
+        model: PaddedModel,
+        deadline_s: float,
+        meter: Meter,
+        masks: Masks,
     ) -> None:
-        self._sequences = [Sequence(sample, vocabulary, model.max_len) for sample in samples]
+        self._rows = [_Row(Sequence(sample, vocabulary, model.max_len)) for sample in samples]
         self._pad_id = vocabulary.pad_id
         self._model = model
         self._deadline_s = deadline_s
         self._meter = meter
+        self._masks = masks
         self._started_s = time.monotonic()
         self._has_run = False
+        for row in self._rows:
+            row.answer.begin()
 
     @property
     def is_over(self) -> bool:
         """Whether all rows are finished, or overdue."""
         is_overdue = time.monotonic() - self._started_s > self._deadline_s
-        return self._has_run and (is_overdue or all(sequence.is_finished for sequence in self._sequences))
+        return (self._has_run and is_overdue) or all(row.answer.is_finished for row in self._rows)
+
+    @property
+    def num_forced(self) -> int:
+        """Tokens of the answers that the model was not asked for."""
+        return sum(row.answer.num_forced for row in self._rows)
 
     def run(self, encoded: Mapping[bytes, Any]) -> None:
         """Goes on with everything the rows hold so far, until they are finished or a row's keys are stale."""
         self._has_run = True
-        so_far = [replace(sequence.sample, input_ids=sequence.all_ids) for sequence in self._sequences]
+        so_far = [replace(row.answer.sample, input_ids=row.answer.all_ids) for row in self._rows]
+        for row, sample in zip(self._rows, so_far, strict=True):
+            row.num_computed = len(sample.input_ids)
         with Stopwatch(self._meter, "prefill_s") as stopwatch:
+            step = self._next_step()
 
             def newest_tokens(logits_BV: Tensor) -> list[int] | None:
+                nonlocal step
                 stopwatch.stop()
-                self._append_tokens(logits_BV)
-                if self.is_over or any(self._crosses_now(sequence) for sequence in self._sequences):
+                self._append_tokens(step, logits_BV)
+                if self.is_over or any(self._crosses_next(row) for row in self._rows):
                     return None
                 stopwatch.start("decode_s")
-                return [self._pad_id if row.is_finished else row.token_ids[-1] for row in self._sequences]
+                token_ids = [self._pad_id if row.answer.is_finished else row.feed() for row in self._rows]
+                step = self._next_step()
+                return token_ids
 
             self._model.generate(so_far, encoded, newest_tokens)
 
@@ -164,28 +188,68 @@ class _Batch:
         """The answers; rows that are not finished are overdue."""
         error = RowError.overdue(self._deadline_s, Stage.GENERATE)
         return [
-            sequence.result() if sequence.is_finished else Result(key=sequence.sample.key, error=error)
-            for sequence in self._sequences
+            row.answer.result() if row.answer.is_finished else Result(key=row.answer.sample.key, error=error)
+            for row in self._rows
         ]
 
-    def _crosses_now(self, sequence: Sequence) -> bool:
-        """Whether the newest token takes a row from short to long factors: all its keys are then stale."""
-        num_tokens = len(sequence.all_ids)
-        return not sequence.is_finished and self._model.is_long(num_tokens) and not self._model.is_long(num_tokens - 1)
+    def _crosses_next(self, row: _Row) -> bool:
+        """Whether the token fed next takes a row from short to long factors: all its keys are then stale."""
+        num_tokens = row.num_computed + 1
+        is_long = self._model.is_long
+        return not row.answer.is_finished and is_long(num_tokens) and not is_long(num_tokens - 1)
 
-    def _append_tokens(self, logits_BV: Tensor) -> None:
+    def _next_step(self) -> _Step:
+        """Before the model computes: whom it is asked about."""
+        rows = [number for number, row in enumerate(self._rows) if row.is_asked]
+        return _Step(rows, self._masks.start([self._rows[number].answer for number in rows]))
+
+    def _append_tokens(self, step: _Step, logits_BV: Tensor) -> None:
+        if not step.rows:
+            return
+        answers = [self._rows[number].answer for number in step.rows]
+        logits_SV = logits_BV if len(answers) == len(self._rows) else logits_BV[step.rows]
+        if step.masks is not None:
+            step.masks.apply(logits_SV)
         tokens = next_tokens(
-            logits_BV,
-            [sequence.sample.params for sequence in self._sequences],
-            [sequence.num_generated for sequence in self._sequences],
-            [sequence.text_ids if sequence.needs_seen_ids else () for sequence in self._sequences],
+            logits_SV,
+            [answer.sample.params for answer in answers],
+            [answer.num_generated for answer in answers],
+            [answer.text_ids if answer.needs_seen_ids else () for answer in answers],
         )
-        for sequence, token_id in zip(self._sequences, tokens, strict=True):
-            if not sequence.is_finished:
-                sequence.append(token_id)
+        for answer, token_id in zip(answers, tokens, strict=True):
+            answer.append(token_id)
+
+
+@dataclass(slots=True)
+class _Row:
+    """An answer of a batch, and how many tokens of it and its prompt the model was given."""
+
+    answer: Sequence
+    num_computed: int = 0
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the model was given all there is, and the next token follows from it."""
+        answer = self.answer
+        return not answer.is_finished and self.num_computed == answer.prompt_len + len(answer.token_ids)
+
+    def feed(self) -> int:
+        """The next token that the model has not seen."""
+        self.num_computed += 1
+        return self.answer.token_ids[self.num_computed - self.answer.prompt_len - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One pass of the model: the rows that it is asked about, by number, and their masks."""
+
+    rows: list[int]
+    masks: StepMasks | None
 
 
 def _row_error(failure: Exception) -> RowError:
+    if isinstance(failure, RowError):
+        return failure
     if is_out_of_memory(failure):
         message = (
             "the row alone does not fit in memory; lower max_new_tokens, the pictures per row, or their tokens "

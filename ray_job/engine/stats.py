@@ -32,6 +32,7 @@ class EngineStats:
     prefill_tokens: int = 0
     prefill_pairs: int = 0  # of a prompt's token and a key it sees where no window hides any and no block shows more
     decode_tokens: int = 0
+    forced_tokens: int = 0  # of answers, which their form left no choice about: the model was not asked
     decode_steps: int = 0  # steps that compute nothing else …
     decode_keys: int = 0  # … and the keys of their rows
     pictures_wanted: int = 0  # by rows; those whose prefix was reused want none
@@ -43,6 +44,8 @@ class EngineStats:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     schedule_s: float = 0.0  # planning, sampling, text
+    mask_s: float = 0.0  # finding which tokens forms allow, on a host thread while the model runs …
+    mask_wait_s: float = 0.0  # … and waiting for that and putting it on the logits, within prefill_s and decode_s
     memory_failures: int = 0  # steps that ran out of memory
     max_tokens: int = 0  # KV pool, in tokens
     token_ceiling: int = 0  # the part of it that memory was found to allow
