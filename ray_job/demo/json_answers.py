@@ -46,5 +46,18 @@ def json_question(scene: Scene) -> tuple[str, str] | None:
     return None
 
 
+def is_same_json(answer: str, truth: str) -> bool:
+    """Whether an answer is JSON and says the same; spaces and the order of keys do not matter."""
+    try:
+        return _sorted(json.loads(answer)) == _sorted(json.loads(truth))
+    except ValueError:
+        return False
+
+
+def _sorted(content: Any) -> str:
+    """Text, for in Python 1 equals true."""
+    return json.dumps(content, sort_keys=True)
+
+
 def _compact(content: dict[str, Any]) -> str:
     return json.dumps(content, separators=(",", ":"))
