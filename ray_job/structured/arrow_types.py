@@ -1,18 +1,20 @@
 """JSON Schema → the Arrow type of the answers that conform to it: the column `parsed`.
 
-string, also with a `format`          string
-enum and const of strings             dictionary<int32, string>
+string, whatever its `format`         string
 integer                               int64
 number                                double
 boolean, null                         bool, null
 array                                 list of its items' type
 object with `properties`              struct, in the schema's order
 $ref, allOf of one                    what they stand for
-anyOf, oneOf, lists of types, enums   the type that all have; double for integers and numbers
+anyOf, oneOf, lists of types          the type that all have; double for integers and numbers
+enum, const                           the type that all values have, in the same way
 anything else                         JSON text, in its place (Arrow's extension type `arrow.json`)
 
 A field is nullable if its key is not required or null is allowed. Keywords that only narrow what is allowed change no
-type. Types are what Parquet, pyarrow, pandas, polars, duckdb and datasets all read, so there are no maps and no times.
+type. Types are what Parquet, pyarrow, pandas, polars, duckdb and datasets all read: no maps, which datasets does not
+know; no times, since a text of a time's form may name none; no dictionaries for enums, since Arrow looks up values of
+one in structs that are null too, and fails where it has none. Parquet stores repeated texts as a dictionary anyway.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ import pyarrow as pa
 from ray_job.structured.schema import target
 
 JSON_TEXT = pa.json_()
-ENUM = pa.dictionary(pa.int32(), pa.string())
 _MAX_DEPTH = 32  # Arrow's own messages hold 64 levels
 _MAX_FIELDS = 1000  # references may unfold to any number
 _PLAIN = {
@@ -35,7 +36,7 @@ _PLAIN = {
     "boolean": pa.bool_(),
     "null": pa.null(),
 }
-_NUMBERS, _TEXTS = {pa.int64(), pa.float64()}, {pa.string(), ENUM}
+_NUMBERS = {pa.int64(), pa.float64()}
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _APPLICATORS = ("$ref", "allOf", "anyOf", "oneOf")
 _ANY = pa.field("", JSON_TEXT)
@@ -132,11 +133,7 @@ def _joined(places: Iterable[pa.Field]) -> pa.Field:
         return pa.field("", pa.null())
     if len(types) == 1:
         return pa.field("", types.pop(), nullable=nullable)
-    if types <= _NUMBERS:
-        return pa.field("", pa.float64(), nullable=nullable)
-    if types <= _TEXTS:
-        return pa.field("", pa.string(), nullable=nullable)
-    return _ANY
+    return pa.field("", pa.float64(), nullable=nullable) if types <= _NUMBERS else _ANY
 
 
 def _of_values(values: list[Any]) -> pa.Field:
@@ -153,7 +150,7 @@ def _of_value(value: Any) -> pa.Field:
         return pa.field("", pa.int64(), nullable=False)
     if isinstance(value, float):
         return pa.field("", pa.float64(), nullable=False)
-    return pa.field("", ENUM, nullable=False) if isinstance(value, str) else _ANY
+    return pa.field("", pa.string(), nullable=False) if isinstance(value, str) else _ANY
 
 
 def _is_64_bit(value: Any) -> bool:

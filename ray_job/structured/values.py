@@ -46,7 +46,7 @@ def _fitted(value: Any, field: pa.Field) -> Any:
         return {inner.name: _fitted(value.get(inner.name), inner) for inner in type_}
     if isinstance(value, list) and types.is_list(type_):
         return [_fitted(item, type_.value_field) for item in value]
-    if isinstance(value, str) and (types.is_string(type_) or types.is_dictionary(type_)):
+    if isinstance(value, str) and types.is_string(type_):
         return _checked(value)
     if isinstance(value, bool):
         return value if types.is_boolean(type_) else _misfit()
