@@ -18,7 +18,6 @@ from ray_job.spec import StructuredOutputs
 from ray_job.structured.schema import at, schema_problems, subschemas
 
 MAX_BYTES = 2**17  # of a schema as JSON, and of a grammar
-MAX_DEPTH = 64  # of a schema's lists and objects
 MAX_CHOICES = 10_000  # of `choice`, and of each enum
 MAX_PATTERN_CHARS = 4096  # of a regular expression
 _FEW = 64  # problems are no fewer for being shown in full
@@ -68,7 +67,7 @@ def _grammar(key: str) -> str:
     return _lark_grammar(form["grammar"])
 
 
-def _json_grammar(schema: Any) -> str:
+def _json_grammar(schema: Mapping[str, Any]) -> str:
     _check(_size_problems(schema))
     _check(schema_problems(schema))
     whole = _with_style(schema)
@@ -83,11 +82,7 @@ def _check(problems: list[str]) -> None:
         raise FormError([f"json: {problem}" for problem in (*problems[:_FEW], *more)])
 
 
-def _size_problems(schema: Any) -> list[str]:
-    if not isinstance(schema, Mapping):
-        return [f"must be a schema, which is an object, or true for any object; got {schema!r:.60}"]
-    if _depth(schema) > MAX_DEPTH:
-        return [f"nested more than {MAX_DEPTH} levels deep; name parts in $defs and refer to them"]
+def _size_problems(schema: Mapping[str, Any]) -> list[str]:
     size = len(json.dumps(schema, ensure_ascii=False).encode(errors="replace"))
     if size > MAX_BYTES:
         return [f"{size} bytes; allowed: {MAX_BYTES}. Leave out descriptions and examples, or ask less at once"]
@@ -101,15 +96,6 @@ def _size_problems(schema: Any) -> list[str]:
         if isinstance(pattern, str) and len(pattern) > MAX_PATTERN_CHARS:
             problems.append(f"{at(place)}: pattern has {len(pattern)} characters; allowed: {MAX_PATTERN_CHARS}")
     return problems
-
-
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level and depth <= MAX_DEPTH:
-        inner = [each for each in level if isinstance(each, Mapping | list)]
-        level = [value for each in inner for value in (each.values() if isinstance(each, Mapping) else each)]
-        depth += bool(inner)
-    return depth
 
 
 def _with_style(schema: Mapping[str, Any]) -> str:
@@ -151,8 +137,6 @@ def _regex_grammar(regex: str) -> str:
 
 
 def _choice_grammar(choices: list[str]) -> str:
-    if not choices:
-        raise FormError(["choice: an empty list; give the texts that an answer may be"])
     if len(choices) > MAX_CHOICES:
         raise FormError([f"choice: {len(choices)} texts; allowed: {MAX_CHOICES}"])
     # One terminal, since a rule may not branch so often.

@@ -58,11 +58,13 @@ def written_ids(
     differing = set(_differing(list(texts), texts, letter, decode))
     anywhere = [i for i in data if i not in differing and data[i]]
     after = decode([letter])
-    whole, shortened = [], []
+    whole: list[int] = []
+    shortened: list[int] = []
     for i in anywhere:
-        if i not in texts or " " not in texts[i] or (text := decode([i, letter])) == texts[i] + after:
+        expected = texts.get(i, "") + after
+        if " " not in expected or (found := decode([i, letter])) == expected:
             whole.append(i)
-        elif " " + text == texts[i] + after:
+        elif " " + found == expected:
             shortened.append(i)
     if shortened:  # so it is with spaces before a part of a character
         parts = {i for i in whole if i not in texts and data[i].startswith(b" ")}
