@@ -88,7 +88,11 @@ class Forms(Protocol):
 
     def fill_masks(self, matchers: Sequence[Matcher], masks_BW: npt.NDArray[np.int32]) -> None:
         """Sets the bits of the tokens that each matcher allows next, tokens that end an answer included, and clears
-        the others: of token t, bit t mod 32 of word t // 32. Raises RuntimeError for a matcher that is broken."""
+        the others: of token t, bit t mod 32 of word t // 32.
+
+        Raises:
+            RuntimeError: a matcher is broken, or allows no token, and why.
+        """
         ...
 
 

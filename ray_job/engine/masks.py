@@ -61,7 +61,7 @@ class StepMasks:
         """Sets float32 logits of tokens that are not allowed to −∞, in place.
 
         Raises:
-            RuntimeError: a form is broken, or allows no token.
+            RuntimeError: a form is broken.
         """
         with self._meter.time("mask_wait_s"):
             words_SW, seconds = self._found.result()
@@ -78,8 +78,6 @@ def _find(forms: Forms, matchers: Mapping[int, Matcher], num_rows: int) -> tuple
     started_s = time.perf_counter()
     masks_BW = np.empty((len(matchers), forms.num_words), np.int32)
     forms.fill_masks(list(matchers.values()), masks_BW)
-    if not masks_BW.any(axis=1).all():
-        raise RuntimeError("the form allows no token after what the answer holds so far")
     words_SW = masks_BW
     if len(matchers) < num_rows:
         words_SW = np.full((num_rows, forms.num_words), -1, np.int32)

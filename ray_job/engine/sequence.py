@@ -102,12 +102,16 @@ class Sequence:
 
     def _take(self, token_id: int) -> None:
         self.num_generated += 1
-        if token_id in self.vocabulary.stop_ids or token_id in self.sample.params.stop_token_ids:
+        is_end = token_id in self.vocabulary.stop_ids
+        if not is_end and token_id in self.sample.params.stop_token_ids:
+            self._finish(FinishReason.STOP)  # whatever the form says of it
+            return
+        if self.matcher is not None:
+            self.matcher.take(token_id)
+        if is_end:
             self._finish(FinishReason.STOP)
             return
         self.token_ids.append(token_id)
-        if self.matcher is not None:
-            self.matcher.take(token_id)
         if self._has_stop_string(token_id) or (self.matcher is not None and self.matcher.is_complete):
             self._finish(FinishReason.STOP)
         elif self.num_generated >= self.max_tokens:

@@ -118,7 +118,9 @@ def essence(result: Result) -> tuple[object, ...]:
     return result.token_ids, result.text, result.finish_reason, result.completion_tokens, result.prompt_tokens, code
 
 
-def alone(model: Phi3VisionModel, rows: Sequence[Sample]) -> dict[int, tuple[object, ...]]:
+def alone(
+    model: Phi3VisionModel, rows: Sequence[Sample], vocabulary: Vocabulary = VOCABULARY
+) -> dict[int, tuple[object, ...]]:
     """The reference: every row by itself in the static engine."""
-    engine = StaticEngine(PaddedPhi3Vision(model), VOCABULARY, max_batch_rows=1)
+    engine = StaticEngine(PaddedPhi3Vision(model), vocabulary, max_batch_rows=1)
     return {result.key: essence(result) for result in run(engine, rows)}
