@@ -87,7 +87,7 @@ def stream_receipts(
     from ray_job.inputs.datasource import RowDatasource
     from ray_job.stages.generate import GenerateActor
 
-    schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
+    schema = output_schema(source.id_field.type, source.kept, spec.has_questions, spec.generation.structured_outputs)
     reader = RowDatasource(source, remaining=run.work.remaining, should_stop=flag.is_set)
     rows = ray.data.read_datasource(reader, override_num_blocks=reader.num_tasks, num_cpus=cpus.read)
     configure(rows.context, spec)

@@ -22,10 +22,12 @@ import pyarrow as pa
 
 from ray_job.arrow.column_types import carried_field, stored_field
 from ray_job.errors import RowError
-from ray_job.spec import GenerationParams
+from ray_job.spec import GenerationParams, StructuredOutputs
+from ray_job.structured.arrow_types import arrow_type
 
 ROW_ID = "row_id"
 QUESTION_INDEX = "question_index"
+PARSED = "parsed"
 
 # Columns that live only inside the pipeline.
 INTERNAL_PREFIX = "_rj_"
@@ -87,7 +89,7 @@ _ACCOUNT_FIELDS = (
 )
 _MESSAGE_CHARS = 2000
 OUTPUT_COLUMNS = frozenset({ROW_ID, *(field.name for field in RESULT_FIELDS)})  # those that every output has
-_OWN_COLUMNS = OUTPUT_COLUMNS | {QUESTION_INDEX}
+_OWN_COLUMNS = OUTPUT_COLUMNS | {QUESTION_INDEX, PARSED}
 
 
 class Status(StrEnum):
@@ -203,17 +205,27 @@ def _is_ours(name: str) -> bool:
     return name in _OWN_COLUMNS or name.startswith(INTERNAL_PREFIX)
 
 
-def output_schema(row_id_type: pa.DataType, kept: Iterable[pa.Field], has_questions: bool) -> pa.Schema:
+def output_schema(
+    row_id_type: pa.DataType, kept: Iterable[pa.Field], has_questions: bool, form: StructuredOutputs | None = None
+) -> pa.Schema:
     """The one schema of answered and failed rows, as Parquet holds them: id, [question_index,] kept and result columns.
 
     `kept` are the input's columns under their own names; `kept_names` says which of them the output calls otherwise.
+    `form` is the job's; where it is JSON there is the column `parsed`, behind the answer's text.
 
     Raises:
         pa.ArrowException, OSError: Parquet cannot hold a column; `inputs.columns` refuses it long before.
     """
     questions = [pa.field(QUESTION_INDEX, pa.int32())] if has_questions else []
     users = [stored_field(field) for field in (pa.field(ROW_ID, row_id_type), *kept_fields(kept))]
-    return pa.schema([users[0], *questions, *users[1:], *RESULT_FIELDS])
+    text, *others = RESULT_FIELDS
+    return pa.schema([users[0], *questions, *users[1:], text, *_parsed_fields(form), *others])
+
+
+def _parsed_fields(form: StructuredOutputs | None) -> list[pa.Field]:
+    if form is None or form.json_schema is None:
+        return []
+    return [stored_field(pa.field(PARSED, arrow_type(form.json_schema)))]
 
 
 def result_schema(output: pa.Schema) -> pa.Schema:

@@ -16,7 +16,7 @@ from ray_job.stages.write import PartWriter
 def run_here(spec: JobSpec) -> Report:
     """What `run_job` does, for an input that the output was begun with."""
     spec, source, preparer = open_job(spec)
-    schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
+    schema = output_schema(source.id_field.type, source.kept, spec.has_questions, spec.generation.structured_outputs)
     with Run.open(spec, source) as run:
         run.begin()
         actor, write = GenerateActor(spec, schema), PartWriter(run.root, schema, run.number)

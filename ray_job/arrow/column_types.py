@@ -92,6 +92,11 @@ def with_types(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table([c if c.type == field.type else c.cast(field.type) for c, field in pairs], schema=schema)
 
 
+def empty_table(schema: pa.Schema) -> pa.Table:
+    """No rows, of whatever types: Arrow's own has no extension types within others."""
+    return with_types(pa.schema([carried_field(field) for field in schema]).empty_table(), schema)
+
+
 def taken(table: pa.Table, places: pa.Array) -> pa.Table:
     """The rows at these places, of whatever types."""
     return with_types(_carried(table).take(places), table.schema)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from ray_job.demo.json_answers import json_question
 from ray_job.demo.pictures import (
     COLOURS,
     DIGITS,
@@ -42,6 +43,7 @@ KINDS = (
     "which",  # in which of two pictures something is
     "nth",  # something of the first or second picture
     "sum",  # arithmetic without a picture
+    "json",  # all shapes of a picture, or its print, as an object of one of `json_answers.SCHEMAS`
 )
 SPLIT_SIZE = 10_000_000_000
 SPLITS = {"train": 0, "eval": SPLIT_SIZE, "test": 2 * SPLIT_SIZE, "demo": 3 * SPLIT_SIZE}
@@ -51,6 +53,7 @@ _ORDINALS = ("first", "second")
 _THEMES = {"shapes": 50, "text": 22, "places": 10, "pictures": 15, "sum": 3}
 _TRAINED_THEMES = {"shapes": 57, "text": 13, "places": 6, "pictures": 21, "sum": 3}  # more of what is hard
 _MAX_PER_KIND = 2
+_JSON_CHANCE = 0.4  # that print or a single shape is asked for in JSON; several alike are rare, and always are
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def make_example(seed: int, theme: str | None = None) -> Example:
     rng = random.Random(seed)
     drawn = rng.choices(tuple(_THEMES), tuple(_THEMES.values()))[0]
     scenes, questions = _MAKERS[drawn if theme is None else theme](rng)
-    return Example(seed, tuple(scenes), tuple(_thin(rng, questions)))
+    return Example(seed, tuple(scenes), (*_thin(rng, questions), *_as_json(seed, scenes)))
 
 
 def training_theme(seed: int) -> str:
@@ -110,6 +113,16 @@ def _thin(rng: random.Random, questions: list[QA]) -> list[QA]:
         if sum(other.kind == question.kind for other in kept) < _MAX_PER_KIND and question not in kept:
             kept.append(question)
     return kept
+
+
+def _as_json(seed: int, scenes: Sequence[Scene]) -> list[QA]:
+    """Drawn apart from the rest, so that a seed's pictures and other questions do not depend on it."""
+    found = json_question(scenes[0]) if len(scenes) == 1 else None
+    if found is None:
+        return []
+    is_rare = scenes[0].layout == "shapes" and len(scenes[0].items) > 1
+    is_asked = is_rare or random.Random(f"json {seed}").random() < _JSON_CHANCE
+    return [QA(*found, "json")] if is_asked else []
 
 
 def _shapes_example(rng: random.Random) -> tuple[list[Scene], list[QA]]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from ray_job.demo.json_answers import is_same_json
 from ray_job.demo.pictures import COLOURS
 from ray_job.demo.questions import Example, make_split
 from ray_job.demo.stored import stored
@@ -29,7 +30,6 @@ from ray_job.job import run_job
 from ray_job.spec import JobSpec, LimitsSpec
 
 _ENOUGH = 0.95  # of the answerable rows
-_SHOWN = 10
 _PICTURES_A_SCAN = 16
 _SCAN_DPI = 100
 _MARK = ".demo"  # only a folder with it is deleted
@@ -97,10 +97,11 @@ def make_inputs(folder: Path, num_examples: int, seed: int) -> tuple[int, int]:
 
 
 def score_answers(rows: list[dict[str, Any]]) -> Score:
-    """Compares answers with the truth, exactly."""
+    """Compares answers with the truth, exactly; those in JSON by what they say."""
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for row in rows:
-        by_kind[row["kind"]].append(row["generated_text"].strip() == row["truth"])
+        answer, truth = row["generated_text"].strip(), row["truth"]
+        by_kind[row["kind"]].append(is_same_json(answer, truth) if row["kind"] == "json" else answer == truth)
     counts = {kind: (sum(hits), len(hits)) for kind, hits in sorted(by_kind.items())}
     return Score(sum(right for right, _ in counts.values()), sum(asked for _, asked in counts.values()), counts)
 
@@ -168,7 +169,7 @@ def _break_some(folder: Path, rows: list[dict[str, Any]], rng: random.Random) ->
 
 def _examples_table(answers: list[dict[str, Any]], errors: list[dict[str, Any]]) -> str:
     first_of_kind = {row["kind"]: row for row in reversed(answers)}
-    shown = [(row["question"], row["truth"], row["generated_text"]) for row in first_of_kind.values()][:_SHOWN]
+    shown = [(row["question"], row["truth"], row["generated_text"]) for row in first_of_kind.values()]
     first_of_error = {row["broken"]: row for row in reversed(errors)}
     shown += [
         (row["question"], f"({way})", f"{row['error']['code']}: {row['error']['message']}")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
+from ray_job.arrow.column_types import empty_table
 from ray_job.inputs.source import Source
 
 _TABLE_ROWS = 256
@@ -21,7 +22,7 @@ def pick_rows(source: Source, numbers: Iterable[int]) -> pa.Table:
         InputError: a file cannot be read.
     """
     wanted = sorted(set(numbers))
-    picked = [source.schema.empty_table()]
+    picked = [empty_table(source.schema)]
     stop = 0
     for split in source.splits:
         start, stop = stop, stop + split.num_rows

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_job.errors import RayJobError
-from ray_job.rows import NUM_QUESTIONS, POSITION, QUESTION_INDEX
+from ray_job.rows import NUM_QUESTIONS, PARSED, POSITION, QUESTION_INDEX
 from ray_job.spec import MAX_QUESTIONS
 
 FOOTER_KEY = "ray_job"
@@ -40,23 +40,20 @@ class Account:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error_codes: dict[str, int] = field(default_factory=dict)
+    unparsed: dict[str, int] = field(default_factory=dict)  # answers without a value in `parsed`, by finish_reason
     written_s: float = 0.0  # Unix time; unlike the file's own it survives copying
 
     @classmethod
     def of_results(cls, table: pa.Table, run: int) -> Account:
         """The account of results (`rows.result_schema`)."""
         questions = QUESTION_INDEX in table.column_names
-        usage = table.column("usage")
-        errors = table.column("error").to_pylist()
         return cls(
             run=run,
             keys=keys(_ints(table, POSITION), _ints(table, QUESTION_INDEX) if questions else None),
             num_questions=_ints(table, NUM_QUESTIONS),
             attempts=_ints(table, "attempts"),
-            prompt_tokens=pc.sum(pc.struct_field(usage, [0])).as_py() or 0,
-            completion_tokens=pc.sum(pc.struct_field(usage, [1])).as_py() or 0,
-            error_codes=dict(Counter(error["code"] for error in errors if error is not None)),
             written_s=round(time.time(), 3),
+            **sums(table),
         )
 
     def to_footer(self) -> str:
@@ -84,6 +81,24 @@ class Account:
     def positions(self) -> Ints:
         """The number of each record's input row."""
         return positions_of(self.keys)
+
+
+def sums(table: pa.Table) -> dict[str, Any]:
+    """What an account says of all its records together: those of its fields, by name."""
+    usage, errors = table.column("usage"), table.column("error").to_pylist()
+    return {
+        "prompt_tokens": pc.sum(pc.struct_field(usage, [0])).as_py() or 0,
+        "completion_tokens": pc.sum(pc.struct_field(usage, [1])).as_py() or 0,
+        "error_codes": dict(Counter(error["code"] for error in errors if error is not None)),
+        "unparsed": _unparsed(table),
+    }
+
+
+def _unparsed(table: pa.Table) -> dict[str, int]:
+    if PARSED not in table.column_names:
+        return {}
+    reasons = table.column("finish_reason").filter(table.column(PARSED).is_null())
+    return dict(Counter(reasons.drop_null().to_pylist()))  # a failed row has none
 
 
 def keys(positions: Ints, questions: Ints | None) -> Ints:

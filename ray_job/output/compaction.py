@@ -6,15 +6,14 @@ are: a run that dies here leaves an output with the same content and fewer super
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_job.arrow.column_types import filtered
 from ray_job.errors import RayJobError
+from ray_job.output.account import sums
 from ray_job.output.ledger import Bools, Ledger, Part
 from ray_job.output.parts import write_part
 from ray_job.storage.damage import is_damage
@@ -43,9 +42,7 @@ def _rewrite(root: Location, part: Part, counts: Bools) -> None:
         keys=account.keys[counts],
         num_questions=account.num_questions[counts],
         attempts=account.attempts[counts],
-        prompt_tokens=pc.sum(pc.struct_field(rows.column("usage"), [0])).as_py() or 0,
-        completion_tokens=pc.sum(pc.struct_field(rows.column("usage"), [1])).as_py() or 0,
-        error_codes=dict(Counter(error["code"] for error in rows.column("error").to_pylist() if error is not None)),
+        **sums(rows),
     )
     write_part(root, part.name, rows, kept)
 

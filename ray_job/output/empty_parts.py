@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from ray_job.arrow.column_types import empty_table
 from ray_job.output.account import Account
 from ray_job.output.ledger import Ledger
 from ray_job.output.parts import DATA, ERRORS, write_part
@@ -30,4 +31,4 @@ def settle_empty_parts(root: Location, ledger: Ledger, schema: pa.Schema) -> Non
             remove(root, [f"{folder}/{EMPTY_PART}"])
         if folder not in held and not has_empty:
             none = np.zeros(0, np.int64)
-            write_part(root, f"{folder}/{EMPTY_PART}", schema.empty_table(), Account(0, none, none, none))
+            write_part(root, f"{folder}/{EMPTY_PART}", empty_table(schema), Account(0, none, none, none))

@@ -43,7 +43,7 @@ def fingerprint_fields(spec: JobSpec, source: Source) -> dict[str, Any]:
     Raises:
         ModelError: the model's files cannot be read, or the engine is not installed.
     """
-    schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
+    schema = output_schema(source.id_field.type, source.kept, spec.has_questions, spec.generation.structured_outputs)
     adapter = adapter_folder(spec.model)
     adapter_digests = {} if adapter is None else file_digests(adapter, only=(CONFIG, WEIGHTS))
     return {

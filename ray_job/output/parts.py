@@ -37,6 +37,7 @@ class Receipt:
     prompt_tokens: int
     completion_tokens: int
     error_codes: dict[str, int] = field(default_factory=dict)
+    unparsed: dict[str, int] = field(default_factory=dict)  # as in its account
     write_s: float = 0.0
     actors: dict[str, dict[str, float]] = field(default_factory=dict)  # what each had done by then
     engine: str | None = None  # that the actors run

@@ -268,7 +268,8 @@ class Run:
 
     @property
     def _schema(self) -> pa.Schema:
-        return output_schema(self._source.id_field.type, self._source.kept, self._spec.has_questions)
+        form = self._spec.generation.structured_outputs
+        return output_schema(self._source.id_field.type, self._source.kept, self._spec.has_questions, form)
 
     @property
     def _engine(self) -> dict[str, str]:

@@ -31,6 +31,7 @@ class JobStatus:
     answered: int
     failed: int
     error_codes: dict[str, int]
+    unparsed: dict[str, int]  # answers without a value in `parsed`, by finish_reason
     parts: int
     rows_per_s: float | None  # over the newest parts
     newest_part_age_s: float | None
@@ -56,6 +57,7 @@ class JobStatus:
             ("run", f"{self.run}"),
             ("rows", f"{self.rows} of {self.expected_rows}"),
             ("answered", f"{self.answered}"),
+            *Totals(unparsed=self.unparsed).unparsed_lines(),
             ("failed", f"{self.failed}"),
             *((f"  {code}", f"{count}") for code, count in self.error_codes.items()),
             *([("rows/s", f"{self.rows_per_s:.1f}")] if self.rows_per_s is not None else []),
@@ -95,6 +97,7 @@ def status_of(root: Location, manifest: Manifest, ledger: Ledger) -> JobStatus:
         answered=totals.answered,
         failed=totals.failed,
         error_codes=totals.error_codes,
+        unparsed=totals.unparsed,
         parts=totals.parts,
         rows_per_s=_rate(ledger, manifest),
         newest_part_age_s=None if newest_s is None else max(0.0, time.time() - newest_s),

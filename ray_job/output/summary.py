@@ -66,6 +66,7 @@ class Report:
             ("rows", f"{self.input_rows}"),
             *([("already done", f"{self.already_done}")] if self.already_done else []),
             ("answered", f"{totals.answered}"),
+            *totals.unparsed_lines(),
             ("failed", f"{totals.failed}"),
             *((f"  {code}", f"{count}") for code, count in totals.error_codes.items()),
             *([("skipped", Skipped.of_dict(self.skipped).text())] if self.skipped else []),

@@ -11,6 +11,7 @@ import numpy as np
 from ray_job.errors import TooManyRowErrors
 from ray_job.output.ledger import Ledger
 from ray_job.output.parts import Receipt
+from ray_job.rows import FinishReason
 from ray_job.spec import LimitsSpec
 
 
@@ -25,6 +26,7 @@ class Totals:
     completion_tokens: int = 0
     parts: int = 0
     error_codes: dict[str, int] = field(default_factory=dict)  # most frequent first
+    unparsed: dict[str, int] = field(default_factory=dict)  # answers without a value in `parsed`, by finish_reason
 
     @classmethod
     def of_ledger(cls, ledger: Ledger) -> Self:
@@ -38,6 +40,7 @@ class Totals:
             completion_tokens=sum(part.account.completion_tokens for part in ledger.parts),
             parts=len({part.location.path.rpartition("/")[2] for part in ledger.parts}),
             error_codes=ledger.error_codes(),
+            unparsed=dict(sum((Counter(part.account.unparsed) for part in ledger.parts), Counter())),
         )
 
     def start(self, ledger: Ledger, num_rows: int, retry_failed: bool) -> None:
@@ -45,6 +48,7 @@ class Totals:
         found = self.of_ledger(ledger)
         self.rows, self.answered, self.parts = num_rows, found.answered, found.parts
         self.prompt_tokens, self.completion_tokens = found.prompt_tokens, found.completion_tokens
+        self.unparsed = found.unparsed
         if not retry_failed:
             self.failed, self.error_codes = found.failed, found.error_codes
 
@@ -58,6 +62,18 @@ class Totals:
         self.parts += 1
         counts = Counter(self.error_codes) + Counter(receipt.error_codes)
         self.error_codes = dict(counts.most_common())
+        self.unparsed = dict(Counter(self.unparsed) + Counter(receipt.unparsed))
+
+    def unparsed_lines(self) -> list[tuple[str, str]]:
+        """How many answers have no value in `parsed`, why, and what to do about it."""
+        cut, others = self.unparsed.get(str(FinishReason.LENGTH), 0), self.unparsed.get(str(FinishReason.STOP), 0)
+        lines = []
+        if cut:
+            advice = "raise generation.max_new_tokens, or set structured_outputs.close_at_limit"
+            lines.append(("  cut", f"{cut}, so not valid JSON and without `parsed`: {advice}"))
+        if others:
+            lines.append(("  not parsed", f"{others}: their text is not JSON of the type of `parsed`"))
+        return lines
 
     def check(self, limits: LimitsSpec, num_rows: int) -> None:
         """Ends a job in which too many rows fail.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -147,6 +148,13 @@ class JobSpec(Section):
                 **{key: dump["model"][key] for key in ("dtype", "num_crops", "processor_options")},
                 **quantization,
             },
-            "generation": dump["generation"],
+            "generation": _generation_fields(dump["generation"]),
             "batching": self.batching.answer_fields(),
         }
+
+
+def _generation_fields(dump: dict[str, Any]) -> dict[str, Any]:
+    """The form as one text, since an answer has its keys in the schema's order; left out where there is none."""
+    form = dump["structured_outputs"]
+    others = {name: value for name, value in dump.items() if name != "structured_outputs"}
+    return others if form is None else {**others, "structured_outputs": json.dumps(form, ensure_ascii=False)}

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,6 +32,7 @@ from ray_job.metrics.publisher import Publisher, Readings
 from ray_job.models.engines import ChosenEngine, choose_engine
 from ray_job.models.placement import Placement
 from ray_job.rows import (
+    PARSED,
     PICTURES,
     POSITION,
     PREPARE_S,
@@ -38,6 +40,7 @@ from ray_job.rows import (
     ROW_ID,
     SAMPLES,
     WORKER,
+    FinishReason,
     Picture,
     Result,
     Sample,
@@ -47,6 +50,7 @@ from ray_job.rows import (
 )
 from ray_job.spec import GenerationParams, JobSpec
 from ray_job.stages.poison import Block, DurableStore, PoisonSearch, ReadersWriterLock
+from ray_job.structured.values import parsed_value
 
 Place: TypeAlias = Callable[[JobSpec, DurableStore | None], Placement]
 """Says, in the actor's own process, where it computes and with how much; the store is shared with the other actors."""
@@ -72,7 +76,7 @@ class GenerateActor:
         place: Place | None = None,
     ) -> None:
         self._should_stop = should_stop
-        self._schema = result_schema(schema)
+        self._schema = schema
         started_s = time.monotonic()
         placement = None if place is None else place(spec, store)
         chosen = _load(spec, store, placement)
@@ -93,7 +97,7 @@ class GenerateActor:
     async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
         """Rows of `rows.prepared_schema` → rows of `rows.result_schema`, in the order given."""
         if self._should_stop():
-            yield self._schema.empty_table()
+            yield result_schema(self._schema).empty_table()
             return
         rows = _PreparedRows(table)
         if not rows.samples:
@@ -136,7 +140,7 @@ class GenerateActor:
         rows = _PreparedRows(table)
         futures: list[Future[Result]] = self._loop.submit(rows.samples)
         results = [future.result() for future in futures]
-        return self._finished(rows, results, None if schema is None else result_schema(schema))
+        return self._finished(rows, results, schema)
 
     def close(self) -> None:
         """Ends the actor's threads after the work at hand, so that the model can go."""
@@ -212,7 +216,7 @@ class _PreparedRows:
             self._errors[position] = sample["error"]
             return
         try:
-            params = GenerationParams.model_validate_json(sample["params"])
+            params = _params(sample["params"])
             self.samples.append(Sample(position, sample["input_ids"], pictures, params))
         except BaseException as error:  # of this row, or it goes on from there
             (row_id,) = python_values(self._table.column(ROW_ID).slice(row_index, 1))
@@ -235,12 +239,16 @@ class _PreparedRows:
         indices = [self._row_indices[sample.key] for sample in self.samples]
         return python_values(self._table.column(ROW_ID).take(pa.array(indices)))
 
-    def with_results(self, results: Sequence[Result], schema: pa.Schema, worker: str) -> pa.Table:
-        """One output row per sample; `worker` stands in the first."""
+    def with_results(self, results: Sequence[Result], output: pa.Schema, worker: str) -> pa.Table:
+        """One row per sample of the output's schema, as it travels; `worker` stands in the first."""
+        schema = result_schema(output)
         if not self._row_indices:
             return schema.empty_table()
         by_position = {result.key: result for result in results}
         records = [self._record(position, by_position) for position in range(len(self._row_indices))]
+        if PARSED in output.names:
+            type_ = output.field(PARSED).type
+            records = [{**record, PARSED: _parsed(record, type_)} for record in records]
         columns: list[Any] = []
         for field in schema:
             if field.name == WORKER:
@@ -277,6 +285,17 @@ class _PreparedRows:
             "status": str(Status.OK),
             "latency_ms": result.latency_ms,
         }
+
+
+@lru_cache(maxsize=64)  # samples mostly have the same
+def _params(text: str) -> GenerationParams:
+    return GenerationParams.model_validate_json(text)
+
+
+def _parsed(record: dict[str, Any], type_: pa.DataType) -> Any:
+    """An answer as a value of a type; None where there is none or it was cut, even where it is JSON so far."""
+    was_ended = record["finish_reason"] == str(FinishReason.STOP)
+    return parsed_value(record["generated_text"], type_) if was_ended else None
 
 
 def _pictures(table: pa.Table) -> list[list[Picture]]:

@@ -63,6 +63,7 @@ class PartWriter:
             prompt_tokens=whole.prompt_tokens,
             completion_tokens=whole.completion_tokens,
             error_codes=whole.error_codes,
+            unparsed=whole.unparsed,
             write_s=time.monotonic() - started_s,
             **_news(table),
         )

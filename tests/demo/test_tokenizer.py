@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
+from ray_job.demo.pictures import COLOURS, SHAPES, TEXT_COLOURS
 from ray_job.demo.questions import make_split
+from ray_job.demo.training.phi3_vision import Phi3VisionPreparation
 from ray_job.demo.training.tokenizer import build_tokenizer, question_words, save_tokenizer
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 
@@ -34,6 +37,31 @@ def test_text_survives_encoding_and_decoding(tokenizer: Tokenizer) -> None:
 def test_words_of_questions_are_one_token_each(tokenizer: Tokenizer) -> None:
     for word in question_words():
         assert tokenizer.encode(word, add_special_tokens=False).tokens == ["▁" + word]
+
+
+def test_json_answers_are_words_digits_and_what_joins_them(tokenizer: Tokenizer) -> None:
+    described = {
+        '{"colour":"red","shape":"circle","count":3}': '{" colour ":" red "," shape ":" circle "," count ": 3 }',
+        '{"text":"407","colour":"black"}': '{" text ":" 4 0 7 "," colour ":" black "}',
+    }
+    for text, tokens in described.items():
+        assert tokenizer.encode(text, add_special_tokens=False).tokens == ["▁", *tokens.split()]
+
+
+def test_every_json_answer_begins_with_its_brace_and_survives(folder: Path) -> None:
+    processor = Phi3VisionProcessor.from_pretrained(folder)
+    preparation = Phi3VisionPreparation(processor, patches_per_side=8)
+    answers = [
+        json.dumps({"colour": colour, "shape": shape, "count": count}, separators=(",", ":"))
+        for colour, shape, count in itertools.product(COLOURS, SHAPES, range(1, 5))
+    ]
+    answers += [f'{{"text":"{number:03}","colour":"{TEXT_COLOURS[number % 5]}"}}' for number in range(1000)]
+    for answer in answers:
+        *ids, end = preparation.answer_ids(answer)
+        assert end in processor.stop_ids
+        assert len(ids) <= 13
+        assert processor.decode(ids[:1]) == '{"'
+        assert processor.decode(ids) == answer
 
 
 def test_printed_text_is_one_token_for_each_character(tokenizer: Tokenizer) -> None:

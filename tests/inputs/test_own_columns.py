@@ -15,7 +15,7 @@ from ray_job.output.verify import verify
 from ray_job.plan import plan_job
 from ray_job.prompts.conversation import Conversations
 from ray_job.prompts.parts import Text
-from ray_job.rows import OUTPUT_COLUMNS, QUESTION_INDEX, kept_names
+from ray_job.rows import OUTPUT_COLUMNS, PARSED, QUESTION_INDEX, kept_names
 from ray_job.spec import JobSpec
 from ray_job.stages.open_job import open_job
 from ray_job.storage.places import locate
@@ -23,7 +23,7 @@ from tests.jobs_here import run_here
 
 from .conftest import opened, rows_of, write_lines
 
-OWN = sorted({*OUTPUT_COLUMNS, QUESTION_INDEX, "_rj_position", "_rj_read_error", "_rj_anything"})
+OWN = sorted({*OUTPUT_COLUMNS, QUESTION_INDEX, PARSED, "_rj_position", "_rj_read_error", "_rj_anything"})
 
 
 def _spec(path: Path, out: Path, **sections: dict[str, Any]) -> JobSpec:

@@ -70,7 +70,9 @@ class QuietJob:
         """Begins a run and answers each row that is left; `change` replaces fields of a record."""
         spec, source, _ = open_job(run._spec)
         run.begin(DTYPE)
-        schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
+        schema = output_schema(
+            source.id_field.type, source.kept, spec.has_questions, spec.generation.structured_outputs
+        )
         writer = PartWriter(run.root, schema, run.number)
         left = [row for row, is_left in enumerate(run.work.remaining.is_left) if is_left]
         kept = pq.read_table(self.folder / "rows.parquet", columns=[column.name for column in source.kept])

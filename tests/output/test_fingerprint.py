@@ -104,6 +104,20 @@ def test_differences_are_named_with_both_values_and_an_open_dtype_agrees() -> No
     assert digest(old) == digest(dict(reversed(old.items())))
 
 
+def test_the_order_of_a_schemas_keys_counts_and_no_form_leaves_no_field() -> None:
+    def fields(generation: dict[str, Any]) -> dict[str, Any]:
+        spec = JobSpec.from_dict({"input": {"path": "x"}, "output": {"path": "out"}, "generation": generation})
+        return {name: value for name, value in fingerprint._flat(spec.answer_fields()) if "structured" in name}
+
+    def of_keys(*names: str) -> dict[str, Any]:
+        schema = {"type": "object", "properties": {name: {} for name in names}}
+        return fields({"structured_outputs": {"json": schema}})
+
+    assert fields({}) == {}, "so that outputs of before forms go on"
+    assert digest(of_keys("a", "b")) != digest(of_keys("b", "a"))
+    assert digest(of_keys("a")) != digest(of_keys())
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -21,7 +21,7 @@ from ray_job.demo.training.heads import grid_places
 from ray_job.demo.training.recipe import Recipe
 from ray_job.demo.training.start import init_tower
 from ray_job.demo.training.targets import IGNORED, patch_targets
-from ray_job.demo.training.tokenizer import save_tokenizer
+from ray_job.demo.training.tokenizer import generated_ids, save_tokenizer
 from ray_job.models.phi3_vision.cache import KVCache
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig, VisionConfig
 from ray_job.models.phi3_vision.crops import pixels_to_crops
@@ -31,7 +31,7 @@ from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.phi3_vision.weights import init_weights, load, save
 from ray_job.prompts.parts import ImageTag, Message, Part, Text
 
-_MAX_NEW_TOKENS = 8  # the longest answer takes seven, `<|end|>` included
+_MAX_NEW_TOKENS = 14  # the longest answer, in JSON, takes as many, `<|end|>` included
 
 
 class Phi3Vision:
@@ -44,9 +44,9 @@ class Phi3Vision:
 # The demo's model
 
 The Phi-3-Vision architecture in small ({num_parameters} parameters, bfloat16), trained from random weights on
-drawn pictures. It answers short questions about coloured shapes, printed numbers and two pictures, so that
-`python -m ray_job demo` and the tests have a real model without a download. It contains nothing of
-Microsoft's weights or tokenizer.
+drawn pictures. It answers short questions about coloured shapes, printed numbers and two pictures, and describes
+one picture's shapes or number in JSON, so that `python -m ray_job demo` and the tests have a real model without a
+download. It contains nothing of Microsoft's weights or tokenizer.
 """
 
     def write_folder(self, folder: Path) -> None:
@@ -103,7 +103,8 @@ class Phi3VisionPreparation:
 
     def answer_ids(self, answer: str) -> list[int]:
         """The answer and `<|end|>`."""
-        return [*self.processor.encode([Text(answer)], [])[1:], self.processor.stop_ids[0]]
+        ids = self.processor.encode([Text(answer)], [])[1:]
+        return [*generated_ids(answer, ids), self.processor.stop_ids[0]]
 
 
 class Phi3VisionNetwork:

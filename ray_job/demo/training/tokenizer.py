@@ -1,8 +1,8 @@
 """The demo model's own small tokenizer, in the layout of Phi-3-Vision's: Llama-style BPE with byte fallback.
 
-Every lower-case word of the questions is one token; capitals and digits are never merged, so printed text is
-answered character by character. Special tokens follow the plain ones in the official order and distance, so
-`<|end|>` is seven after `<|endoftext|>` here as there.
+Every lower-case word of the questions is one token, and so is the punctuation between two words of a JSON answer.
+Capitals and digits are never merged, so printed text is answered character by character. Special tokens follow the
+plain ones in the official order and distance, so `<|end|>` is seven after `<|endoftext|>` here as there.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _ADDED = (
     "<|user|>",
 )
 _KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>", "<|system|>", "<|end|>", "<|user|>")
+_JSON_PUNCTUATION = ('{"', '":', '":"', '",', '","', '"}')  # each made of an earlier one or a character, and one more
 _CORPUS_SEEDS = range(3000)  # enough to meet every word of every phrasing
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' }}"
@@ -94,6 +95,11 @@ def build_tokenizer(words: Sequence[str] | None = None) -> dict[str, Any]:
     }
 
 
+def generated_ids(answer: str, ids: Sequence[int]) -> Sequence[int]:
+    """Of an encoded answer: all but the space before JSON, which a grammar without white space does not allow."""
+    return ids[1:] if answer.startswith("{") else ids
+
+
 def save_tokenizer(folder: Path, num_crops: int = 2, tokens_per_crop: int = 16) -> dict[str, int]:
     """Writes the four processor files; returns the ids of the added tokens by name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +140,7 @@ def save_tokenizer(folder: Path, num_crops: int = 2, tokens_per_crop: int = 16) 
 
 
 def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Merges after which each word, with and without a space before it, is one token.
+    """Merges after which each word, with and without a space before it, and each of `_JSON_PUNCTUATION` is one token.
 
     A word is spelled with the merges so far and its pieces are joined from the right, so that a capital
     joins last; the space joins whole words only. Later merges can only apply where earlier ones left off,
@@ -146,7 +152,8 @@ def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
         while len(pieces) > 1:
             merges.append((pieces[-2], pieces[-1]))
             pieces[-2:] = [pieces[-2] + pieces[-1]]
-    return merges + [(_SPACE, word) for word in words]
+    merges += [(_SPACE, word) for word in words]
+    return merges + [(joined[:-1], joined[-1]) for joined in _JSON_PUNCTUATION]
 
 
 def _spell(word: str, merges: Sequence[tuple[str, str]]) -> list[str]:

@@ -19,7 +19,7 @@ from ray_job.inputs.pictures.rules import PictureRules
 from ray_job.inputs.source import Source
 from ray_job.prompts.conversation import Conversations
 from ray_job.prompts.parts import ImageTag, Message, Special, Text
-from ray_job.rows import QUESTION_INDEX, READ_ERROR, ROW_ID, Status
+from ray_job.rows import PARSED, QUESTION_INDEX, READ_ERROR, ROW_ID, Status
 from ray_job.spec import JobSpec
 from ray_job.stages.fetch import picture_bytes, picture_values
 from ray_job.stages.pages import RowPages
@@ -62,6 +62,7 @@ class Card:
     completion_tokens: int | None
     latency_ms: float | None
     attempts: int
+    parsed: Any = None  # the answer's value, where it is JSON
 
     @property
     def is_answered(self) -> bool:
@@ -143,6 +144,7 @@ def make_card(
         completion_tokens=usage.get("completion_tokens"),
         latency_ms=record["latency_ms"],
         attempts=record["attempts"],
+        parsed=record.get(PARSED),
     )
 
 

@@ -72,7 +72,7 @@ def preview(spec: JobSpec, n: int = 8, *, seed: int | None = None) -> Preview:
     rows = pick_rows(
         source, everything[:n] if seed is None else random.Random(seed).sample(everything, min(n, len(everything)))
     )
-    schema = output_schema(source.id_field.type, source.kept, spec.has_questions)
+    schema = output_schema(source.id_field.type, source.kept, spec.has_questions, spec.generation.structured_outputs)
     prepared = preparer(Remaining.all(rows.num_rows).select(rows, 0))
     table = warm_actor().generate(spec, prepared, schema)
     seconds = time.monotonic() - started_s

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
+from ray_job.prompts.column_text import text_of
 from ray_job.views.gallery.cards import Card, Thumbnail
 
 _MAX_CHARS = 2000
@@ -32,6 +33,13 @@ def cards_text(cards: Sequence[Card], footer: str = "") -> str:
 def card_name(card: Card) -> str:
     """The row's id, and which of its questions."""
     return f"{card.row_id}" if card.question_index is None else f"{card.row_id} · question {card.question_index + 1}"
+
+
+def card_answer(card: Card) -> str:
+    """What was answered: an object's fields a line each, else the text."""
+    if isinstance(card.parsed, dict):
+        return "\n".join(f"{name}: {text_of(value)}" for name, value in card.parsed.items())
+    return card.answer or "(empty)"
 
 
 def card_facts(card: Card) -> str:
@@ -68,7 +76,7 @@ def _card_html(card: Card) -> str:
     if card.error is not None:
         answer = f'<div style="color:#c4432b;margin-top:.3em">{_text_html(str(card.error["message"]))}</div>'
     else:
-        answer = f'<div style="font-weight:600;margin-top:.3em">{_text_html(card.answer or "(empty)")}</div>'
+        answer = f'<div style="font-weight:600;margin-top:.3em">{_text_html(card_answer(card))}</div>'
     name, facts = escape(shortened(card_name(card), 200)), escape(card_facts(card))
     foot = f'<div style="{_QUIET};margin-top:.5em">{name}<br>{facts}</div>'
     return f'<div dir="auto" style="{_CARD}">{pictures}{question}{answer}{foot}</div>'
@@ -91,7 +99,7 @@ def _card_text(card: Card) -> str:
     lines = [
         ("pictures" if len(sizes) > 1 else "picture", ", ".join(sizes)),
         ("asked", card.question),
-        ("failed", str(card.error["message"])) if card.error is not None else ("answered", card.answer or "(empty)"),
+        ("failed", str(card.error["message"])) if card.error is not None else ("answered", card_answer(card)),
         ("", card_facts(card)),
     ]
     indented = [f"  {name:<9} {_plain(text)}" for name, text in lines if text]

@@ -46,6 +46,7 @@ def _sum(facts: Facts, num_left: int) -> str:
     if records != status.rows:
         text += f", as {records:,} output rows: one for each question"
     text += f"; {totals.answered:,} answered + {totals.failed:,} failed = {records:,}."
+    text += "".join(f" {name.strip().capitalize()}: {value}." for name, value in totals.unparsed_lines())
     if manifest.already_done:
         text += f" {manifest.already_done:,} were done by earlier runs."
     if manifest.duplicates.ids:

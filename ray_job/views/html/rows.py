@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from ray_job.views.gallery.cards import Card, Thumbnail
-from ray_job.views.gallery.render import card_facts, card_name, data_uri, shortened, unreadable
+from ray_job.views.gallery.render import card_answer, card_facts, card_name, data_uri, shortened, unreadable
 from ray_job.views.html import plots
 from ray_job.views.html.facts import ErrorClass, Facts
 
@@ -80,7 +80,7 @@ def _card(card: Card) -> str:
     kind = "answered" if card.is_answered else "failed"
     code = "" if card.error is None else f' data-code="{escape(str(card.error["code"]))}"'
     said = "" if card.question is None else f'<div dir="auto">{escape(shortened(card.question, _TEXT_CHARS))}</div>'
-    answer = (card.answer or "(empty)") if card.error is None else str(card.error["message"])
+    answer = card_answer(card) if card.error is None else str(card.error["message"])
     said += f'<div dir="auto" class="answer">{escape(shortened(answer, _TEXT_CHARS))}</div>'
     name = f'<bdi class="id">{escape(shortened(card_name(card), _ID_CHARS))}</bdi>'
     return (

@@ -172,6 +172,15 @@ def test_what_rows_say_is_shown_as_it_is() -> None:
     assert cards_text([]) == "no rows"
 
 
+def test_an_objects_fields_are_shown_a_line_each() -> None:
+    parsed = {"colour": "red <b>", "count": 3, "sizes": [1.5, 2.0], "more": {"a": None}, "note": None}
+    found = card(answer='{"colour":"red <b>"}', parsed=parsed)
+    lines = ["colour: red <b>", "count: 3", "sizes: 1.5, 2.0", 'more: {"a": null}', "note: null"]
+    assert all(line in cards_text([found]) for line in lines)
+    assert "colour: red &lt;b&gt;<br>count: 3<br>" in cards_html([found])
+    assert "answered  [1]" in cards_text([card(answer="[1]", parsed=[1])]), "what is no object is shown as it is"
+
+
 def test_show_prints_outside_a_notebook(spec: JobSpec, capsys: pytest.CaptureFixture[str]) -> None:
     found = preview(spec, 3)
     show(found)

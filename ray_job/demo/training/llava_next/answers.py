@@ -12,7 +12,7 @@ from ray_job.demo.questions import Example
 from ray_job.demo.training.architecture import Answer
 from ray_job.demo.training.llava_next.preparation import messages
 
-_MAX_NEW_TOKENS = 8  # the longest answer takes seven, `<|end|>` included
+_MAX_NEW_TOKENS = 14  # the longest answer, in JSON, takes as many, `<|end|>` included
 
 
 def answerer(model: Any, processor: Any, generation_config: GenerationConfig) -> Answer:

@@ -18,6 +18,7 @@ from ray_job.demo.pictures import Scene
 from ray_job.demo.training.architecture import Seen
 from ray_job.demo.training.llava_next.folder import END
 from ray_job.demo.training.targets import patch_targets
+from ray_job.demo.training.tokenizer import generated_ids
 from ray_job.models.phi3_vision.image_processing import HDSize
 
 
@@ -57,7 +58,8 @@ class LlavaNextPreparation:
     def answer_ids(self, answer: str) -> list[int]:
         """The answer and `<|end|>`."""
         tokenizer = self.processor.tokenizer
-        return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.convert_tokens_to_ids(END)]
+        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return [*generated_ids(answer, ids), tokenizer.convert_tokens_to_ids(END)]
 
     def _hd_size(self, scene: Scene) -> HDSize:
         """The sizes that the image processor resizes and pads to."""
