@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ray_job.engine.interface import Engine, Vocabulary
     from ray_job.engine.packed_model import PackedModel
     from ray_job.engine.padded_model import PaddedModel
+    from ray_job.structured.matchers import TokenizerForms
 
 _TEXT_TOKENS = 1024  # room for what stands beside a picture
 
@@ -62,8 +63,9 @@ def choose_engine(spec: JobSpec, placement: Placement | None = None) -> ChosenEn
             check_gpu(placement)
         return ChosenEngine(load_vllm_engine(spec, placement, model_folder(spec.model), job_processor(spec)), "vllm")
     processor = load_processor(spec.model)
-    vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
     model = load_model(spec, placement)
+    forms = _forms(spec, model, processor, placement)
+    vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode, forms)
     if _is_phi3_vision(processor):
         return _for_phi3_vision(spec, model, processor, vocabulary, placement)
     return _for_library_model(spec, model, processor, vocabulary, placement)
@@ -143,6 +145,18 @@ def _for_library_model(
         padded.max_rows = 1
         reason = "; ".join([*([reason] if reason else []), f"one row at a time, as it {objection}"])
     return ChosenEngine(_static(spec, padded, vocabulary), "static", reason)
+
+
+def _forms(spec: JobSpec, model: Any, processor: Processor, placement: Placement) -> TokenizerForms:
+    """The forms of the model's answers; of a job that has one the tokenizer is read and the form compiled now."""
+    from ray_job.structured.matchers import TokenizerForms
+
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else model.lm_head
+    stop_ids, num_ids = processor.stop_ids, int(head.weight.shape[0])
+    forms = TokenizerForms(processor.tokenizer_json, num_ids, stop_ids, processor.decode, placement.threads)
+    if spec.generation.structured_outputs is not None:
+        forms.load(spec.generation.structured_outputs)
+    return forms
 
 
 def _static(spec: JobSpec, model: PaddedModel, vocabulary: Vocabulary) -> Engine:

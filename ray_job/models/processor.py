@@ -95,6 +95,10 @@ class Processor(Protocol):
         """Text of generated ids, without special tokens."""
         ...
 
+    def tokenizer_json(self) -> str:
+        """The tokenizer, as the content of a tokenizer.json: what follows answers through a form."""
+        ...
+
 
 def check_tags(indices: Sequence[int], num_images: int) -> None:
     """Raises RowError PROMPT_TAGS unless the tags' numbers are 1 to `num_images`, each once."""

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -215,7 +216,7 @@ class _PreparedRows:
             self._errors[position] = sample["error"]
             return
         try:
-            params = GenerationParams.model_validate_json(sample["params"])
+            params = _params(sample["params"])
             self.samples.append(Sample(position, sample["input_ids"], pictures, params))
         except BaseException as error:  # of this row, or it goes on from there
             (row_id,) = python_values(self._table.column(ROW_ID).slice(row_index, 1))
@@ -284,6 +285,11 @@ class _PreparedRows:
             "status": str(Status.OK),
             "latency_ms": result.latency_ms,
         }
+
+
+@lru_cache(maxsize=64)  # samples mostly have the same
+def _params(text: str) -> GenerationParams:
+    return GenerationParams.model_validate_json(text)
 
 
 def _parsed(record: dict[str, Any], type_: pa.DataType) -> Any:

@@ -19,11 +19,13 @@ def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
     """Checks a spec against its input's headers and its model's small files, and settles what they decide.
 
     Raises:
+        SpecError: answers cannot be held to the form asked for: each reason with its place in the schema.
         SpecError, InputError: the input is not there, or has not the columns the spec names; a password is not set;
             the model takes no system prompt, and there is one.
         ModelError: the model's folder has no usable configuration or tokenizer, its adapter cannot be merged, or
             the engine that is asked for is not installed or cannot run it.
     """
+    _check_form(spec)
     Passwords.check(spec.documents)
     check_vllm(spec)
     source = open_source(spec)
@@ -40,3 +42,15 @@ def open_job(spec: JobSpec) -> tuple[JobSpec, Source, Preparer]:
         )
     limit = spec.limits.max_prompt_tokens or processor.max_len - 1
     return spec, source, Preparer(spec, source.without_splits(), processor, limit)
+
+
+def _check_form(spec: JobSpec) -> None:
+    form = spec.generation.structured_outputs
+    if form is None:
+        return
+    from ray_job.structured.grammar import FormError, grammar_of
+
+    try:
+        grammar_of(form)
+    except FormError as error:
+        raise SpecError([f"generation.structured_outputs.{problem}" for problem in error.problems]) from None

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from ray_job.arrow.column_types import with_types
 from ray_job.arrow.values import PromptRows, prompt_rows
@@ -25,7 +24,6 @@ from ray_job.inputs.pictures.rules import PictureRules
 from ray_job.inputs.source import Source
 from ray_job.models.processor import Placeholder, Processor
 from ray_job.prompts.conversation import Conversations, template_fields
-from ray_job.prompts.json_text import parse_json
 from ray_job.prompts.parts import Message
 from ray_job.rows import (
     ATTEMPTS,
@@ -43,9 +41,10 @@ from ray_job.rows import (
     prepared_schema,
     travelling_name,
 )
-from ray_job.spec import GenerationParams, JobSpec, problems
+from ray_job.spec import GenerationParams, JobSpec
 from ray_job.stages.fetch import RowPictures, picture_bytes, picture_values
 from ray_job.stages.pages import RowPages
+from ray_job.stages.params import RowParams
 from ray_job.stages.poison import DurableStore, PoisonSearch
 from ray_job.storage.retrying import Retrying
 
@@ -78,6 +77,7 @@ class Preparer:
         self._processor = processor
         self._max_prompt_tokens = max_prompt_tokens
         self._params = spec.generation.params
+        self._row_params = RowParams(self._params, source.overrides_column)
         self._picture_rules = PictureRules.of(spec.input)
         # The same bytes read by other rules are another picture to an engine that stays loaded.
         self._digest_key = hashlib.blake2b(repr(self._picture_rules).encode(), digest_size=16).digest()
@@ -168,7 +168,7 @@ class Preparer:
     ) -> Prepared:
         pictures, placeholders, counts = retrying(lambda: self._pictures(row, headers_only), is_retryable)
         conversations = self._conversations.of_row(row, len(placeholders), counts)
-        params = self._row_params(row)
+        params = self._row_params.of(row)
         asked = set(range(len(conversations)) if wanted is None else wanted)
         samples = [
             self._sample(index, messages, placeholders, self._seeded(params, row[ROW_ID], index))
@@ -220,26 +220,6 @@ class Preparer:
         if self._fetched:
             return self._fetched.bytes_of(value)
         return picture_bytes(value, self._spec, self._source)
-
-    def _row_params(self, row: Mapping[str, Any]) -> GenerationParams:
-        """The job's parameters with the row's own on top; a column that is empty or null overrides nothing."""
-        column = self._source.overrides_column
-        overrides = row.get(column) if column is not None else None
-        try:
-            if isinstance(overrides, str):
-                overrides = parse_json(overrides, ErrorCode.PARAMS_INVALID) if overrides.strip() else None
-            if overrides is None:
-                return self._params
-            if not isinstance(overrides, dict):
-                raise ValueError(f"expected an object, got {type(overrides).__name__}")
-            return self._params.overridden({key: value for key, value in overrides.items() if value is not None})
-        except RowError as error:
-            raise RowError(error.code, f"column {column!r}: {error.message}", error.stage) from None
-        except ValidationError as error:
-            text = "; ".join(problems(error, GenerationParams))
-            raise RowError(ErrorCode.PARAMS_INVALID, f"column {column!r}: {text}") from None
-        except ValueError as error:
-            raise RowError(ErrorCode.PARAMS_INVALID, f"column {column!r}: {error}") from None
 
     def _seeded(self, params: GenerationParams, row_id: Any, question_index: int) -> GenerationParams:
         """The job's seed is mixed with the row's id; a row's own seed stays, whatever the job's is."""

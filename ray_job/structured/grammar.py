@@ -47,7 +47,10 @@ def grammar_of(form: StructuredOutputs) -> str:
     Raises:
         FormError: it is too large, or says what cannot be guaranteed: every problem with its place.
     """
-    return _grammar(form_key(form))
+    grammar, problems = _kept(form_key(form))
+    if problems:
+        raise FormError(list(problems))
+    return grammar
 
 
 def form_key(form: StructuredOutputs) -> str:
@@ -55,9 +58,16 @@ def form_key(form: StructuredOutputs) -> str:
     return form.model_dump_json(exclude_defaults=True, exclude={"close_at_limit"})
 
 
-@lru_cache(maxsize=256)
-def _grammar(key: str) -> str:
-    form = json.loads(key)
+@lru_cache(maxsize=64)  # many rows have the same, right or wrong
+def _kept(key: str) -> tuple[str, tuple[str, ...]]:
+    """The grammar, and what is wrong with the form."""
+    try:
+        return _grammar(json.loads(key)), ()
+    except FormError as error:
+        return "", tuple(error.problems)
+
+
+def _grammar(form: dict[str, Any]) -> str:
     if "json" in form:
         return _json_grammar({"type": "object"} if form["json"] is True else form["json"])
     if "regex" in form:

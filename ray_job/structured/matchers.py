@@ -24,7 +24,7 @@ from ray_job.spec import StructuredOutputs
 from ray_job.structured.grammar import FormError, form_key, grammar_of, limits
 from ray_job.structured.vocabulary import WrittenIds, has, mask_of, written_ids
 
-_MOST_KEPT = 256  # compiled forms
+_MOST_KEPT = 64  # compiled forms
 _SILENT = 0
 
 
@@ -60,14 +60,13 @@ class TokenizerForms:
         """W: 32-bit words of a mask over the model's ids."""
         return -(-self._num_ids // 32)
 
-    def load(self) -> None:
-        """Reads the tokenizer now. Raises ModelError where forms cannot be followed with it."""
+    def load(self, form: StructuredOutputs) -> None:
+        """Reads the tokenizer and compiles a job's form now. Raises ModelError where it cannot be followed."""
         try:
-            _ = self._ids, self._executor
-        except ValueError as error:
-            raise ModelError(
-                f"structured_outputs: this model's tokenizer cannot be followed: {error}; leave them out"
-            ) from None
+            with self._lock:
+                self._of(form)
+        except RowError as error:
+            raise ModelError(f"generation.{error.message}") from None
 
     def matcher(self, form: StructuredOutputs, max_tokens: int) -> FormMatcher:
         """Of an answer that has no token yet and may have `max_tokens`.
@@ -76,13 +75,7 @@ class TokenizerForms:
             RowError: PARAMS_INVALID, what is wrong with the form.
         """
         with self._lock:
-            key = form_key(form)
-            if key not in self._kept:
-                self._kept[key] = self._compiled(form)
-                if len(self._kept) > _MOST_KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
-            return self._kept[key].copy()
+            return self._of(form).copy()
 
     def fill_masks(self, matchers: Sequence[Any], masks_BW: npt.NDArray[np.int32]) -> None:
         """Sets the bits of the tokens that each matcher allows next, and clears the others.
@@ -106,6 +99,16 @@ class TokenizerForms:
             stop = place + len(matcher.parts)
             matcher.write_mask(words_PW[place:stop, : self.num_words], mask_W)
             place = stop
+
+    def _of(self, form: StructuredOutputs) -> FormMatcher:
+        """The one that is kept, before its first token."""
+        key = form_key(form)
+        if key not in self._kept:
+            self._kept[key] = self._compiled(form)
+            if len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
     def _compiled(self, form: StructuredOutputs) -> FormMatcher:
         try:

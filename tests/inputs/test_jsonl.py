@@ -67,7 +67,7 @@ def test_the_openai_batch_form(tmp_path: Path) -> None:
         ({"n": 2}, "n: 2"),
         ({"logprobs": True, "top_logprobs": 5}, "logprobs: true, top_logprobs: 5"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "regex"}}, "response_format"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"temprature": 0}, "temprature"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens and max_tokens differ"),

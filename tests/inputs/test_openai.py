@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ray_job.prompts.messages import Shown, read_turns
-from ray_job.spec import GenerationParams
+from ray_job.spec import GenerationParams, StructuredOutputs
+from ray_job.stages.params import RowParams
 
 from .conftest import opened, rows_of, write_lines
 
@@ -83,7 +84,7 @@ def test_requests_for_responses(tmp_path: Path) -> None:
         ({"input": []}, "there is no list of input in it"),
         ({"input": 5}, "there is no list of input in it"),
         ({"input": "x", "instructions": ["y"]}, "instructions must be a text, got list"),
-        ({"input": "x", "text": {"format": {"type": "json_object"}}}, 'text: {"format": {"type": "json_object"}}'),
+        ({"input": "x", "text": {"format": {"type": "grammar"}}}, 'text: {"format": {"type": "grammar"}}'),
         ({"input": "x", "reasoning": {"effort": "high"}}, 'reasoning: {"effort": "high"}'),
         ({"input": "x", "previous_response_id": "r"}, 'previous_response_id: "r"'),
         ({"input": "x", "truncation": "auto"}, 'truncation: "auto"'),
@@ -125,3 +126,49 @@ def test_columns_of_a_flat_line_are_the_users(tmp_path: Path) -> None:
     (row,) = rows(tmp_path, item)
     assert error_of(row) is None
     assert [turn.role for turn in read_turns(row["messages"])] == ["user"], "a recorded answer is not shown"
+
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": ["integer", "null"]}}, "required": ["n"]}
+FORMS: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
+    ({"response_format": {"type": "text"}}, None),
+    ({"response_format": {"type": "json_object"}}, {"json": True}),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA, "strict": True}}},
+        {"json": SCHEMA},
+    ),
+    ({"structured_outputs": {"choice": ["a", "b"]}}, {"choice": ["a", "b"]}),
+    ({"structured_outputs": {"json_object": True, "regex": None}}, {"json": True}),
+    ({"guided_json": SCHEMA}, {"json": SCHEMA}),
+    ({"guided_json": json.dumps(SCHEMA)}, {"json": SCHEMA}),
+    ({"guided_regex": "[ab]"}, {"regex": "[ab]"}),
+    ({"guided_choice": ["a"]}, {"choice": ["a"]}),
+    ({"guided_grammar": 'start: "a"'}, {"grammar": 'start: "a"'}),
+    ({"input": "?", "text": {"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}}}, {"json": SCHEMA}),
+]
+
+
+@pytest.mark.parametrize(("body", "form"), FORMS)
+def test_a_request_asks_for_the_form_of_its_answer(
+    tmp_path: Path, body: dict[str, Any], form: dict[str, Any] | None
+) -> None:
+    (row,) = rows(tmp_path, line("a", **body))
+    assert error_of(row) is None
+    found = RowParams(GenerationParams(), "params").of(row).structured_outputs
+    assert found == (None if form is None else StructuredOutputs.model_validate(form))
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex and response_format ask"),
+        ({"response_format": {"type": "json_schema"}}, "no json_schema.schema, which is an object; add it"),
+        ({"response_format": {"type": "json_schema", "schema": SCHEMA}}, "no json_schema.schema"),
+        ({"response_format": {"type": "structural_tag"}}, 'response_format: {"type": "structural_tag"}'),
+        ({"input": "?", "text": {"format": {"type": "json_schema", "name": "s"}}}, "text.format of type json_schema"),
+        ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern"),
+    ],
+)
+def test_a_form_that_is_not_as_its_api_has_it_is_refused(tmp_path: Path, body: dict[str, Any], named: str) -> None:
+    (row,) = rows(tmp_path, line("a", **body))
+    assert str(error_of(row)).startswith("params_invalid: ")
+    assert named in str(error_of(row))

@@ -174,6 +174,10 @@ class LibraryProcessor:
         """Text of generated ids, without special tokens; ids that the vocabulary does not have give nothing."""
         return self._tokenizer.decode(ids)
 
+    def tokenizer_json(self) -> str:
+        """The library's tokenizer, with what its other files add to its tokenizer.json."""
+        return self._tokenizer.to_json()
+
     @cached_property
     def _library(self) -> Any:
         with quiet_torchao(), without_torch() if self._torchless else nullcontext():

@@ -8,6 +8,7 @@ tags of HTML, are tokens in it as well.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import re
@@ -121,6 +122,14 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without special tokens; ids that the vocabulary does not have give nothing."""
         text: str = self._whole.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def to_json(self) -> str:
+        """The whole tokenizer, without padding and truncation."""
+        own = copy.copy(self._whole)
+        own.no_padding()
+        own.no_truncation()
+        text: str = own.to_str()
         return text
 
     def _separated(self, pieces: Iterable[Piece]) -> tuple[str, list[list[int]]]:

@@ -195,6 +195,10 @@ class Phi3VisionProcessor:
         """Text of generated ids. Raises ValueError for a picture placeholder: cut the prompt off first."""
         return self._tokenizer.decode(ids, skip_special_tokens)
 
+    def tokenizer_json(self) -> str:
+        """The content of the folder's tokenizer.json."""
+        return (self.folder / "tokenizer.json").read_text(encoding="utf-8")
+
     def picture(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """HD pixels, uint8 (H, W, 3). Raises RowError IMAGE_TOO_NARROW."""
         return hd_transform(image, self.num_crops, self.crop_size)

@@ -70,3 +70,6 @@ class UndonePictures:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode(ids)
+
+    def tokenizer_json(self) -> str:
+        return self._processor.tokenizer_json()

@@ -5,10 +5,11 @@ A line is for chat completions or for responses, at any server's path: `/v1/chat
 
     taken            messages; of responses, instructions and input. max_tokens, max_completion_tokens and
                      max_output_tokens as max_new_tokens; temperature, top_p, seed, stop; of what other engines add:
-                     top_k, repetition_penalty, stop_token_ids, max_new_tokens
+                     top_k, repetition_penalty, stop_token_ids, max_new_tokens. The form of the answer, under each of
+                     its names (`openai_forms.py`), as structured_outputs
     ignored          model, user, metadata, store, stream, service tiers and cache keys: they do not change an answer
     refused          everything else, unless its value changes nothing (n: 1, logprobs: false, penalties of 0, no tools,
-                     response_format text; of vLLM's: min_p: 0, ignore_eos: false, skip_special_tokens: true, …). Such
+                     modalities of text; of vLLM's: min_p: 0, ignore_eos: false, skip_special_tokens: true, …). Such
                      a row fails with PARAMS_INVALID rather than be answered in another way than asked. A field whose
                      value is null counts as not given.
 """
@@ -21,6 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_job.errors import ErrorCode, RowError, Stage
+from ray_job.inputs.formats.text.openai_forms import FORM_FIELDS, take_form
 from ray_job.inputs.source import malformed
 from ray_job.spec import LENGTH_NAMES, GenerationParams, with_one_length
 
@@ -104,7 +106,7 @@ _OFF: Mapping[str, tuple[Any, ...]] = {
 _TAKEN = _OURS | _ASIDE | frozenset(LENGTH_NAMES)
 ENVELOPE = frozenset({"method", "url", "body"})
 # Fields of a flat line that belong to the request rather than to the user's data.
-REQUEST_FIELDS = _TAKEN | frozenset(_OFF) | ENVELOPE
+REQUEST_FIELDS = _TAKEN | FORM_FIELDS | frozenset(_OFF) | ENVELOPE
 
 # In a line without an envelope these belong to the user, who may have columns of such names.
 _NOT_IN_FLAT_LINES = frozenset({"input", "instructions", "text", "include", "documents", "priority", "request_id"})
@@ -163,9 +165,12 @@ def _of_responses(body: Mapping[str, Any]) -> list[Any]:
 def _params(body: Mapping[str, Any]) -> str:
     given = {key: value for key, value in body.items() if value is not None}
     try:
+        form, given = take_form(given)
         params = {key: value for key, value in with_one_length(given).items() if key in _OURS}
     except ValueError as error:
         raise _refused(str(error)) from None
+    if form is not None:
+        params["structured_outputs"] = form
     if params.get("top_k") == -1:  # vLLM's way to say off
         params["top_k"] = 0
     refused = [
