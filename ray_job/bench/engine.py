@@ -3,6 +3,7 @@
     python -m ray_job bench engine
     python -m ray_job bench engine --rows 128 --only long-tailed
     python -m ray_job bench engine --full-size --device cuda
+    python -m ray_job bench engine --only long-tailed --runners engine --structured
     python -m ray_job bench engine --only long-tailed --peer vllm=/path/to/its/environment/bin/python
     python -m ray_job bench engine --only long-tailed --peer openvino=/path/to/another/bin/python
 
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 
 from ray_job.bench import baselines
+from ray_job.bench.forms import vocabulary_with_forms, with_form
 from ray_job.bench.peers.peer import PEERS, Peer, PeerError, named_python
 from ray_job.bench.roofline import measure_machine, shares
 from ray_job.bench.workloads import MAKERS, Workload
@@ -52,12 +54,14 @@ _WORKLOADS_OF = {
     "long": ("single", "engine"),
 }
 _RUNNERS = ("single", "recipe", "library", "no-reuse", "engine")
+_STRUCTURED = "structured"
 _DESCRIPTIONS = {
     "single": "one row at a time",
     "recipe": "published recipe, batches of 8 in file order",
     "library": "transformers generate, batches of 8 by length",
     "no-reuse": "this engine, nothing reused",
     "engine": "this engine",
+    _STRUCTURED: "this engine, each answer in a form",
     **{name: f"{title}, in its own environment" for name, title in PEERS.items()},
 }
 # The long workload computes an order of magnitude more tokens a row.
@@ -92,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = load(arguments.model, dtype=dtype, device=device)
     else:
         model = build_model(arguments.full_size, dtype, device, official_tower=bool(arguments.peer))
-    bench = _Bench(model, arguments.num_crops, arguments.seed)
+    shaped = vocabulary_with_forms(arguments.model, model.config.vocab_size) if arguments.structured else None
+    bench = _Bench(model, arguments.num_crops, arguments.seed, shaped)
     print(
         f"this machine: {bench.machine.flops_per_s / 1e9:.0f} GFLOP/s in products of matrices, "
         f"{bench.machine.copied_bytes_per_s / 1e9:.0f} GB/s in copying",
@@ -107,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for workload in arguments.only or list(MAKERS):
             rows = max(4, arguments.rows // _ROWS_DIVISOR.get(workload, 1))
             answers: dict[str, baselines.Answers] = {}
-            for runner in [*(arguments.runners or _WORKLOADS_OF[workload]), *peers]:
+            ours = [*(arguments.runners or _WORKLOADS_OF[workload]), *([_STRUCTURED] if arguments.structured else [])]
+            for runner in [*ours, *peers]:
                 name = runner.name if isinstance(runner, Peer) else runner
                 try:
                     row, answers[name] = bench.measure(workload, runner, rows)
@@ -153,6 +159,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=PYTHON",
         help=f"another engine ({', '.join(PEERS)}) and the Python of an environment that has it",
     )
+    parser.add_argument("--structured", action="store_true", help="once more with a form on each row, at last")
     parser.add_argument("--num-crops", type=int, default=4, help="most crops of a picture")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: by device")
@@ -213,8 +220,9 @@ def twin(model: Phi3VisionModel) -> Phi3VisionModel:
 class _Bench:
     """Runs workloads over one model; the engine over the same weights as a job's actor holds them."""
 
-    def __init__(self, model: Phi3VisionModel, num_crops: int, seed: int) -> None:
+    def __init__(self, model: Phi3VisionModel, num_crops: int, seed: int, shaped: Vocabulary | None = None) -> None:
         self._model = model
+        self._shaped = shaped
         self._ours = cast_where_slow(twin(model))
         self._num_crops = num_crops
         self._seed = seed
@@ -223,7 +231,7 @@ class _Bench:
 
     def warm_up(self) -> None:
         """Runs each runner a little, so that what is made once is not measured."""
-        for runner in _RUNNERS:
+        for runner in (*_RUNNERS, *([_STRUCTURED] if self._shaped else [])):
             self._run(runner, self._samples("long-tailed", 2, runner)[:2])
 
     def measure(self, workload: str, runner: str | Peer, rows: int) -> tuple[Measured, baselines.Answers]:
@@ -253,7 +261,8 @@ class _Bench:
 
     def _samples(self, workload: str, rows: int, runner: str) -> list[Sample]:
         share = runner != "no-reuse"
-        return MAKERS[workload](Workload(self._seed, self._model.config.vocab_size, self._num_crops, share), rows)
+        samples = MAKERS[workload](Workload(self._seed, self._model.config.vocab_size, self._num_crops, share), rows)
+        return with_form(samples) if runner == _STRUCTURED else samples
 
     def _run(self, runner: str, samples: list[Sample]) -> tuple[baselines.Answers, EngineStats | None]:
         if runner == "recipe":
@@ -266,7 +275,8 @@ class _Bench:
         options: dict[str, Any] = {}
         if runner == "no-reuse":
             options = {"vision_cache_bytes": 0, "prefix_sharing": False, "answer_duplicates": False}
-        engine = ContinuousEngine(PackedPhi3Vision(self._ours), VOCABULARY, **options)
+        vocabulary = self._shaped if runner == _STRUCTURED and self._shaped else VOCABULARY
+        engine = ContinuousEngine(PackedPhi3Vision(self._ours), vocabulary, **options)
         answers = {result.key: list(result.token_ids) for result in run(engine, samples)}
         return answers, engine.stats()
 
@@ -283,8 +293,9 @@ def _print_row(last: Measured, measured: Sequence[Measured]) -> None:
         print(f"{'workload':16}{'runner':50}{'rows':>6}{'seconds':>10}{'CPU s':>9}{'rows/s':>9}{'tokens/s':>10}")
     line = f"{last.workload:16}{_DESCRIPTIONS[last.runner]:50}{last.rows:6}{last.seconds:10.1f}{last.cpu_s:9.1f}"
     print(f"{line}{last.rows_per_s:9.2f}{last.new_tokens / last.seconds:10.1f}", flush=True)
-    if last.stats and last.runner == "engine":
-        keys = ("vision_s", "prefill_s", "decode_s", "schedule_s", "slot_occupancy", "prefix_tokens_reused")
+    if last.stats and last.runner in ("engine", _STRUCTURED):
+        keys = ["steps", "vision_s", "prefill_s", "decode_s", "schedule_s", "slot_occupancy", "prefix_tokens_reused"]
+        keys += ["forced_tokens", "mask_s", "mask_wait_s"] if last.runner == _STRUCTURED else []
         shown = ", ".join(f"{key} {last.stats[key]:.4g}" for key in keys)
         print(f"{'':16}{shown}")
         reached = ", ".join(f"{name} {share:.0%}" for name, share in last.stats["shares"].items())

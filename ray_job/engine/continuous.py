@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from ray_job.engine.attention import PackedAttention
+from ray_job.engine.choosing import choose
 from ray_job.engine.decode_graph import DecodeGraphs
 from ray_job.engine.duplicates import Duplicates
 from ray_job.engine.encoder import PictureEncoder
 from ray_job.engine.interface import Slots, Vocabulary
 from ray_job.engine.kv_cache import KVPool
-from ray_job.engine.masks import Masks, StepMasks
+from ray_job.engine.masks import Masks
 from ray_job.engine.memory import free_bytes, is_fatal, is_out_of_memory, pool_tokens, release_memory
 from ray_job.engine.packed_model import PackedModel
 from ray_job.engine.row import Chunk
 from ray_job.engine.running import RunningRow
-from ray_job.engine.sampler import next_tokens
 from ray_job.engine.scheduler import Limits, Scheduler
 from ray_job.engine.stats import EngineStats, Meter
 from ray_job.engine.varlen import Kernel, VarlenAttention, can_run, find_kernel
@@ -201,10 +201,11 @@ class ContinuousEngine:
             attention = self._attention(chunks, kernel)
             packed = [chunks[index] for index in attention.order]
             asked = [chunk.row for chunk in packed if chunk.needs_logits]
-            masks = self._masks.start([row.answer for row in asked])
+            answers = [row.answer for row in asked]
+            masks = self._masks.start(answers)
             embeds_TW = self._embed(packed)
             hidden_SD = self._model.forward(embeds_TW, *self._positions(packed), attention.wanted_S, attention)
-            newest = self._next_tokens(self._model.logits(hidden_SD), asked, masks) if asked else []
+            newest = choose(self._model.logits(hidden_SD), answers, masks) if asked else []
             tokens = dict(zip(asked, newest, strict=True))
         self._count(chunks, attention.num_keys_padded)
         return [_Computed(chunk, tokens.get(chunk.row)) for chunk in packed]
@@ -215,12 +216,12 @@ class ContinuousEngine:
             pool = self._current_pool()
             if self._graphs is None:
                 self._graphs = DecodeGraphs(self._model, pool, kernel)
-            rows = [chunk.row for chunk in chunks]
-            masks = self._masks.start([row.answer for row in rows])
-            logits_RV = self._graphs.logits(chunks, [row.answer.token_ids[-1] for row in rows])
+            answers = [chunk.row.answer for chunk in chunks]
+            masks = self._masks.start(answers)
+            logits_RV = self._graphs.logits(chunks, [answer.token_ids[-1] for answer in answers])
             if logits_RV is None:
                 return None
-            tokens = self._next_tokens(logits_RV, rows, masks)
+            tokens = choose(logits_RV, answers, masks)
         self._count(chunks)
         return [_Computed(chunk, token) for chunk, token in zip(chunks, tokens, strict=True)]
 
@@ -255,16 +256,6 @@ class ContinuousEngine:
         device = self._model.device
         positions_AT = torch.from_numpy(np.concatenate(positions, axis=1))
         return positions_AT.to(device), torch.tensor(is_long, device=device)
-
-    def _next_tokens(self, logits_SV: Tensor, rows: Sequence[RunningRow], masks: StepMasks | None) -> list[int]:
-        if masks is not None:  # what a penalty makes of −∞ is −∞
-            masks.apply(logits_SV)
-        return next_tokens(
-            logits_SV,
-            [row.sample.params for row in rows],
-            [row.answer.num_generated for row in rows],
-            [row.answer.text_ids if row.answer.needs_seen_ids else () for row in rows],
-        )
 
     def _attention(
         self, chunks: Sequence[Chunk[RunningRow]], kernel: Kernel | None

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ray_job.engine.batching import SampleSize, batch_rows
+from ray_job.engine.choosing import choose
 from ray_job.engine.interface import Slots, Vocabulary
 from ray_job.engine.masks import Masks, StepMasks
 from ray_job.engine.memory import is_fatal, is_out_of_memory
 from ray_job.engine.padded_model import PaddedModel
-from ray_job.engine.sampler import next_tokens
 from ray_job.engine.sequence import Sequence
 from ray_job.engine.stats import EngineStats, Meter, Stopwatch
 from ray_job.errors import ErrorCode, RowError, Stage
@@ -208,15 +208,7 @@ class _Batch:
             return
         answers = [self._rows[number].answer for number in step.rows]
         logits_SV = logits_BV if len(answers) == len(self._rows) else logits_BV[step.rows]
-        if step.masks is not None:
-            step.masks.apply(logits_SV)
-        tokens = next_tokens(
-            logits_SV,
-            [answer.sample.params for answer in answers],
-            [answer.num_generated for answer in answers],
-            [answer.text_ids if answer.needs_seen_ids else () for answer in answers],
-        )
-        for answer, token_id in zip(answers, tokens, strict=True):
+        for answer, token_id in zip(answers, choose(logits_SV, answers, step.masks), strict=True):
             answer.append(token_id)
 
 

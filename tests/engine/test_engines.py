@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ray_job.engine import continuous, static
+from ray_job.engine import choosing
 from ray_job.engine.continuous import ContinuousEngine
 from ray_job.engine.interface import Engine, Vocabulary, run
 from ray_job.engine.static import StaticEngine
@@ -54,8 +54,7 @@ def test_byte_tokens_that_make_a_stop_string_end_the_answer(
             for each, count in zip(params, counts, strict=True)
         ]
 
-    monkeypatch.setattr(static, "next_tokens", forced)
-    monkeypatch.setattr(continuous, "next_tokens", forced)
+    monkeypatch.setattr(choosing, "next_tokens", forced)
     rows = [
         Sample(
             key,
