@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{bench.machine.copied_bytes_per_s / 1e9:.0f} GB/s in copying",
         flush=True,
     )
-    bench.warm_up()
+    bench.warm_up(_runners(arguments))
     measured: list[Measured] = []
     alike: dict[str, dict[str, int]] = {}
     failed: list[dict[str, str]] = []
@@ -112,8 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for workload in arguments.only or list(MAKERS):
             rows = max(4, arguments.rows // _ROWS_DIVISOR.get(workload, 1))
             answers: dict[str, baselines.Answers] = {}
-            ours = [*(arguments.runners or _WORKLOADS_OF[workload]), *([_STRUCTURED] if arguments.structured else [])]
-            for runner in [*ours, *peers]:
+            for runner in [*_runners(arguments, workload), *peers]:
                 name = runner.name if isinstance(runner, Peer) else runner
                 try:
                     row, answers[name] = bench.measure(workload, runner, rows)
@@ -128,6 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = _report(model, measured, arguments)
     print(json.dumps({**report, "roofline": asdict(bench.machine), "rows_alike": alike, "failed": failed}))
     return 0
+
+
+def _runners(arguments: argparse.Namespace, workload: str | None = None) -> list[str]:
+    """Those of a workload, in order; of all where none is named."""
+    by_default = _WORKLOADS_OF[workload] if workload else _RUNNERS
+    return [*(arguments.runners or by_default), *([_STRUCTURED] if arguments.structured else [])]
 
 
 def _peers(arguments: argparse.Namespace, model: Phi3VisionModel, folder: Path) -> list[Peer]:
@@ -229,9 +234,9 @@ class _Bench:
         self._library = baselines.library(model)
         self.machine = measure_machine(model.config, self._ours.dtype, model.device)
 
-    def warm_up(self) -> None:
-        """Runs each runner a little, so that what is made once is not measured."""
-        for runner in (*_RUNNERS, *([_STRUCTURED] if self._shaped else [])):
+    def warm_up(self, runners: Sequence[str]) -> None:
+        """Runs each of them a little, so that what is made once is not measured."""
+        for runner in dict.fromkeys(runners):
             self._run(runner, self._samples("long-tailed", 2, runner)[:2])
 
     def measure(self, workload: str, runner: str | Peer, rows: int) -> tuple[Measured, baselines.Answers]:
