@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -13,9 +14,11 @@ from pydantic import BaseModel
 
 import ray_job.errors
 from ray_job.cli import _parser
+from ray_job.demo.json_answers import SHAPES_QUESTION, SHAPES_SCHEMA
 from ray_job.errors import RayJobError
 from ray_job.rows import output_schema
-from ray_job.spec import JobSpec
+from ray_job.spec import JobSpec, StructuredOutputs
+from ray_job.structured.arrow_types import arrow_type
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,7 +42,7 @@ def test_every_command_in_the_readme_exists() -> None:
 
 
 def test_every_output_column_is_in_the_readme() -> None:
-    schema = output_schema(pa.string(), (), has_questions=True)
+    schema = output_schema(pa.string(), (), has_questions=True, form=StructuredOutputs(json=True))
     assert [name for name in schema.names if f"| `{name}` |" not in README] == []
 
 
@@ -60,9 +63,27 @@ def test_files_and_folders_the_readme_names_exist() -> None:
 
 
 def test_the_readmes_own_job_is_a_valid_spec() -> None:
-    job, over_vllm = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+    job, in_a_form, over_vllm = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
     assert JobSpec.from_dict(job).generation.max_new_tokens == 64
+    assert JobSpec.from_dict(in_a_form).generation.structured_outputs is not None
     assert JobSpec.from_dict({**job, **over_vllm}).batching.engine == "vllm"
+
+
+def test_the_readmes_form_is_the_demos_question() -> None:
+    (form,) = re.findall(r"```yaml\n# shapes.yaml.*?```", README, re.DOTALL)
+    given = yaml.safe_load(form.strip("`").removeprefix("yaml\n"))["generation"]["structured_outputs"]["json"]
+    without_types = {name: {k: v for k, v in part.items() if "enum" not in part or k != "type"}
+                     for name, part in SHAPES_SCHEMA["properties"].items()}  # fmt: skip
+    assert given == {**SHAPES_SCHEMA, "properties": without_types}
+    assert SHAPES_QUESTION.startswith("Describe the shapes")
+
+
+def test_the_types_of_json_schemas_are_those_of_the_readme() -> None:
+    table = README.split("<!-- types -->")[1].split("<!-- /types -->")[0]
+    rows = [line.strip("| ").rpartition(" | ") for line in table.strip().splitlines()[2:]]
+    pairs = [(schema, type_) for cell, _, type_ in rows for schema in re.findall(r"`(\{.*?\})`", cell)]
+    assert len(pairs) > 15
+    assert [(schema, f"`{arrow_type(json.loads(schema))}`") for schema, _ in pairs] == pairs
 
 
 def test_each_scheduled_job_submits_a_dated_run() -> None:

@@ -1,4 +1,4 @@
-"""The column `parsed` in an output: one type for answered, failed, resumed and retried rows; counted, read, verified."""
+"""The column `parsed` in an output: one type for answered, failed, resumed and retried rows, read by every reader."""
 
 from __future__ import annotations
 
