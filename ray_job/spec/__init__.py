@@ -14,6 +14,7 @@ from ray_job.spec.model import ModelSpec
 from ray_job.spec.output import OutputSpec
 from ray_job.spec.problems import problems
 from ray_job.spec.prompt import MAX_QUESTIONS, PromptSpec
+from ray_job.spec.structured_outputs import StructuredOutputs
 from ray_job.spec.workers import WorkersSpec
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ModelSpec",
     "OutputSpec",
     "PromptSpec",
+    "StructuredOutputs",
     "WorkersSpec",
     "problems",
     "with_one_length",

@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ray_job.spec.section import Ints, Section, Strings, has_half_pair
+from ray_job.spec.structured_outputs import StructuredOutputs
 
 # Below this temperature a token other than the most likely could only be drawn where logits differ by rounding.
 _LOWEST_TEMPERATURE = 1e-5
@@ -68,6 +69,9 @@ class GenerationParams(Section):
     )
     stop: Strings = Field((), description="Strings that end an answer; they are not part of it.")
     stop_token_ids: Ints = Field((), description="Token ids that end an answer, in addition to the model's own.")
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="The form that answers must have. Default: any text."
+    )
 
     @model_validator(mode="before")
     @classmethod
