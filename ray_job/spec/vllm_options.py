@@ -16,6 +16,7 @@ _DECIDED = {
     "enable_prefix_caching": "batching.share_prefixes",
     "mm_processor_cache_gb": "batching.vision_cache_mib",
     "limit_mm_per_prompt": "limits.max_images",
+    "mm_processor_kwargs": "model.processor_options",
 }
 # Not to be had, and why.
 _REFUSED = {

@@ -42,6 +42,7 @@ def engine_arguments(
         "load_format": "safetensors",  # no pickles
         "generation_config": "vllm",  # nothing beside the job's own parameters
         "disable_log_stats": True,
+        **({"mm_processor_kwargs": spec.model.processor_options} if spec.model.processor_options else {}),
         **_memory(placement, folder),
         **(model or {}),
         **options,
