@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from ray_job.spec.schema_file import read_schema
 from ray_job.spec.section import Ints, Section, Strings, has_half_pair
 from ray_job.spec.structured_outputs import StructuredOutputs
 
@@ -115,6 +116,16 @@ class GenerationSpec(GenerationParams):
         description="Column with the row's own parameters (struct or JSON object). Default: for requests in JSONL, "
         "those of the request body.",
     )
+
+    @field_validator("structured_outputs", mode="before")
+    @classmethod
+    def _read_schema(cls, form: Any) -> Any:
+        if not isinstance(form, Mapping) or "json" not in form:
+            return form
+        try:
+            return {**form, "json": read_schema(form["json"])}
+        except ValueError as error:
+            raise ValueError(f"json: {error}") from None
 
     @property
     def params(self) -> GenerationParams:

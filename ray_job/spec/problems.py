@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -42,7 +42,9 @@ def _literal_problem(field: str, detail: Mapping[str, Any]) -> str:
 def _known_keys(model: type[BaseModel], section: Sequence[str]) -> list[str]:
     for key in section:
         annotation = model.model_fields[key].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        options = (annotation, *get_args(annotation))  # of a section that may be absent
+        models = [each for each in options if isinstance(each, type) and issubclass(each, BaseModel)]
+        if not models:
             return []
-        model = annotation
-    return list(model.model_fields)
+        model = models[0]
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,1 @@
+"""Answers in a form: what it may say, the grammar it becomes, which tokens that allows next; JSON as typed values."""
