@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray_job.errors import ModelError, first_line
+from ray_job.models.json_file import read_json_object
 from ray_job.models.loading import NOOP, check_gpu, job_processor, load_model, load_processor, model_folder
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.placement import Placement
@@ -75,11 +76,17 @@ def check_engine(spec: JobSpec) -> None:
     Raises:
         ModelError: the library does not know the model, or it does not fit the engine that is asked for.
     """
-    if spec.batching.engine == "vllm" or spec.model.path == NOOP or _is_phi3_vision(load_processor(spec.model)):
+    if spec.model.path == NOOP or _is_phi3_vision(load_processor(spec.model)):
+        return
+    folder = model_folder(spec.model, with_weights=False)
+    if spec.batching.engine == "vllm":
+        from ray_job.models.vllm.fidelity import check_model
+
+        check_model(read_json_object(folder / "config.json"))
         return
     from ray_job.models.auto.configuration import read_config
 
-    config = read_config(model_folder(spec.model, with_weights=False))
+    config = read_config(folder)
     _check_padding(spec)
     if spec.batching.engine == "continuous":
         from ray_job.models.auto.gate import misfit
