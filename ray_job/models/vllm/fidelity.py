@@ -34,8 +34,8 @@ def check_attention(sees_whole_pictures: bool, placement: Placement) -> None:
     """Raises ModelError where vLLM would leave out without a word that a picture's tokens see one another."""
     if placement.device == "cpu" and sees_whole_pictures:
         raise ModelError(
-            "batching.engine: the tokens of a picture see one another in this model, and vLLM's attention for CPUs shows "
-            "each the earlier ones alone, so that answers would be others; set it to auto, or use GPUs"
+            "batching.engine: the tokens of a picture see one another in this model, and vLLM's attention for CPUs "
+            "shows each the earlier ones alone, so that answers would be others; set it to auto, or use GPUs"
         )
 
 

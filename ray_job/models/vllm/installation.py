@@ -44,9 +44,9 @@ def vllm_version() -> str:
 def _supported(found: str) -> str:
     if not f"{found}.".startswith(f"{SUPPORTED}."):
         raise ModelError(
-            f"batching.engine: vLLM {found} is installed on {socket.gethostname()}, and ray_job works with {SUPPORTED}. "
-            "Install that there with `pip install 'ray_job[vllm]'` (for CPUs as README.md says), in the environment of "
-            "every machine of the cluster; or set batching.engine: auto"
+            f"batching.engine: vLLM {found} is installed on {socket.gethostname()}, and ray_job works with "
+            f"{SUPPORTED}. Install that there with `pip install 'ray_job[vllm]'` (for CPUs as README.md says), in the "
+            "environment of every machine of the cluster; or set batching.engine: auto"
         )
     return found
 
