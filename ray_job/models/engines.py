@@ -15,14 +15,13 @@ from ray_job.models.loading import NOOP, check_gpu, job_processor, load_model, l
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.placement import Placement
 from ray_job.models.processor import Processor
+from ray_job.models.room import TEXT_TOKENS
 from ray_job.spec import JobSpec, ModelSpec
 
 if TYPE_CHECKING:
     from ray_job.engine.interface import Engine, Vocabulary
     from ray_job.engine.packed_model import PackedModel
     from ray_job.engine.padded_model import PaddedModel
-
-_TEXT_TOKENS = 1024  # room for what stands beside a picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +179,7 @@ def _continuous(
     if placement.device == "cuda":
         left_bytes = free_bytes(model.device, placement.gpu_share)
     # At least a row with one picture of full size: its prompt with a text beside it, and the answer.
-    least_tokens = processor.max_image_tokens + _TEXT_TOKENS + spec.generation.max_new_tokens
+    least_tokens = processor.max_image_tokens + TEXT_TOKENS + spec.generation.max_new_tokens
     return ContinuousEngine(
         model,
         vocabulary,
