@@ -69,6 +69,7 @@ def _manifest(arguments: argparse.Namespace) -> int:
 
 def _validate(arguments: argparse.Namespace) -> int:
     spec = _spec(arguments)
+    from ray_job.models.room import shortage
     from ray_job.output.fingerprint import fingerprint_fields, possible_digests
     from ray_job.stages.literal_tags import first_rows_hint
     from ray_job.stages.open_job import open_job
@@ -85,6 +86,8 @@ def _validate(arguments: argparse.Namespace) -> int:
     hint = first_rows_hint(spec, source)
     if hint:
         print(f"{arguments.spec}: hint: {hint}")
+    if (text := shortage(spec)) is not None:
+        print(f"{arguments.spec}: hint: {text}")
     print(f"{arguments.spec}: valid; {rows}, fingerprint {fingerprint}")
     for name, other in source.renamed.items():
         print(f"column {name!r}: in the output it is {other!r}, since {name!r} is the output's own")

@@ -180,6 +180,12 @@ def is_retryable(error: Exception) -> bool:
     return isinstance(error, RowError) and error.is_retryable
 
 
+def listed(problems: Sequence[str], most: int) -> str:
+    """Problems a line each; beyond the first `most` only how many there are."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return "\n".join(f"  - {problem}" for problem in (*problems[:most], *more))
+
+
 def first_line(error: BaseException) -> str:
     """What an error says in one line; its type where it says nothing."""
     return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])

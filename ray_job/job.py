@@ -23,6 +23,7 @@ from ray_job.cluster.signals import interruptible
 from ray_job.cluster.warm_actor import warm_actor
 from ray_job.cluster.workers import Workers, settle_workers
 from ray_job.inputs.source import Source
+from ray_job.models.room import warn_of_shortage
 from ray_job.output.parts import Receipt
 from ray_job.output.run import Run
 from ray_job.output.summary import Report
@@ -54,6 +55,7 @@ def run_job(spec: JobSpec, *, stream: TextIO | None = None) -> Report:
         Liveness(run.record_end) as liveness,
     ):
         if run.work.needs_ids or run.work.remaining.num_rows:
+            warn_of_shortage(spec)
             progress.phase("starting Ray")
             with ray_session(), liveness.watching(), JobStore() as store:
                 flag = StopFlag(store)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ray_job.errors import ModelError, first_line
+from ray_job.errors import ModelError, first_line, listed
 from ray_job.models.hub import snapshot_folder
 from ray_job.models.json_file import read_json_object
 from ray_job.models.store import download_model
@@ -167,11 +167,9 @@ def _lines(error: BaseException) -> list[str]:
 
 
 def _misfit(folder: Path, problems: Sequence[str]) -> str:
-    rest = [f"and {len(problems) - _MAX_NAMED} more"] if len(problems) > _MAX_NAMED else []
-    lines = "\n".join(f"  - {problem}" for problem in (*problems[:_MAX_NAMED], *rest))
     return (
         f"{_FIELD}: {folder} cannot be merged into this model; use the base it was trained on, at the same revision. "
-        f"If tokens were added for it, {_MERGE_YOURSELF}\n{lines}"
+        f"If tokens were added for it, {_MERGE_YOURSELF}\n{listed(problems, _MAX_NAMED)}"
     )
 
 

@@ -72,16 +72,21 @@ def driver_version(root: Path = Path("/")) -> str | None:
     try:
         text = (root / _PROC).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        text = _smi()
+        text = _smi("driver_version")
     found = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", text)
     return found[0] if found else None
 
 
-def _smi() -> str:
+def gpu_bytes() -> int:
+    """Memory of this machine's smallest GPU, by `nvidia-smi`; 0 where that does not tell."""
+    return min((int(number) for number in re.findall(r"^\d+$", _smi("memory.total"), re.MULTILINE)), default=0) * 2**20
+
+
+def _smi(query: str) -> str:
     program = shutil.which(_SMI)
     if program is None:
         return ""
-    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = [program, f"--query-gpu={query}", "--format=csv,noheader,nounits"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SMI_S).stdout
     except (OSError, subprocess.SubprocessError):

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray_job.errors import ModelError, first_line
+from ray_job.models.json_file import read_json_object
 from ray_job.models.loading import NOOP, check_gpu, job_processor, load_model, load_processor, model_folder
 from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 from ray_job.models.placement import Placement
 from ray_job.models.processor import Processor
+from ray_job.models.room import TEXT_TOKENS
 from ray_job.spec import JobSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from ray_job.engine.packed_model import PackedModel
     from ray_job.engine.padded_model import PaddedModel
     from ray_job.structured.matchers import TokenizerForms
-
-_TEXT_TOKENS = 1024  # room for what stands beside a picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,17 @@ def check_engine(spec: JobSpec) -> None:
     Raises:
         ModelError: the library does not know the model, or it does not fit the engine that is asked for.
     """
-    if spec.batching.engine == "vllm" or spec.model.path == NOOP or _is_phi3_vision(load_processor(spec.model)):
+    if spec.model.path == NOOP or _is_phi3_vision(load_processor(spec.model)):
+        return
+    folder = model_folder(spec.model, with_weights=False)
+    if spec.batching.engine == "vllm":
+        from ray_job.models.vllm.fidelity import check_model
+
+        check_model(read_json_object(folder / "config.json"))
         return
     from ray_job.models.auto.configuration import read_config
 
-    config = read_config(model_folder(spec.model, with_weights=False))
+    config = read_config(folder)
     _check_padding(spec)
     if spec.batching.engine == "continuous":
         from ray_job.models.auto.gate import misfit
@@ -187,7 +193,7 @@ def _continuous(
     if placement.device == "cuda":
         left_bytes = free_bytes(model.device, placement.gpu_share)
     # At least a row with one picture of full size: its prompt with a text beside it, and the answer.
-    least_tokens = processor.max_image_tokens + _TEXT_TOKENS + spec.generation.max_new_tokens
+    least_tokens = processor.max_image_tokens + TEXT_TOKENS + spec.generation.max_new_tokens
     return ContinuousEngine(
         model,
         vocabulary,

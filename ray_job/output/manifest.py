@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from ray_job.errors import Interrupted, SpecError
+from ray_job.models.vllm.installation import DISTRIBUTIONS
 from ray_job.output.fingerprint import digest
 from ray_job.output.totals import Totals
 from ray_job.redaction.text import public_uri, without_secrets
@@ -161,8 +162,9 @@ def engine_text(placement: Mapping[str, Any]) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of the packages that take part in an answer."""
-    return {name: _version(name) for name in _PACKAGES}
+    """The versions of the packages that take part in an answer; vLLM's, where it is installed."""
+    vllm = {name: found for name in DISTRIBUTIONS if (found := _version(name)) is not None}
+    return {name: _version(name) for name in _PACKAGES} | vllm
 
 
 def _version(package: str) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_job.errors import RayJobError
+from ray_job.errors import RayJobError, listed
 from ray_job.output.account import questions_of
 from ray_job.output.compaction import read_part
 from ray_job.output.count import RowCount
@@ -51,9 +51,7 @@ class Verification:
     def table(self) -> str:
         """For people."""
         head = f"{self.output}: {self.state}, {self.rows} rows: {self.answered} answered, {self.failed} failed records"
-        shown = [f"  - {problem}" for problem in self.problems[:_MAX_SHOWN]]
-        if len(self.problems) > _MAX_SHOWN:
-            shown.append(f"  … and {len(self.problems) - _MAX_SHOWN} more")
+        shown = [listed(self.problems, _MAX_SHOWN)] if self.problems else []
         return "\n".join([f"{head} in {self.parts} parts; {len(self.problems)} problems", *shown])
 
 

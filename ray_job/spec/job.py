@@ -69,6 +69,12 @@ class JobSpec(Section):
                 f"generation.temperature is {self.generation.temperature:g}, and vLLM takes at most "
                 f"{_HIGHEST_VLLM_TEMPERATURE:g}; lower it"
             )
+        form = self.generation.structured_outputs
+        if is_vllm and form is not None and form.close_at_limit:
+            raise ValueError(
+                "generation.structured_outputs.close_at_limit: vLLM cuts answers off; leave it out, or set "
+                "batching.engine: auto"
+            )
         if is_vllm and self.model.attention != "sdpa":
             raise ValueError(f"model.attention is {self.model.attention}, and vLLM has its own; leave it out")
         if is_vllm and self.model.adapter is not None:

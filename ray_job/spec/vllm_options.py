@@ -16,6 +16,8 @@ _DECIDED = {
     "enable_prefix_caching": "batching.share_prefixes",
     "mm_processor_cache_gb": "batching.vision_cache_mib",
     "limit_mm_per_prompt": "limits.max_images",
+    "mm_processor_kwargs": "model.processor_options",
+    "structured_outputs_config": "generation.structured_outputs",
 }
 # Not to be had, and why.
 _REFUSED = {

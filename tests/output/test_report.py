@@ -113,7 +113,7 @@ def test_verify_shows_the_first_problems_and_counts_the_rest() -> None:
     lines = found.table().splitlines()
     assert lines[0] == "/out: completed, 3 rows: 2 answered, 1 failed records in 1 parts; 25 problems"
     assert lines[1:21] == [f"  - problem {n}" for n in range(20)]
-    assert lines[21:] == ["  … and 5 more"]
+    assert lines[21:] == ["  - and 5 more"]
     assert (found.is_good, found.to_dict()["ok"]) == (False, False)
     good = Verification("/out", "completed", 3, 2, 1, 1, ())
     assert (good.is_good, len(good.table().splitlines())) == (True, 1)

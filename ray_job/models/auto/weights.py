@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ray_job.errors import ModelError, first_line
+from ray_job.errors import ModelError, first_line, listed
 from ray_job.models.auto.configuration import FILE, read_config
 from ray_job.models.quantization import ORIGINAL, quantization_method
 from ray_job.models.safetensors_files import ADVICE, PLAIN_DTYPES, Found, header, weight_files
@@ -169,15 +169,8 @@ def _end(name: str) -> str:
 
 
 def _listing(folder: Path, problems: list[str]) -> str:
-    lines = [f"  - {problem}" for problem in problems[:_MAX_LISTED]]
-    if len(problems) > _MAX_LISTED:
-        lines.append(f"  - and {len(problems) - _MAX_LISTED} more")
-    return "\n".join(
-        [
-            f"{folder}: {len(problems)} tensors do not fit {FILE}; use the weights and the {FILE} of one model",
-            *lines,
-        ]
-    )
+    head = f"{folder}: {len(problems)} tensors do not fit {FILE}; use the weights and the {FILE} of one model"
+    return f"{head}\n{listed(problems, _MAX_LISTED)}"
 
 
 @contextmanager

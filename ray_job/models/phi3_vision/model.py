@@ -20,7 +20,6 @@ from ray_job.errors import ModelError
 from ray_job.models.phi3_vision.attention import Attention
 from ray_job.models.phi3_vision.cache import KeyValueStore, KVCache
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig
-from ray_job.models.phi3_vision.crops import pixels_to_crops
 from ray_job.models.phi3_vision.decoder_layer import DecoderLayer, RMSNorm
 from ray_job.models.phi3_vision.mask import additive, causal_mask, needs_window
 from ray_job.models.phi3_vision.preprocessor_config import CLIP_MEAN, CLIP_STD
@@ -90,20 +89,8 @@ class Phi3VisionModel(nn.Module):
         return KVCache()
 
     def encode_pictures(self, pictures: Sequence[Tensor], max_crops: int | None = None) -> list[Tensor]:
-        """HD pixels, uint8 (H, W, 3) each on any device, to features (T, D) each, on the model's device.
-
-        All crops pass the tower as one flat batch, or in chunks of `max_crops`; a picture's features do
-        not depend on its neighbours. Raises ValueError if a picture is not whole crops.
-        """
-        if not pictures:
-            return []
-        size = self.config.vision.image_size
-        crops = []
-        for picture_HW3 in pictures:
-            on_device_HW3 = picture_HW3.to(self.device, non_blocking=True)
-            crops.append(pixels_to_crops(on_device_HW3, size, self.image_mean, self.image_std))
-        sizes = [(picture.shape[0] // size, picture.shape[1] // size) for picture in pictures]
-        return self.encode_crops(torch.cat(crops), sizes, max_crops)
+        """See `PictureEmbedding.encode`."""
+        return self.model.vision_embed_tokens.encode(pictures, self.image_mean, self.image_std, max_crops)
 
     def encode_crops(
         self, crops_N3CC: Tensor, sizes: Sequence[tuple[int, int]], max_crops: int | None = None

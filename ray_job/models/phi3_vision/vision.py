@@ -2,8 +2,8 @@
 
 Module and parameter names are the official checkpoint's, its spelling `pre_layrnorm` included.
 
-Shapes: N crops, flat over all pictures; C crop side; P patches of a crop; V tower width; M merged width, 4·V;
-S tokens along one side of a crop; T tokens of one picture; D decoder width. Equal to the official features
+Shapes: H, W pixels; N crops, flat over all pictures; C crop side; P patches of a crop; V tower width; M merged
+width, 4·V; S tokens along one side of a crop; T tokens of one picture; D decoder width. Equal to the official features
 of Phi-3-vision-128k-instruct, measured by tests/models/phi3_vision/test_model.py.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ray_job.models.phi3_vision.attention import Attention
 from ray_job.models.phi3_vision.configuration import Phi3VisionConfig, VisionConfig
+from ray_job.models.phi3_vision.crops import pixels_to_crops
 from ray_job.models.phi3_vision.vision_layer import PatchEmbeddings, VisionLayer
 
 
@@ -47,6 +48,7 @@ class PictureEmbedding(nn.Module):
     def __init__(self, config: Phi3VisionConfig, attention: Attention) -> None:
         super().__init__()
         self.side = config.tokens_per_crop_side
+        self.crop_size = config.vision.image_size
         merged, hidden = config.merged_dim, config.hidden_size
         self.glb_GN = nn.Parameter(torch.zeros(1, 1, merged))
         self.sub_GN = nn.Parameter(torch.zeros(1, 1, 1, merged))
@@ -59,6 +61,28 @@ class PictureEmbedding(nn.Module):
         tower = self.img_processor["vision_model"]
         assert isinstance(tower, VisionTower)
         return tower
+
+    def encode(
+        self,
+        pictures: Sequence[Tensor],
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        max_crops: int | None = None,
+    ) -> list[Tensor]:
+        """HD pixels, uint8 (H, W, 3) each on any device, to features (T, D) each, on the weights' device.
+
+        All crops pass the tower as one flat batch, or in chunks of `max_crops`; a picture's features do
+        not depend on its neighbours. Raises ValueError if a picture is not whole crops.
+        """
+        if not len(pictures):
+            return []
+        crops = []
+        for picture_HW3 in pictures:
+            on_device_HW3 = picture_HW3.to(self.glb_GN.device, non_blocking=True)
+            crops.append(pixels_to_crops(on_device_HW3, self.crop_size, image_mean, image_std))
+        sizes = [(picture.shape[0] // self.crop_size, picture.shape[1] // self.crop_size) for picture in pictures]
+        features: list[Tensor] = self(torch.cat(crops), sizes, max_crops)
+        return features
 
     def forward(
         self, crops_N3CC: Tensor, sizes: Sequence[tuple[int, int]], max_crops: int | None = None

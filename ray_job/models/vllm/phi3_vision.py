@@ -27,7 +27,6 @@ from vllm.multimodal.processing import BaseDummyInputsBuilder, ProcessorInputs, 
 from vllm.multimodal.processing.processor import BaseMultiModalProcessor, BaseProcessingInfo
 
 from ray_job.models.phi3_vision.configuration import MODEL_TYPE, Phi3VisionConfig
-from ray_job.models.phi3_vision.crops import pixels_to_crops
 from ray_job.models.phi3_vision.image_processing import num_image_tokens
 from ray_job.models.phi3_vision.preprocessor_config import PreprocessorConfig
 from ray_job.models.phi3_vision.vision import PictureEmbedding
@@ -136,7 +135,6 @@ class Phi3Vision(phi3v.Phi3VForCausalLM):
         hf_config = vllm_config.model_config.hf_config
         config, preprocessor = Phi3VisionConfig.from_pretrained(folder), PreprocessorConfig.from_pretrained(folder)
         self.config = hf_config
-        self._side = config.vision.image_size
         self._mean_std = preprocessor.image_mean, preprocessor.image_std
         self.configure_mm_token_handling(config.vocab_size, [config.vocab_size])
         with self._mark_tower_model(vllm_config, "image"):
@@ -155,14 +153,7 @@ class Phi3Vision(phi3v.Phi3VForCausalLM):
 
     def embed_multimodal(self, **kwargs: Any) -> Sequence[Tensor]:
         """HD pixels, uint8 (H, W, 3) each on any device, to features (T, D) each."""
-        pictures: Sequence[Tensor] = kwargs.get("pixels", ())
-        if not len(pictures):
-            return []
-        weight = self.vision_embed_tokens.glb_GN
-        crops = [pixels_to_crops(each.to(weight.device), self._side, *self._mean_std) for each in pictures]
-        sizes = [(each.shape[0] // self._side, each.shape[1] // self._side) for each in pictures]
-        features: list[Tensor] = self.vision_embed_tokens(torch.cat(crops).to(weight.dtype), sizes)
-        return features
+        return self.vision_embed_tokens.encode(kwargs.get("pixels", ()), *self._mean_std)
 
 
 def register() -> None:

@@ -55,7 +55,7 @@ def _byte_level() -> Tokenizer:
 
 def _byte_fallback(starts_with_space: bool) -> Tokenizer:
     letters = ["▁", "\n", *string.ascii_letters]
-    merges = [*_MERGES, "▁t", "▁the"]
+    merges = [*_MERGES, "\n\n\n", "\n\n\n\n", "▁t", "▁the"]  # Gemma 3 in vLLM looks for runs of line breaks
     vocab = _vocab([f"<0x{byte:02X}>" for byte in range(256)], [_UNK, *letters, *merges])
     made = Tokenizer(
         models.BPE(vocab=vocab, merges=_pairs(merges, vocab), unk_token=_UNK, byte_fallback=True, fuse_unk=True)

@@ -29,7 +29,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-from transformers.utils import PushToHubMixin
+from transformers.utils import PushToHubMixin, is_torchvision_available
 
 from tests.models.auto import chat_tokenizers as chat
 from tests.models.auto.chat_tokenizers import BOS_ID, EOS_ID, PAD_ID, VOCAB, tokenizer
@@ -43,6 +43,7 @@ _TEXT: dict[str, Any] = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "head_dim": 16,
     "max_position_embeddings": 2048,
     "pad_token_id": PAD_ID,
     "bos_token_id": BOS_ID,
@@ -74,7 +75,7 @@ class _NoVideos(PushToHubMixin):
     _auto_class = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"do_sample_frames": True}
+        return {"do_sample_frames": True, "size": {"shortest_edge": 56, "longest_edge": 56 * 56}}
 
 
 def _pictures_only(cls: type[Any]) -> type[Any]:
@@ -85,6 +86,11 @@ def _pictures_only(cls: type[Any]) -> type[Any]:
 
     attributes = classmethod(lambda _: cls.get_attributes())
     return type(cls.__name__, (cls,), {"check_argument_for_proper_class": check, "get_attributes": attributes})
+
+
+def _of_head(*sixteenths: int) -> list[int]:
+    """Parts of a decoder's head, given for one of 16."""
+    return [part * _TEXT["head_dim"] // 16 for part in sixteenths]
 
 
 def _siglip(**changed: Any) -> transformers.SiglipVisionConfig:
@@ -141,7 +147,7 @@ def _llava_onevision() -> Pair:
     return processor, transformers.LlavaOnevisionForConditionalGeneration(config)
 
 
-def _qwen(processor: type[Any], config: type[Any], model: type[Any], patch: int, text: Any, vision: Any) -> Pair:
+def _qwen(processor: type[Any], config: type[Any], model: type[Any], patch: int, vision: Any, **text: Any) -> Pair:
     tok = tokenizer("bytes", _QWEN)
     side = 2 * patch
     pixels = {"shortest_edge": side * side, "longest_edge": side * side * 16}
@@ -150,7 +156,8 @@ def _qwen(processor: type[Any], config: type[Any], model: type[Any], patch: int,
     made = _pictures_only(processor)(images, tok, _NoVideos(), chat_template=template)
     ids = {f"{name}_token_id": tok.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
     ids |= {f"{name}_token_id": tok.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
-    text = {**_TEXT, "rope_parameters": {**_ROPE, "mrope_section": [2, 3, 3]}, **text}
+    rope = {**_ROPE, "mrope_section": _of_head(2, 3, 3), "mrope_interleaved": patch == 16}  # Qwen3-VL's is
+    text = {**_TEXT, "rope_parameters": rope, **text}
     vision = {"num_heads": 2, "patch_size": patch, **vision}
     return made, model(config(text_config=text, vision_config=vision, **ids))
 
@@ -161,7 +168,6 @@ def _qwen2_vl() -> Pair:
         transformers.Qwen2VLConfig,
         transformers.Qwen2VLForConditionalGeneration,
         patch=14,
-        text={},
         vision={"depth": 2, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2},
     )
 
@@ -173,7 +179,6 @@ def _qwen2_5_vl() -> Pair:
         transformers.Qwen2_5_VLConfig,
         transformers.Qwen2_5_VLForConditionalGeneration,
         patch=14,
-        text={},
         vision={**vision, "window_size": 56, "fullatt_block_indexes": [1]},
     )
 
@@ -185,7 +190,7 @@ def _qwen3_vl() -> Pair:
         transformers.Qwen3VLConfig,
         transformers.Qwen3VLForConditionalGeneration,
         patch=16,
-        text={"num_hidden_layers": 4, "head_dim": 16},
+        num_hidden_layers=4,
         vision={**vision, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
     )
 
@@ -252,7 +257,7 @@ def _gemma3() -> Pair:
     images = Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
     template = chat.turns("<start_of_image>")
     processor = transformers.Gemma3Processor(images, tok, image_seq_length=16, chat_template=template)
-    text = {**_TEXT, "num_hidden_layers": 4, "head_dim": 16, "sliding_window": 18, "query_pre_attn_scalar": 24}
+    text = {**_TEXT, "num_hidden_layers": 4, "sliding_window": 18, "query_pre_attn_scalar": 24}
     config = transformers.Gemma3Config(
         vision_config=_siglip().to_dict(),
         mm_tokens_per_image=16,
@@ -277,7 +282,7 @@ def _paligemma() -> Pair:
     vocab = 1536  # beside the tokenizer's, the tokens of places and shapes that the processor adds
     config = transformers.PaliGemmaConfig(
         vision_config=_siglip(projection_dim=64).to_dict(),
-        text_config=transformers.GemmaConfig(**{**_TEXT, "vocab_size": vocab}, head_dim=16).to_dict(),
+        text_config=transformers.GemmaConfig(**{**_TEXT, "vocab_size": vocab}).to_dict(),
         image_token_index=tok.image_token_id,
         projection_dim=64,
         hidden_size=64,
@@ -290,15 +295,15 @@ def _paligemma() -> Pair:
 def _mistral3() -> Pair:
     tok = tokenizer("bytes", ["[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]", *_SYSTEM_PROMPT])
     images = image_processing_pil_pixtral.PixtralImageProcessorPil(size={"longest_edge": 112}, patch_size=14)
-    # Its processor's module imports the other image processor, which needs torchvision.
-    sys.modules.setdefault("transformers.models.pixtral.image_processing_pixtral", image_processing_pil_pixtral)
+    if not is_torchvision_available():  # its processor's module imports the image processor that needs it
+        sys.modules.setdefault("transformers.models.pixtral.image_processing_pixtral", image_processing_pil_pixtral)
     from transformers.models.pixtral.processing_pixtral import PixtralProcessor
 
     own = {"patch_size": 14, "spatial_merge_size": 2}
     processor = PixtralProcessor(images, tok, **own, chat_template=chat.instructions("[IMG]"))
     config = transformers.Mistral3Config(
         vision_config={**VISION, "model_type": "pixtral", "image_size": 112, "head_dim": 16},
-        text_config=transformers.MistralConfig(**_TEXT, sliding_window=None, head_dim=16).to_dict(),
+        text_config=transformers.MistralConfig(**_TEXT, sliding_window=None).to_dict(),
         image_token_index=tok.convert_tokens_to_ids("[IMG]"),
         spatial_merge_size=2,
         tie_word_embeddings=False,
@@ -315,7 +320,7 @@ def _glm4v() -> Pair:
     images = Glm4vImageProcessorPil(size={"shortest_edge": side * 4, "longest_edge": side * 32})
     template = chat.roles("<|begin_of_image|><|image|><|end_of_image|>")
     processor = _pictures_only(transformers.Glm4vProcessor)(images, tok, _NoVideos(), chat_template=template)
-    rope = {**_ROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+    rope = {**_ROPE, "mrope_section": _of_head(1, 1, 2), "partial_rotary_factor": 0.5}
     ids = tok.convert_tokens_to_ids
     config = transformers.Glm4vConfig(
         text_config={**_TEXT, "rope_parameters": rope, "tie_word_embeddings": False},
@@ -351,7 +356,7 @@ FAMILIES: dict[str, Callable[[], Pair]] = {
     "smolvlm": _smolvlm,
     "idefics3": _idefics3,
     "internvl": lambda: _internvl(transformers.Qwen2Config(**_TEXT)),
-    "internvl_qwen3": lambda: _internvl(transformers.Qwen3Config(**_TEXT, head_dim=16)),
+    "internvl_qwen3": lambda: _internvl(transformers.Qwen3Config(**_TEXT)),
     "gemma3": _gemma3,
     "paligemma": _paligemma,
     "mistral3": _mistral3,
