@@ -63,7 +63,7 @@ def cast_layerwise(model: nn.Module, dtype: torch.dtype) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear and id(child.weight) not in others:
-                setattr(module, name, _Linear(child))
+                setattr(module, name, CastLinear(child))
             elif type(child) is nn.Embedding and id(child.weight) not in others:
                 setattr(module, name, _Embedding(child, dtype))
     kept = _kept(model)
@@ -74,7 +74,7 @@ def cast_layerwise(model: nn.Module, dtype: torch.dtype) -> None:
 
 def _kept(model: nn.Module) -> set[int]:
     """Ids of the weights that are cast for each product."""
-    return {id(module.weight) for module in model.modules() if isinstance(module, (_Linear, _Embedding))}
+    return {id(module.weight) for module in model.modules() if isinstance(module, (CastLinear, _Embedding))}
 
 
 def linear(x_TD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Tensor:
@@ -84,7 +84,7 @@ def linear(x_TD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Ten
     return F.linear(x_TD, weight_ND, bias_N)
 
 
-class _Linear(nn.Linear):
+class CastLinear(nn.Linear):
     """A linear layer over another one's weights that computes in its input's dtype."""
 
     def __init__(self, kept: nn.Linear) -> None:

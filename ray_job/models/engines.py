@@ -129,13 +129,14 @@ def _for_library_model(
     reason = None
     if spec.batching.engine != "static":
         try:
-            packed = fit(model, normalization, probe_rows(processor))
+            left_bytes = _left_bytes(spec, model, placement)
+            packed = fit(model, normalization, probe_rows(processor), left_bytes)
         except Unfit as unfit:
             reason = str(unfit)
             if spec.batching.engine == "continuous":
                 raise _unfit(spec.model, reason) from None
         else:
-            left_bytes = _left_bytes(spec, model, placement)
+            left_bytes -= packed.packed_bytes
             return ChosenEngine(_continuous(spec, packed, processor, vocabulary, placement, left_bytes), "continuous")
     if (objection := why_not_padded(model)) is not None:
         raise _no_engine(spec.model, reason, objection)

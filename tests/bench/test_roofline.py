@@ -47,7 +47,7 @@ def test_a_crops_work(model: Phi3VisionModel) -> None:
 
 @torch.no_grad()
 def test_a_prompts_work(model: Phi3VisionModel) -> None:
-    packed, length = PackedPhi3Vision(model, pack_weights=False), 300
+    packed, length = PackedPhi3Vision(model, free_bytes=0), 300
     row = Row(prompt=Prompt([1] * length, ()), num_tokens=length, max_tokens=length + 1, span=Span(0, length + 1))
     attention = PackedAttention(KVPool.of(packed, 400), [Chunk(row, 0, length)], packed.layers)
     embeds = packed.embed(torch.ones(length, dtype=torch.int64))

@@ -54,7 +54,7 @@ def test_a_part_of_a_gpu_is_a_part_of_its_memory(
 
 
 def test_an_engine_without_a_plan_takes_its_share_of_what_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = PackedPhi3Vision(tiny_model(), pack_weights=False)
+    model = PackedPhi3Vision(tiny_model(), free_bytes=0)
     token_bytes = 2 * 2 * 4 * 8 * 4
     free: dict[str, Any] = {"bytes": 4000 * token_bytes}
     monkeypatch.setattr("ray_job.engine.memory.available_bytes", lambda: free["bytes"])

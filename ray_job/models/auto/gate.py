@@ -32,13 +32,16 @@ _FIELDS = {  # of a text configuration that are set
 }
 
 
-def fit(model: Any, normalization: Normalization, samples: Sequence[Sample]) -> PackedAuto:
+def fit(
+    model: Any, normalization: Normalization, samples: Sequence[Sample], free_bytes: int | None = None
+) -> PackedAuto:
     """The model as the continuous engine drives it.
 
     Args:
         model: of `AutoModelForImageTextToText`, on its device, in evaluation mode.
         normalization: the image processor's.
         samples: rows to compare, prepared by the model's own processor, of which one or more have pictures.
+        free_bytes: as for `PackedAuto`.
 
     Raises:
         Unfit: it would be wrong; the model is as it was.
@@ -47,7 +50,7 @@ def fit(model: Any, normalization: Normalization, samples: Sequence[Sample]) -> 
     if reason is not None:
         raise Unfit(reason)
     try:
-        packed = family_of(model.config.model_type)(model, normalization)
+        packed = family_of(model.config.model_type)(model, normalization, free_bytes)
         try:
             check_windows(packed, model.get_decoder().config)
             check_answers(packed, model, samples)

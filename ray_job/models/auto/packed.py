@@ -28,6 +28,7 @@ from ray_job.models.auto.normalization import Normalization
 from ray_job.models.auto.unfit import Unfit
 from ray_job.models.casting import computing_dtype
 from ray_job.models.picture_places import check_ids, with_features
+from ray_job.models.projection import Packing
 from ray_job.rows import Picture
 
 
@@ -38,6 +39,8 @@ class PackedAuto:
         model: of `AutoModelForImageTextToText`, in evaluation mode. Its decoder's attention is set to the engine's:
             unless released, the model runs through this class alone.
         normalization: of pictures that come as whole numbers.
+        free_bytes: memory beside which a second copy of its weights, laid out for products on a CPU
+            (`projection.py`), must be small; by default what is available to this process now.
 
     Raises:
         Unfit: a layer attends in a way that the engine does not know; the model is released.
@@ -46,7 +49,7 @@ class PackedAuto:
     num_axes = 1
     first_position = 0
 
-    def __init__(self, model: Any, normalization: Normalization) -> None:
+    def __init__(self, model: Any, normalization: Normalization, free_bytes: int | None = None) -> None:
         self._model = model
         self._decoder = model.get_decoder()
         self._embedding = model.get_input_embeddings()
@@ -59,7 +62,9 @@ class PackedAuto:
         self.max_len: int = self._decoder.config.max_position_embeddings
         if "logits_to_keep" not in inspect.signature(model.forward).parameters:
             raise Unfit("it has logits of all tokens of a prompt, or of none (no logits_to_keep)")
-        self._decoder.set_attn_implementation(NAME)
+        self._packing = Packing(model, self.dtype, free_bytes)
+        self.packed_bytes = self._packing.num_bytes
+        self._take()
         try:
             inspected = inspect_layers(self._run_two_tokens)
         except BaseException:
@@ -69,17 +74,19 @@ class PackedAuto:
         self._query_scales = [layer.query_scale for layer in inspected]
 
     def release(self) -> None:
-        """Gives the model its own attention back, for good."""
+        """Gives the model its own attention and layers back, for good."""
+        self._packing.take_out()
         self._decoder.set_attn_implementation(self._library_attention)
 
     @contextmanager
     def released(self, attention: str | None = None) -> Iterator[None]:
-        """Gives the model its own attention back for a while, or another of the library's."""
+        """Gives the model its own layers back for a while, and its own attention or another of the library's."""
+        self._packing.take_out()
         self._decoder.set_attn_implementation(attention or self._library_attention)
         try:
             yield
         finally:
-            self._decoder.set_attn_implementation(NAME)
+            self._take()
 
     @property
     def device(self) -> torch.device:
@@ -152,6 +159,10 @@ class PackedAuto:
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """float32 (S, V), of what `forward` returns."""
         return hidden_SD.float()
+
+    def _take(self) -> None:
+        self._packing.put_in()
+        self._decoder.set_attn_implementation(NAME)
 
     def _run(self, embeds_TW: Tensor, positions_AT: Tensor, wanted_S: Tensor, attend: AttendLayer) -> Tensor:
         """The model over packed tokens → logits (S, V)."""

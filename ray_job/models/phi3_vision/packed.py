@@ -14,39 +14,40 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ray_job.engine.packed_model import Attend, AttentionLayer, PromptLayout
-from ray_job.models.casting import linear
 from ray_job.models.phi3_vision.decoder_layer import DecoderLayer
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.phi3_vision.processor import PIXELS
 from ray_job.models.phi3_vision.rope import rotate
-from ray_job.models.projection import Projection, can_pack
+from ray_job.models.projection import Packing, Projection, shared_copy
 from ray_job.rows import Picture
 
 
 class PackedPhi3Vision:
     """The model as the engine's `PackedModel`. Holds no state between calls.
 
-    `pack_weights` lets a CPU keep the decoder's weights a second time, laid out for decoding; None: if they are small
-    beside `free_bytes`, which is by default what is available to this process now.
+    Args:
+        model: stays as it is. A CPU keeps its weights a second time, laid out for products (`projection.py`), if they
+            are small beside the free memory.
+        free_bytes: that memory; by default what is available to this process now.
     """
 
-    def __init__(self, model: Phi3VisionModel, pack_weights: bool | None = None, free_bytes: int | None = None) -> None:
+    def __init__(self, model: Phi3VisionModel, free_bytes: int | None = None) -> None:
         config = model.config
-        self._model = model
+        self._model = shared_copy(model)
+        packing = Packing(self._model, model.dtype, free_bytes)
+        packing.put_in()
+        self.packed_bytes = packing.num_bytes
         self._num_heads, self._head_dim = config.num_key_value_heads, config.head_dim
         attention = AttentionLayer(self._num_heads, self._head_dim, config.sliding_window)
         self.layers: Sequence[AttentionLayer] = [attention] * config.num_hidden_layers
         self.num_axes = 1
         self.max_len = config.max_position_embeddings
-        linears = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)] + [model.lm_head]
-        pack = can_pack(linears, model.dtype, free_bytes) if pack_weights is None else pack_weights
-        self.packed_bytes = sum(layer.weight.numel() for layer in linears) * model.dtype.itemsize if pack else 0
-        layers = [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
-        self._layers = [_Layer(layer, pack) for layer in layers]
-        self._lm_head = Projection(model.lm_head, pack)
+        layers = [layer for layer in self._model.model.layers if isinstance(layer, DecoderLayer)]
+        self._layers = [_Layer(layer) for layer in layers]
+        self._last = _LastProducts(layers[-1], model.dtype if packing.num_bytes else None)
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +112,8 @@ class PackedPhi3Vision:
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """float32 (S, V) of the tokens that need them."""
-        return self._lm_head(self._model.model.norm(hidden_SD)).float()
+        logits_SV: Tensor = self._model.lm_head(self._model.model.norm(hidden_SD))
+        return logits_SV.float()
 
     def _qkv(self, layer: _Layer, hidden_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, N, C), keys and values (T, H, C), not rotated."""
@@ -133,8 +135,8 @@ class PackedPhi3Vision:
         normed_TD = layer.input_layernorm(hidden_TD)
         cos_T1C, sin_T1C = cos_sin
         num_queries = self._model.config.num_attention_heads
-        query_SNC = linear(normed_TD[wanted_S], layer.query_weight).view(len(wanted_S), num_queries, self._head_dim)
-        key_value_THC = linear(normed_TD, layer.key_value_weight).view(len(hidden_TD), -1, self._head_dim)
+        query_SNC = self._last.query(normed_TD[wanted_S]).view(len(wanted_S), num_queries, self._head_dim)
+        key_value_THC = self._last.key_value(normed_TD).view(len(hidden_TD), -1, self._head_dim)
         key_THC, value_THC = torch.split(key_value_THC, self._num_heads, dim=1)
         attended_SC = attend(
             len(self.layers) - 1,
@@ -148,21 +150,27 @@ class PackedPhi3Vision:
 class _Layer:
     """A decoder layer without its attention, over the model's submodules and weights."""
 
-    def __init__(self, layer: DecoderLayer, pack: bool) -> None:
+    def __init__(self, layer: DecoderLayer) -> None:
         self.input_layernorm = layer.input_layernorm
-        attention, weight = layer.self_attn, layer.self_attn.qkv_proj.weight
-        width = attention.num_heads * attention.head_dim
-        self.query_weight, self.key_value_weight = weight[:width], weight[width:]
-        self.qkv_proj = Projection(layer.self_attn.qkv_proj, pack)
-        self._o_proj = Projection(layer.self_attn.o_proj, pack)
+        self.qkv_proj = layer.self_attn.qkv_proj
+        self._o_proj = layer.self_attn.o_proj
         self._post_attention_layernorm = layer.post_attention_layernorm
-        self._gate_up_proj = Projection(layer.mlp.gate_up_proj, pack)
-        self._down_proj = Projection(layer.mlp.down_proj, pack)
-        self._activation = layer.mlp.activation
+        self._mlp = layer.mlp
 
     def rest(self, hidden_TD: Tensor, attended_TC: Tensor) -> Tensor:
         """What follows attention: projection, and the MLP."""
         # Added and multiplied in place: on a CPU a new tensor costs more than its arithmetic.
         hidden_TD = self._o_proj(attended_TC).add_(hidden_TD)
-        gate_TM, up_TM = self._gate_up_proj(self._post_attention_layernorm(hidden_TD)).chunk(2, dim=-1)
-        return self._down_proj(self._activation(gate_TM).mul_(up_TM)).add_(hidden_TD)
+        gate_TM, up_TM = self._mlp.gate_up_proj(self._post_attention_layernorm(hidden_TD)).chunk(2, dim=-1)
+        mixed_TD: Tensor = self._mlp.down_proj(self._mlp.activation(gate_TM).mul_(up_TM))
+        return mixed_TD.add_(hidden_TD)
+
+
+class _LastProducts:
+    """The last layer's queries, which few tokens need, and its keys and values, each by a product of its own."""
+
+    def __init__(self, layer: DecoderLayer, packed_dtype: torch.dtype | None) -> None:
+        attention, weight = layer.self_attn, layer.self_attn.qkv_proj.weight
+        width = attention.num_heads * attention.head_dim
+        self.query = Projection(weight[:width], packed_dtype=packed_dtype)
+        self.key_value = Projection(weight[width:], packed_dtype=packed_dtype)

@@ -58,7 +58,7 @@ def test_continuous_engine_answers_as_each_row_alone(packs: bool) -> None:
     cast_layerwise(kept.eval(), torch.float32)
     rows = samples(7, 60)
     expected = alone(kept, rows)
-    engine = ContinuousEngine(PackedPhi3Vision(kept, packs), VOCABULARY, max_slots=5)
+    engine = ContinuousEngine(PackedPhi3Vision(kept, None if packs else 0), VOCABULARY, max_slots=5)
     assert {result.key: essence(result) for result in run(engine, rows)} == expected
 
 

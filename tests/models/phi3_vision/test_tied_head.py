@@ -163,7 +163,7 @@ def test_the_continuous_engine_answers_as_each_row_alone(packs: bool) -> None:
     model = with_config(tiny_model(), tie_word_embeddings=True)
     assert_held_once(model)
     rows = samples(11, 40)
-    engine = ContinuousEngine(PackedPhi3Vision(model, packs), VOCABULARY, max_slots=5)
+    engine = ContinuousEngine(PackedPhi3Vision(model, None if packs else 0), VOCABULARY, max_slots=5)
     assert {result.key: essence(result) for result in run(engine, rows)} == alone(model, rows)
 
 
