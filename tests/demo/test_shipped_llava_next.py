@@ -20,9 +20,6 @@ FOLDER = Path(ray_job.__file__).parent / "demo" / "llava_next"
 WRITTEN_BY_TRAINING = {"README.md", "model.safetensors"}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def test_it_is_at_most_six_megabytes() -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 6_000_000
 
