@@ -54,7 +54,7 @@ def test_it_is_right_and_no_row_is_lost(run: Run) -> None:
     assert score.accuracy >= 0.90, score.by_kind
 
 
-def test_every_answer_is_the_librarys_own(run: Run, one_thread: None) -> None:
+def test_every_answer_is_the_librarys_own(run: Run) -> None:
     folder = model_folder(run.spec.model)
     processor: Any = AutoProcessor.from_pretrained(folder)
     model: Any = LlavaNextForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)

@@ -22,9 +22,6 @@ FOLDER = Path(ray_job.__file__).parent / "demo" / "llava_next"
 WRITTEN_BY_TRAINING = {"README.md", "model.safetensors"}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def without_json(example: Example) -> Example:
     """The demo's questions in JSON are younger than this model."""
     return dataclasses.replace(example, questions=tuple(qa for qa in example.questions if qa.kind != "json"))

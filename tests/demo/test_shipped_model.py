@@ -22,9 +22,6 @@ from ray_job.models.phi3_vision.weights import load
 FOLDER = Path(ray_job.__file__).parent / "demo" / "model"
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def model() -> Phi3VisionModel:
     return load(FOLDER, dtype=torch.float32)

@@ -34,9 +34,6 @@ from ray_job.models.phi3_vision.processor import Phi3VisionProcessor
 RECIPE = Recipe(steps=50, vision_steps=0, num_examples=4, warmup_steps=2)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> tuple[Phi3VisionConfig, Path]:
     folder = tmp_path_factory.mktemp("processor")

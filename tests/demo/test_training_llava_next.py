@@ -20,8 +20,6 @@ from ray_job.demo.training.train import train
 from ray_job.demo.training.trainer import Progress, Trainer
 from ray_job.errors import ModelError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -36,9 +36,6 @@ from tests.engine.tiny import VOCABULARY, alone, essence, needs_flash, picture, 
 NEVER_STOPS = dataclasses.replace(VOCABULARY, stop_ids=frozenset())
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 ENGINES = st.fixed_dictionaries(
     {
         "max_slots": st.sampled_from([1, 2, 3, 5, 8, 32]),

@@ -18,8 +18,6 @@ from ray_job.spec import GenerationParams
 from tests.engine.decodings import WITH_BYTES, Decoding
 from tests.engine.tiny import VOCAB, tiny_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # What each row answers, the stop string, and the text before it; None: it is not in the answer.
 ANSWERS = [
     ("좋은하루되세요끝 하루", "끝", "좋은하루되세요"),

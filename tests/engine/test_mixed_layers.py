@@ -27,7 +27,6 @@ from ray_job.spec import GenerationParams
 from tests.engine.mixed import MIXED, OPEN, WIDTH, Blocks, MixedModel, dense
 
 VOCABULARY = Vocabulary(pad_id=0, stop_ids=frozenset(), detokenize=lambda ids: "")
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def picture(number: int, rows: int, columns: int) -> Picture:

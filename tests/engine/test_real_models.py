@@ -35,9 +35,6 @@ ROWS_OF_A_THEME = 4
 Answer = tuple[object, ...]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 class Bench:
     """A model, rows of every kind for it, and the answer of each row alone."""
 

@@ -39,7 +39,6 @@ def processor(tiny_folder: Path) -> Phi3VisionProcessor:
 @pytest.fixture(scope="module")
 def model(tiny_folder: Path) -> Phi3VisionModel:
     """The tiny model with a switch so near that its rows cross it."""
-    torch.set_num_threads(1)
     loaded = weights.load(tiny_folder, dtype=torch.float32)
     return with_switch(loaded, 4096)
 

@@ -24,7 +24,7 @@ from tests.engine.tiny import picture, prompt, tiny_model
 
 from .tuned import save_adapter
 
-pytestmark = [pytest.mark.data, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.data
 peft = pytest.importorskip("peft")
 
 DECODER = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]

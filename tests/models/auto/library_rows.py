@@ -44,7 +44,6 @@ class Family:
 @functools.cache
 def family(name: str, seed: int = 0) -> Family:
     """Kept, since many tests ask the same rows; tests leave the model as it is."""
-    torch.set_num_threads(1)
     processor, model = make(name, seed)
     model.generation_config.eos_token_id = None  # long answers show more
     normalization = of_processor(processor.image_processor)

@@ -95,7 +95,6 @@ REFUSED_BY_CONTINUOUS = {
 
 @pytest.fixture(autouse=True)
 def _with_more_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
     for name, model in REFUSED_BY_CONTINUOUS.items():
         monkeypatch.setitem(MODELS, name, model)
 

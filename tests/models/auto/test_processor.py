@@ -20,7 +20,7 @@ from ray_job.models.auto.processor import LibraryProcessor
 from ray_job.prompts.parts import ImageTag, Message, Special, Text
 from tests.models.auto.chat_tokenizers import BOS_ID, EOS_ID, PAD_ID
 from tests.models.auto.conversations import as_library, encoded, library, ours, picture, told, user, whole_call
-from tests.models.auto.families import make, write_older
+from tests.models.auto.families import FAMILIES, make, write_older
 
 _QUESTION = "what is the thing in the picture?"
 _CONVERSATIONS = {
@@ -196,20 +196,31 @@ def test_it_pickles_small_and_is_the_same(family: Path) -> None:
 
 
 _PREPARE = """
-import pickle, sys
+import json, pickle, sys
 from PIL import Image
 from ray_job.prompts.parts import ImageTag, Message, Text
-processor = pickle.loads(bytes.fromhex(sys.argv[1]))
-placeholder = processor.prepare(Image.new("RGB", (100, 60))).placeholder
-ids = processor.encode_chat([Message("user", (ImageTag(1), Text("What is it?")))], [placeholder])
-assert processor.decode(ids[-3:]) is not None
-print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "torchvision", "ray"}), ids)
+
+def heavy():
+    return {name.partition(".")[0] for name in sys.modules} & {"torch", "torchvision", "ray"}
+
+found = {}
+for name, pickled in json.load(sys.stdin).items():
+    before = heavy()
+    processor = pickle.loads(bytes.fromhex(pickled))
+    placeholder = processor.prepare(Image.new("RGB", (100, 60))).placeholder
+    ids = processor.encode_chat([Message("user", (ImageTag(1), Text("What is it?")))], [placeholder])
+    assert processor.decode(ids[-3:]) is not None
+    found[name] = [sorted(heavy() - before), ids]
+json.dump(found, sys.stdout)
 """
 
 
-def test_a_preparing_process_imports_no_torch(family: Path) -> None:
-    pickled = pickle.dumps(ours(family)).hex()
-    done = subprocess.run([sys.executable, "-c", _PREPARE, pickled], capture_output=True, text=True, check=False)
-    ids = encoded(family, [user(1, "What is it?")], [Image.new("RGB", (100, 60))])
-    assert done.stdout.strip() == f"[] {ids}", done.stderr
+def test_a_preparing_process_imports_no_torch(checkpoint: Callable[[str], Path]) -> None:
+    """One process for all families: each must import nothing heavy that those before it have not."""
+    folders = {name: checkpoint(name) for name in FAMILIES}
+    pickled = json.dumps({name: pickle.dumps(ours(folder)).hex() for name, folder in folders.items()})
+    done = subprocess.run([sys.executable, "-c", _PREPARE], input=pickled, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    asked = [user(1, "What is it?")], [Image.new("RGB", (100, 60))]
+    assert json.loads(done.stdout) == {name: [[], encoded(folder, *asked)] for name, folder in folders.items()}
     assert "PyTorch was not found" not in done.stderr
