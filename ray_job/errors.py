@@ -118,6 +118,10 @@ class ErrorCode(StrEnum):
     DOCUMENT_ENCRYPTED = "document_encrypted"  # locked, and no password opens it
     DOCUMENT_EMPTY = "document_empty"  # no page, or none of those asked for
     PAGE_UNREADABLE = "page_unreadable"  # no such page, or it cannot be drawn
+    VIDEO_UNREADABLE = "video_unreadable"  # no container that FFmpeg knows, damaged where it says what it holds
+    VIDEO_EMPTY = "video_empty"  # no byte, no video stream, no frame
+    VIDEO_TRUNCATED = "video_truncated"  # ends before its header promises
+    FRAME_UNREADABLE = "frame_unreadable"  # a frame of a video that is damaged, or beyond its end
     TOO_MANY_IMAGES = "too_many_images"
     PROMPT_MISSING = "prompt_missing"  # a null or absent column the prompt needs
     PROMPT_TAGS = "prompt_tags"  # picture tags and pictures do not match
@@ -127,7 +131,7 @@ class ErrorCode(StrEnum):
     STORAGE = "storage"  # the file system failed; trying again may help
     OUT_OF_MEMORY = "out_of_memory"
     GENERATION_FAILED = "generation_failed"
-    DEADLINE = "deadline"  # it took longer than limits.row_deadline_s or documents.deadline_s
+    DEADLINE = "deadline"  # it took longer than limits.row_deadline_s, documents.deadline_s or video.deadline_s
     WORKER_KILLED = "worker_killed"  # the process died of it, again and again
     INTERNAL = "internal"  # a fault of this package that the row brought to light
 

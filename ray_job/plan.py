@@ -9,6 +9,7 @@ from ray_job.engine.batching import DEFAULT_MAX_TOKENS, SampleSize, num_batches
 from ray_job.inputs.documents.source import num_documents
 from ray_job.inputs.skipped import NOTHING, Skipped
 from ray_job.inputs.source import iter_tables
+from ray_job.inputs.video.source import num_videos
 from ray_job.models.loading import load_processor
 from ray_job.rows import ROW_ID
 from ray_job.spec import GenerationParams, JobSpec
@@ -29,6 +30,7 @@ class Plan:
     pictures: int = 0
     distinct_pictures: int = 0
     documents: int = 0  # those that can be opened
+    videos: int = 0  # likewise
     bad_samples: dict[str, int] = field(default_factory=dict)  # by error code, as far as headers tell
     examples: dict[str, str] = field(default_factory=dict)  # one message for each error code
     image_tokens: int = 0
@@ -53,7 +55,7 @@ class Plan:
         return buckets
 
     @property
-    def _page_tokens(self) -> int:
+    def _picture_tokens(self) -> int:
         return round(self.image_tokens / max(1, self.pictures))
 
     def table(self) -> str:
@@ -63,7 +65,8 @@ class Plan:
             *([f"skipped          {self.skipped.text()}"] if self.skipped.num_files else []),
             f"samples          {self.samples}",
             f"pictures         {self.pictures} ({self.distinct_pictures} distinct)",
-            *([f"documents        {self.documents}, {self._page_tokens} tokens a page"] if self.documents else []),
+            *([f"documents        {self.documents}, {self._picture_tokens} tokens a page"] if self.documents else []),
+            *([f"videos           {self.videos}, {self._picture_tokens} tokens a frame"] if self.videos else []),
             f"prompt tokens    {sum(self.prompt_tokens)} ({self.image_tokens} of them pictures)",
             f"picture tokens   counted from {self.image_tokens_from}",
             f"answer tokens    at most {self.max_new_tokens}",
@@ -89,7 +92,8 @@ def plan_job(spec: JobSpec) -> Plan:
         SpecError, InputError, ModelError: as `run_job` would before its first row.
     """
     spec, source, preparer = open_job(spec)
-    plan = Plan(rows=source.num_rows, skipped=source.skipped, renamed=source.renamed, documents=num_documents(source))
+    plan = Plan(rows=source.num_rows, skipped=source.skipped, renamed=source.renamed)
+    plan.documents, plan.videos = num_documents(source), num_videos(source)
     if not load_processor(spec.model).counts_by_size:
         plan.image_tokens_from = "prepared pictures"
     digests: set[bytes] = set()

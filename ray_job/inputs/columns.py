@@ -28,6 +28,7 @@ class Found:
     # Columns whose types differ between files: name → what is wrong. Only using one is a problem.
     clashes: Mapping[str, str] = field(default_factory=dict)
     not_kept: Collection[str] = ()  # columns left out of the default of input.keep_columns
+    also_kept: Collection[str] = ()  # columns in it although they are of no plain type
     chat_columns: Collection[str] = ()  # columns of texts that are lists of messages
 
 
@@ -86,7 +87,7 @@ def choose_roles(spec: JobSpec, found: Found, source: str) -> Roles:
         kept = spec.input.keep_columns
     else:
         others = {id_column, *images, overrides, password, prompt.messages_column, *found.not_kept}
-        plain = [f for f in found.columns if _is_plain(f.type) and f.name not in others]
+        plain = [f for f in found.columns if (_is_plain(f.type) or f.name in found.also_kept) and f.name not in others]
         kept = (*_storable(plain), *(name for name in found.clashes if name not in others))
     kept = tuple(dict.fromkeys(kept))
     problems += _kept_problems(kept, found.columns)

@@ -34,6 +34,10 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {
     "arrow": (".arrow", ".feather", ".ipc"),
     "webdataset": (".tar", ".tar.gz", ".tgz"),
     "documents": (".pdf",),
+    "video": (  # not .ts, which is TypeScript's too: its content tells
+        *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".m2ts", ".mpg", ".mpeg", ".vob"),
+        *(".flv", ".wmv", ".asf", ".ogv", ".mxf", ".ivf", ".h264", ".264", ".hevc", ".265"),
+    ),
 }
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\x04\x22\x4d\x18": "lz4"}
 _COMPRESSED_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".lz4")
@@ -41,7 +45,7 @@ _TEXTS = (".txt", ".md", ".rst", ".log", ".caption")
 # fmt: off
 _OTHERS = (
     ".html", ".htm", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".py", ".ipynb", ".js", ".css", ".sh", ".sql",
-    ".doc", ".docx", ".xls", ".xlsx", ".ppt", ".pptx", ".zip", ".7z", ".rar", ".mp4", ".mov", ".avi", ".mkv", ".webm",
+    ".doc", ".docx", ".xls", ".xlsx", ".ppt", ".pptx", ".zip", ".7z", ".rar",
     ".mp3", ".wav", ".flac", ".m4a", ".aae", ".xmp", ".svg", ".npy", ".npz", ".pt", ".pkl", ".safetensors", ".bin",
     ".lock", ".sha256", ".md5",
 )
@@ -63,6 +67,12 @@ _BINARY: dict[Format, re.Pattern[bytes]] = {
     "arrow": re.compile(rb"ARROW1\0\0|FEA1|\xff\xff\xff\xff..\0\0", re.DOTALL),
     "documents": re.compile(rb"[\0-\x20\xef\xbb\xbf]{0,64}%PDF-"),
     "webdataset": re.compile(rb".{257}ustar[\0 ]", re.DOTALL),
+    # After pictures, which are boxes of the same kind.
+    "video": re.compile(
+        rb"....(?:ftyp(?!M4A|M4B)|moov|mdat|wide)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x00\x00\x01\xba"
+        rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11|G.{187}G.{187}G|.{4}G.{191}G.{191}G",
+        re.DOTALL,
+    ),
 }
 # The longer marks first: that of UTF-32 begins as that of UTF-16 does.
 _BOMS = {

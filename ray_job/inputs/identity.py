@@ -10,6 +10,7 @@ from ray_job.errors import InputError
 from ray_job.inputs.documents.source import DocumentsSplit
 from ray_job.inputs.formats.folders.images import ImagesSource
 from ray_job.inputs.source import FileSplit, Source
+from ray_job.inputs.video.source import VideoSplit
 from ray_job.storage.places import STORAGE_ERRORS, Location, reason
 
 
@@ -33,7 +34,10 @@ def input_identity(source: Source) -> str:
     pieces = [piece for split in source.splits if isinstance(split, DocumentsSplit) for piece in split.pieces]
     named = [f"{piece.document.name}\0{piece.document.pages}" for piece in pieces]
     named += [f"{split.name}\0{split.num_rows}" for split in source.splits]
-    for line in (*_entries([*locations, *(piece.document.location for piece in pieces)]), *named):
+    clips = [piece for split in source.splits if isinstance(split, VideoSplit) for piece in split.pieces]
+    named += [f"{piece.video.name}\0{piece.times_us}\0{piece.end_us}" for piece in clips]
+    locations += [*(piece.document.location for piece in pieces), *(piece.video.location for piece in clips)]
+    for line in (*_entries(locations), *named):
         hasher.update(line.encode(errors="surrogatepass") + b"\n")
     return hasher.hexdigest()[:16]
 

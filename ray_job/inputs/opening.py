@@ -20,6 +20,7 @@ from ray_job.inputs.formats.text.jsonl import open_json
 from ray_job.inputs.formats.webdataset.source import open_webdataset
 from ray_job.inputs.skipped import Skipped
 from ray_job.inputs.source import Source, Split, iter_tables
+from ray_job.inputs.video.source import open_video
 from ray_job.redaction.text import public_uri
 from ray_job.spec import InputSpec, JobSpec
 from ray_job.spec.input import Format
@@ -32,6 +33,7 @@ _OPENERS: dict[Format, Callable[[JobSpec, InputFiles], Source]] = {
     "csv": open_csv,
     "tsv": open_csv,
     "documents": open_documents,
+    "video": open_video,
     "arrow": open_arrow,
     "hf": open_hf,
     "webdataset": open_webdataset,
@@ -40,7 +42,7 @@ _OPENERS: dict[Format, Callable[[JobSpec, InputFiles], Source]] = {
     "lance": open_lance,
 }
 
-_SKIPPED_TABLES = {f"of format {name}" for name in _OPENERS if name not in ("images", "documents")}
+_SKIPPED_TABLES = {f"of format {name}" for name in _OPENERS if name not in ("images", "documents", "video")}
 
 __all__ = ["Source", "Split", "iter_tables", "open_source"]
 

@@ -15,6 +15,7 @@ from ray_job.spec.output import OutputSpec
 from ray_job.spec.problems import problems
 from ray_job.spec.prompt import MAX_QUESTIONS, PromptSpec
 from ray_job.spec.structured_outputs import StructuredOutputs
+from ray_job.spec.video import VideoSpec
 from ray_job.spec.workers import WorkersSpec
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "OutputSpec",
     "PromptSpec",
     "StructuredOutputs",
+    "VideoSpec",
     "WorkersSpec",
     "problems",
     "with_one_length",

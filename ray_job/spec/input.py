@@ -23,6 +23,7 @@ Format: TypeAlias = Literal[
     "iceberg",
     "lance",
     "documents",
+    "video",
 ]
 """What an input may be made of."""
 

@@ -21,6 +21,7 @@ from ray_job.spec.problems import problems
 from ray_job.spec.prompt import PromptSpec
 from ray_job.spec.reading import apply_override, load_yaml
 from ray_job.spec.section import Section
+from ray_job.spec.video import VideoSpec
 from ray_job.spec.workers import WorkersSpec
 
 # Parts of a large job are large enough to leave few files; a small one has at least so many, where blocks allow.
@@ -31,6 +32,9 @@ _HIGHEST_VLLM_TEMPERATURE = 2.0
 # How an input is read decides its ids and the texts in its columns.
 _INPUT_ANSWER_FIELDS = ("id_column", "encoding", "delimiter", "column_names", "column_types", "pictures", "truncated")
 
+# Which frames are chosen decides what a clip shows, and when a frame's time ends.
+_VIDEO_ANSWER_FIELDS = ("every_s", "num_frames", "keyframes", "scene", "frames_per_row", "stride", "stream")
+
 
 class JobSpec(Section):
     """One batch inference job."""
@@ -38,6 +42,7 @@ class JobSpec(Section):
     input: InputSpec
     output: OutputSpec
     documents: DocumentsSpec = DocumentsSpec()
+    video: VideoSpec = VideoSpec()
     prompt: PromptSpec = PromptSpec()
     model: ModelSpec = ModelSpec()
     generation: GenerationSpec = GenerationSpec()
@@ -87,11 +92,14 @@ class JobSpec(Section):
                 "model.quantization: vLLM quantizes by itself; set batching.engine_options: {quantization: …}, or "
                 "batching.engine: auto"
             )
-        if self.limits.max_images == 0 and self.input.format in ("images", "documents"):
+        if self.limits.max_images == 0 and self.input.format in ("images", "documents", "video"):
             raise ValueError(f"limits.max_images is 0 but input.format is {self.input.format}")
         pages = self.documents.pages_per_row
         if pages is not None and pages > self.limits.max_images:
             raise ValueError(f"documents.pages_per_row is {pages} but limits.max_images is {self.limits.max_images}")
+        frames = self.video.frames_per_row
+        if frames is not None and frames > self.limits.max_images:
+            raise ValueError(f"video.frames_per_row is {frames} but limits.max_images is {self.limits.max_images}")
         return self
 
     @classmethod
@@ -141,12 +149,14 @@ class JobSpec(Section):
         dump = self.model_dump(mode="json")
         # A field that came later is left out where it is not set, so that outputs of before go on.
         quantization = {} if self.model.quantization is None else {"quantization": self.model.quantization}
+        video = {key: dump["video"][key] for key in _VIDEO_ANSWER_FIELDS if dump["video"][key]}
         return {
             "input": {
                 **{key: dump["input"][key] for key in _INPUT_ANSWER_FIELDS},
                 "background": list(self.input.background_rgb),
             },
             "documents": {"pages_per_row": dump["documents"]["pages_per_row"]},
+            **({"video": video} if video else {}),
             "prompt": dump["prompt"],
             "model": {
                 **{key: dump["model"][key] for key in ("dtype", "num_crops", "processor_options")},

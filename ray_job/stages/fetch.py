@@ -18,6 +18,7 @@ from ray_job.inputs.source import Source
 from ray_job.prompts.messages import read_turns, shown_pictures
 from ray_job.rows import READ_ERROR
 from ray_job.spec import JobSpec
+from ray_job.stages import frames
 from ray_job.stages.pages import is_read_in_pieces
 
 
@@ -104,4 +105,5 @@ def _references(row: Mapping[str, Any], spec: JobSpec, source: Source) -> list[s
         return []
     if len(values) > spec.limits.max_images:
         return []
-    return [reference for reference in map(reference_of, values) if reference is not None]
+    fetched = (value for value in values if not frames.is_read_in_pieces(value))
+    return [reference for reference in map(reference_of, fetched) if reference is not None]

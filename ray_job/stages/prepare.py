@@ -43,6 +43,7 @@ from ray_job.rows import (
 )
 from ray_job.spec import GenerationParams, JobSpec
 from ray_job.stages.fetch import RowPictures, picture_bytes, picture_values
+from ray_job.stages.frames import FrameOf, RowFrames
 from ray_job.stages.pages import RowPages
 from ray_job.stages.params import RowParams
 from ray_job.stages.poison import DurableStore, PoisonSearch
@@ -83,6 +84,7 @@ class Preparer:
         self._digest_key = hashlib.blake2b(repr(self._picture_rules).encode(), digest_size=16).digest()
         self._conversations = Conversations(spec.prompt, processor.special_tokens)
         self._pages = RowPages(spec, source, processor.page_size)
+        self._frames = RowFrames(spec, source)
         self._poison = PoisonSearch(None, Stage.PREPARE)
         self._busy_since_s: float | None = None  # with one row, by time.monotonic
         self._fetched: RowPictures | None = None  # of the rows at hand
@@ -182,9 +184,10 @@ class Preparer:
     ) -> tuple[list[dict[str, Any]], list[Placeholder], list[int]]:
         """The row's pictures as values of PICTURE_TYPE, what stands for each, and how many each part became."""
         values = picture_values(row, self._source)
-        values, counts = self._pages.expanded(values, row, self._bytes_of, self._spec.limits.max_images)
-        if len(values) > self._spec.limits.max_images:
-            limit = self._spec.limits.max_images
+        limit = self._spec.limits.max_images
+        values, counts = self._pages.expanded(values, row, self._bytes_of, limit)
+        values, counts = self._frames.expanded(values, counts, self._bytes_of, limit)
+        if len(values) > limit:
             raise RowError(ErrorCode.TOO_MANY_IMAGES, f"{len(values)} pictures; limits.max_images is {limit}")
         pictures, placeholders = [], []
         for index, value in enumerate(values, start=1):
@@ -199,6 +202,8 @@ class Preparer:
     def _picture(self, row: Mapping[str, Any], value: Any, headers_only: bool) -> tuple[dict[str, Any], Placeholder]:
         """One picture as a value of PICTURE_TYPE, and what stands for it in a prompt."""
         processor = self._processor
+        if isinstance(value, FrameOf):
+            return self._frame(value, headers_only)
         header = self._pages.header_of(value, row) if headers_only else None
         if header is not None and (placeholder := processor.placeholder(*header[1])) is not None:
             return {"digest": header[0]}, placeholder
@@ -212,6 +217,19 @@ class Preparer:
                 return picture, placeholder
         image = self._pages.picture(data, value, row) if is_page else decode(data, limits, rules)
         prepared = processor.prepare(image)
+        if not headers_only:
+            picture["arrays"] = array_records(prepared.arrays)
+        return picture, prepared.placeholder
+
+    def _frame(self, frame: FrameOf, headers_only: bool) -> tuple[dict[str, Any], Placeholder]:
+        """The same of a video's frame."""
+        if headers_only:
+            digest, size = self._frames.header_of(frame)
+            if (placeholder := self._processor.placeholder(*size)) is not None:
+                return {"digest": digest}, placeholder
+        digest, image = self._frames.picture(frame)
+        prepared = self._processor.prepare(image)
+        picture: dict[str, Any] = {"digest": digest}
         if not headers_only:
             picture["arrays"] = array_records(prepared.arrays)
         return picture, prepared.placeholder

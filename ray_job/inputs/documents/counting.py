@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
 
 from ray_job.errors import ErrorCode, RowError, Stage, is_retryable
 from ray_job.inputs.documents.opening import open_document, opened_file
 from ray_job.inputs.documents.passwords import Passwords
 from ray_job.inputs.documents.process import DocumentProcess
 from ray_job.inputs.files import InputFile
+from ray_job.inputs.isolation.side_by_side import each_file
 from ray_job.spec import DocumentsSpec
 from ray_job.storage.places import Location
 from ray_job.storage.retrying import Retrying
-
-_FILES_AT_ONCE = 64
-_FILES_A_PROCESS = 16  # fewer are not worth starting another
-_BUCKET_PROCESSES = 16  # they mostly wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +38,14 @@ def count_documents(
         passwords: the job's.
         max_attempts: of what fails for a passing reason.
     """
-    processes = [DocumentProcess() for _ in range(_num_processes(files))]
-    idle: SimpleQueue[DocumentProcess] = SimpleQueue()
-    for process in processes:
-        idle.put(process)
 
-    def count(file: InputFile) -> Document:
-        process = idle.get()
+    def count(process: DocumentProcess, file: InputFile) -> Document:
         try:
             return Retrying(max_attempts)(lambda: _counted(process, file, spec, passwords), is_retryable)
         except RowError as error:
             return Document(file.name, file.location, error=RowError(error.code, error.message, Stage.READ))
-        finally:
-            idle.put(process)
 
-    try:
-        with ThreadPoolExecutor(max(1, len(processes)), "count") as pool:
-            for start in range(0, len(files), _FILES_AT_ONCE):
-                yield from pool.map(count, files[start : start + _FILES_AT_ONCE])
-    finally:
-        for process in processes:
-            process.close()
-
-
-def _num_processes(files: Sequence[InputFile]) -> int:
-    most = min(4, os.cpu_count() or 1) if not files or files[0].location.is_local else _BUCKET_PROCESSES
-    return min(most, -(-len(files) // _FILES_A_PROCESS))
+    return each_file(files, DocumentProcess, count)
 
 
 def _counted(process: DocumentProcess, file: InputFile, spec: DocumentsSpec, passwords: Passwords) -> Document:

@@ -9,9 +9,9 @@ from typing import Any
 from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.documents.document import OpenDocument
 from ray_job.inputs.documents.process import DocumentProcess
+from ray_job.inputs.isolation import files as isolation
 from ray_job.spec import DocumentsSpec
-from ray_job.storage.places import STORAGE_ERRORS, Location, reason
-from ray_job.storage.regular_files import why_unreadable
+from ray_job.storage.places import Location
 
 _LOCKED = "; set documents.password_env, or documents.password_column"
 _WRONG = ", and no password that was given opens it"
@@ -55,18 +55,9 @@ def opened_file(location: Location, limits: DocumentsSpec) -> Iterator[Any]:
         RowError: IMAGE_MISSING, IMAGE_TOO_LARGE, DOCUMENT_UNREADABLE, DOCUMENT_EMPTY; STORAGE where trying again may
             help.
     """
-    try:
-        if (why := why_unreadable(location)) is not None:
-            raise _missing(location, why)
-        with location.filesystem.open_input_file(location.path) as file:
-            check_size(file.size(), limits)
-            yield file
-    except (FileNotFoundError, NotADirectoryError):
-        raise _missing(location, "no such file") from None
-    except PermissionError as error:
-        raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"{location}: {reason(error)}") from None
-    except STORAGE_ERRORS as error:
-        raise RowError(ErrorCode.STORAGE, f"{location}: {reason(error)}") from None
+    with isolation.opened_file(location, ErrorCode.DOCUMENT_UNREADABLE) as file:
+        check_size(file.size(), limits)
+        yield file
 
 
 def check_size(num_bytes: int, limits: DocumentsSpec) -> None:
@@ -76,7 +67,3 @@ def check_size(num_bytes: int, limits: DocumentsSpec) -> None:
     if num_bytes > limits.max_document_bytes:
         text = f"the document has {num_bytes} bytes; documents.max_document_bytes is {limits.max_document_bytes}"
         raise RowError(ErrorCode.IMAGE_TOO_LARGE, text)
-
-
-def _missing(location: Location, why: str) -> RowError:
-    return RowError(ErrorCode.IMAGE_MISSING, f"{location}: {why}")

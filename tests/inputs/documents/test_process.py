@@ -19,7 +19,7 @@ from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.documents.document import OpenDocument
 from ray_job.inputs.documents.opening import open_document
 from ray_job.inputs.documents.process import DocumentProcess
-from ray_job.inputs.documents.wire import BLOCK_BYTES, BlockFile
+from ray_job.inputs.isolation.wire import BLOCK_BYTES, BlockFile
 from ray_job.spec import DocumentsSpec
 
 from . import files

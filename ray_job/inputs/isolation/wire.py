@@ -1,4 +1,4 @@
-"""The file that a document's process reads: in blocks that it asks its parent for, kept while there is room."""
+"""The file that an isolated process reads: in blocks that it asks its parent for, kept while there is room."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BlockFile(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer: object) -> int:
-        """Up to the end of one block would do for Python; PDFium takes a short read for a failure."""
+        """Up to the end of one block would do for Python; native code may take a short read for a failure."""
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         filled = 0
         while filled < len(view) and self._place < self._num_bytes:

@@ -1,0 +1,69 @@
+"""A decoded frame as a viewer shows it: in RGB by its own colour matrix and range, with square pixels, upright."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+
+from av.sidedata.sidedata import Type
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from PIL import Image
+
+_UNSPECIFIED = (2, 3)  # of AVColorSpace, and its reserved value
+_HD_WIDTH, _SD_HEIGHT = 1280, 576  # from there on players take what does not say it for BT.709
+_MOST_STRETCHED = 8  # what says more is damaged
+# Colours are interpolated between their samples, and the same on every machine.
+_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
+
+
+def picture(frame: VideoFrame, aspect: Fraction | None) -> Image.Image:
+    """The frame in RGB; `aspect` is a pixel's width by its height."""
+    width, height = _square(frame, aspect)
+    is_hd = frame.width >= _HD_WIDTH or frame.height > _SD_HEIGHT
+    matrix = (Colorspace.ITU709 if is_hd else Colorspace.ITU601) if frame.colorspace in _UNSPECIFIED else None
+    shown = frame.reformat(
+        width,
+        height,
+        "rgb24",
+        src_colorspace=matrix,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=_FLAGS,
+        threads=1,
+    )
+    plane = shown.planes[0]
+    image = Image.frombytes("RGB", (width, height), bytes(plane), "raw", "RGB", plane.line_size, 1)
+    for turn in _turns(frame):
+        image = image.transpose(turn)
+    return image
+
+
+def size(frame: VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
+    """Width and height of that picture."""
+    width, height = _square(frame, aspect)
+    return (height, width) if Image.Transpose.TRANSPOSE in _turns(frame) else (width, height)
+
+
+def _square(frame: VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
+    """Width and height with square pixels: the longer side of a pixel is stretched, nothing is thrown away."""
+    if not aspect or not 1 / _MOST_STRETCHED <= aspect <= _MOST_STRETCHED:
+        return frame.width, frame.height
+    if aspect > 1:
+        return round(frame.width * aspect), frame.height
+    return frame.width, round(frame.height / aspect)
+
+
+def _turns(frame: VideoFrame) -> list[Image.Transpose]:
+    """What the display matrix asks for, in steps of 90 degrees."""
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    if data is None:
+        return []
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data))
+    is_turned = abs(a) + abs(d) < abs(b) + abs(c)
+    x, y = (c, b) if is_turned else (a, d)
+    steps = [
+        (is_turned, Image.Transpose.TRANSPOSE),
+        (x < 0, Image.Transpose.FLIP_LEFT_RIGHT),
+        (y < 0, Image.Transpose.FLIP_TOP_BOTTOM),
+    ]
+    return [step for is_needed, step in steps if is_needed]
