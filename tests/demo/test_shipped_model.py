@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ray_job
-from ray_job.demo.questions import make_example, make_split, split_seed
+from ray_job.demo.questions import KINDS, make_example, make_split, split_seed
 from ray_job.demo.training.evaluate import accuracy, overall
 from ray_job.demo.training.phi3_vision import answerer
 from ray_job.demo.training.tokenizer import build_tokenizer
@@ -43,6 +43,8 @@ def test_its_tokenizer_is_the_one_the_questions_make() -> None:
 def test_it_answers_unseen_questions(model: Phi3VisionModel, processor: Phi3VisionProcessor) -> None:
     scores = accuracy(answerer(model, processor), make_split("test", 200))
     assert overall(scores) >= 0.95, scores
+    assert scores.keys() == set(KINDS)
+    assert all(score.right >= 0.9 * score.total for score in scores.values()), scores
 
 
 def test_wrong_crop_order_shows_in_its_answers(
