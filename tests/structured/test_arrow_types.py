@@ -133,11 +133,11 @@ def test_what_lies_too_deep_for_arrows_messages_is_text() -> None:
 
 
 def test_a_deep_schema_is_in_the_output_as_parquet_gives_it_back() -> None:
-    schema: dict[str, Any] = {"type": "string"}
-    for _ in range(100):
-        schema = {"type": "object", "properties": {"a": schema}}
-    columns = output_schema(pa.string(), (), False, StructuredOutputs(json=schema))
+    levels = {f"l{n}": _object({"a": f"l{n + 1}"}) for n in range(100)}
+    schema = {"$ref": "#/$defs/l0", "$defs": {**levels, "l100": {"type": "string"}}}
+    columns = output_schema(pa.string(), (), False, StructuredOutputs.model_validate({"json": schema}))
     assert columns.field("parsed").type == arrow_type(schema)
+    assert "extension<arrow.json>" in str(arrow_type(schema))
 
 
 NAMES = st.sampled_from([*"abA", "type", "items", "properties", "$ref", "anyOf", "allOf", "enum", "const", "required"])
