@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for workload in arguments.only or list(MAKERS):
             rows = max(4, arguments.rows // _ROWS_DIVISOR.get(workload, 1))
             answers: dict[str, baselines.Answers] = {}
-            for runner in [*_runners(arguments, workload), *peers]:
+            runners: list[str | Peer] = [*_runners(arguments, workload), *peers]
+            for runner in runners:
                 name = runner.name if isinstance(runner, Peer) else runner
                 try:
                     row, answers[name] = bench.measure(workload, runner, rows)

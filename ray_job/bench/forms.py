@@ -46,7 +46,7 @@ def vocabulary_with_forms(checkpoint: Path | None, num_ids: int) -> Vocabulary:
         tokenizer = _learned(num_ids)
         end: Any = tokenizer.token_to_id("<|end|>")
         forms = TokenizerForms(tokenizer.to_str, num_ids, [end], lambda ids: str(tokenizer.decode(list(ids))))
-    forms.load()
+    forms.load(FORM)
     return Vocabulary(pad_id=0, stop_ids=frozenset(), detokenize=lambda ids: "", forms=forms)
 
 
