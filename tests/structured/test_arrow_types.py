@@ -114,6 +114,11 @@ def test_a_reference_to_itself_alone_ends() -> None:
     )
 
 
+def test_a_long_way_of_references_is_text() -> None:
+    defs: dict[str, Any] = {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(3000)}
+    assert arrow_type({"$ref": "#/$defs/a0", "$defs": {**defs, "a3000": {"type": "string"}}}) == JSON_TEXT
+
+
 def test_references_that_unfold_without_bound_are_text() -> None:
     level = {f"l{n}": _object({"x": f"l{n + 1}", "y": f"l{n + 1}"}) for n in range(30)}
     assert arrow_type({"$ref": "#/$defs/l0", "$defs": {**level, "l30": {"type": "string"}}}) == JSON_TEXT
