@@ -80,12 +80,13 @@ class Endings:
 
     def way(self, matcher: Follower, most: int) -> list[int] | None:
         """Ids that end the answer, the stop id included where one is needed; None where none of `most` were found."""
-        for search, limit in ((self._greedy, _FEW_STEPS), (self._broad, most), (self._greedy, _MOST_STEPS)):
+        for search, limit in ((self.greedy, _FEW_STEPS), (self._broad, most), (self.greedy, _MOST_STEPS)):
             if (found := search(matcher, min(most, limit))) is not None:
                 return found
         return None
 
-    def _greedy(self, matcher: Follower, most: int) -> list[int] | None:
+    def greedy(self, matcher: Follower, most: int) -> list[int] | None:
+        """By the token at each place that as a rule leads nearest to the end."""
         matcher, way = matcher.copy(), list[int]()
         while len(way) <= most:
             if matcher.is_complete:
@@ -183,17 +184,18 @@ class Closing:
     def _try_out(self, matcher: Follower, mask_W: npt.NDArray[np.int32]) -> None:
         endings = self.endings
         ids = endings.common_of(mask_W)
+        is_text = len(ids) > _MOST_TRIED
         kept = [token_id for token_id in endings.stop_ids if matcher.may_end]
-        if len(ids) > _MOST_TRIED and self.left - len(self.way) > self.text_growth:
+        if is_text and self.left - len(self.way) > self.text_growth:
             kept += [token_id for token_id in ids if token_id in endings.plain]
             ids = [token_id for token_id in ids if token_id not in endings.plain]
         kept += self.way[:1]
-        kept += [token_id for token_id in ids[:_MOST_TRIED] if self._fits(matcher, token_id)]
+        kept += [token_id for token_id in ids[:_MOST_TRIED] if self._fits(matcher, token_id, is_text)]
         bits = np.zeros(len(mask_W) * 32, np.uint8)
         bits[kept] = 1
         mask_W &= np.packbits(bits, bitorder="little").view(np.int32)
 
-    def _fits(self, matcher: Follower, token_id: int) -> bool:
+    def _fits(self, matcher: Follower, token_id: int, is_text: bool) -> bool:
         after = matcher.copy()
         try:
             after.take(token_id)
@@ -201,7 +203,9 @@ class Closing:
             return False
         left = self.left - 1
         rests = (self.way[start:] for start in (0, 1) if len(self.way) - start <= left)
-        return any(after.ends_by(rest) for rest in rests) or self.endings.way(after, left) is not None
+        if any(after.ends_by(rest) for rest in rests):
+            return True
+        return not is_text and self.endings.greedy(after, left) is not None
 
 
 def text_growth_of(form: StructuredOutputs) -> int:
