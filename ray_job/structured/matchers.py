@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ray_job.errors import ErrorCode, ModelError, RowError, Stage
 from ray_job.spec import StructuredOutputs
 from ray_job.structured.grammar import FormError, form_key, grammar_of, limits
-from ray_job.structured.vocabulary import WrittenIds, has, mask_of, written_ids
+from ray_job.structured.vocabulary import WrittenIds, has, mask_of, readable, written_ids
 
 _MOST_KEPT = 64  # compiled forms
 _SILENT = 0
@@ -134,7 +134,7 @@ class TokenizerForms:
     @cached_property
     def _tokenizer(self) -> llguidance.LLTokenizer:
         # It takes no fewer ids than it has tokens.
-        text, stop_ids = self._tokenizer_json(), sorted(self._stop_ids)
+        text, stop_ids = readable(self._tokenizer_json()), sorted(self._stop_ids)
         least = llguidance.LLTokenizer(text, eos_token=stop_ids).vocab_size
         return llguidance.LLTokenizer(text, n_vocab=max(least, self._num_ids), eos_token=stop_ids)
 

@@ -7,6 +7,7 @@ sentencepiece drop the space that it begins with.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Mask = npt.NDArray[np.int32]  # W words: of token t, bit t mod 32 of word t // 32
+_METASPACE = "Metaspace"
 _LETTERS = range(ord("A"), ord("z") + 1)
 
 
@@ -29,6 +31,21 @@ class WrittenIds:
     def longest_at_start_of(self, data: bytes) -> int | None:
         """The id that writes most of the beginning; None where there is none."""
         return next((self.by_bytes[data[:n]] for n in range(len(data), 0, -1) if data[:n] in self.by_bytes), None)
+
+
+def readable(tokenizer_json: str) -> str:
+    """The tokenizer as llguidance reads it: of decoders it does not know Metaspace, which writes a space for `▁`."""
+    if _METASPACE not in tokenizer_json:
+        return tokenizer_json
+    content = json.loads(tokenizer_json)
+    decoder = content["decoder"] or {}
+    steps = decoder.get("decoders", [decoder])
+    if not any(step.get("type") == _METASPACE for step in steps):
+        return tokenizer_json
+    spaces = [step["replacement"] for step in steps if step.get("type") == _METASPACE]
+    written = [{"type": "Replace", "pattern": {"String": space}, "content": " "} for space in spaces]
+    content["decoder"] = {"type": "Sequence", "decoders": [*written, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    return json.dumps(content)
 
 
 def written_ids(
