@@ -27,13 +27,18 @@ _RECORD = {
     "required": ["colour", "count", "sentence"],
     "additionalProperties": False,
 }
-FORM = StructuredOutputs(json={"type": "array", "items": _RECORD, "minItems": 1000})
-"""Records without end: whatever the weights, an answer goes on to its limit, as it does without a form."""
+FORMS = {
+    "texts": StructuredOutputs(json={"type": "array", "items": {"type": "string"}, "minItems": 1000}),
+    "records": StructuredOutputs(json={"type": "array", "items": _RECORD, "minItems": 1000}),
+}
+"""Lists without end: whatever the weights, an answer goes on to its limit, as it does without a form. In texts the
+model is asked for nearly every token; of records most are forced."""
 
 
-def with_form(samples: Sequence[Sample]) -> list[Sample]:
-    """The same rows, each answer in the form."""
-    return [replace(sample, params=sample.params.model_copy(update={"structured_outputs": FORM})) for sample in samples]
+def with_form(samples: Sequence[Sample], name: str) -> list[Sample]:
+    """The same rows, each answer in this form."""
+    update = {"structured_outputs": FORMS[name]}
+    return [replace(sample, params=sample.params.model_copy(update=update)) for sample in samples]
 
 
 def vocabulary_with_forms(checkpoint: Path | None, num_ids: int) -> Vocabulary:
@@ -46,7 +51,7 @@ def vocabulary_with_forms(checkpoint: Path | None, num_ids: int) -> Vocabulary:
         tokenizer = _learned(num_ids)
         end: Any = tokenizer.token_to_id("<|end|>")
         forms = TokenizerForms(tokenizer.to_str, num_ids, [end], lambda ids: str(tokenizer.decode(list(ids))))
-    forms.load()
+    forms.load(FORMS["texts"])
     return Vocabulary(pad_id=0, stop_ids=frozenset(), detokenize=lambda ids: "", forms=forms)
 
 

@@ -27,7 +27,7 @@ import pyarrow as pa
 from ray_job.structured.schema import target
 
 JSON_TEXT = pa.json_()
-_MAX_DEPTH = 32  # Arrow's own messages hold 64 levels
+_MAX_DEPTH = 32  # of parts within parts, references counted: Arrow's own messages hold 64 levels
 _MAX_FIELDS = 1000  # references may unfold to any number
 _PLAIN = {
     "string": pa.string(),
@@ -62,11 +62,11 @@ class _Places:
         self._num_fields = 0
 
     def of(self, schema: Any, refs: tuple[str, ...] = (), depth: int = 0) -> pa.Field:
-        """The place of a part; `refs` are the references it lies within, `depth` counts lists and structs."""
+        """The place of a part; it lies within `depth` others, `refs` are the references among them."""
         self._num_fields += 1
         if self._num_fields > _MAX_FIELDS:
             raise _TooManyFields
-        if not isinstance(schema, Mapping):
+        if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
             return _ANY
         if "const" in schema:
             return _of_values([schema["const"]])
@@ -85,11 +85,11 @@ class _Places:
         value = schema[given[0]]
         if given == ["$ref"]:
             is_again = value in refs  # within itself, without end
-            return _ANY if is_again else self.of(self._named(value), (*refs, value), depth)
+            return _ANY if is_again else self.of(self._named(value), (*refs, value), depth + 1)
         parts = _items(value)
         if given == ["allOf"] and len(parts) != 1:
             return _ANY
-        return _joined(self.of(part, refs, depth) for part in parts) if parts else _ANY
+        return _joined(self.of(part, refs, depth + 1) for part in parts) if parts else _ANY
 
     def _named(self, reference: Any) -> Any:
         """What a reference names within the schema, if anything."""
@@ -102,8 +102,6 @@ class _Places:
             return _ANY
         if isinstance(name, str) and name in _PLAIN:
             return pa.field("", _PLAIN[name], nullable=name == "null")
-        if depth == _MAX_DEPTH:
-            return _ANY
         if name == "array" and "prefixItems" not in schema and not isinstance(schema.get("items"), list):
             item = self.of(schema.get("items", True), refs, depth + 1)
             return pa.field("", pa.list_(item.with_name("element")), nullable=False)

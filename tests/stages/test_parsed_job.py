@@ -25,7 +25,8 @@ SCHEMA: dict[str, Any] = {
     "properties": {
         "colour": {"enum": ["red", "grün", None]},
         "count": {"type": "integer", "minimum": 0, "maximum": 999},
-        "sizes": {"type": "array", "items": {"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 4}, "maxItems": 2},
+        "sizes": {"type": "array", "items": {"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 4},
+                  "maxItems": 2},
         "place": {
             "type": "object",
             "properties": {"side": {"enum": ["left", "right"]}, "sure": {"type": "boolean"}},

@@ -114,6 +114,11 @@ def test_a_reference_to_itself_alone_ends() -> None:
     )
 
 
+def test_a_long_way_of_references_is_text() -> None:
+    defs: dict[str, Any] = {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(3000)}
+    assert arrow_type({"$ref": "#/$defs/a0", "$defs": {**defs, "a3000": {"type": "string"}}}) == JSON_TEXT
+
+
 def test_references_that_unfold_without_bound_are_text() -> None:
     level = {f"l{n}": _object({"x": f"l{n + 1}", "y": f"l{n + 1}"}) for n in range(30)}
     assert arrow_type({"$ref": "#/$defs/l0", "$defs": {**level, "l30": {"type": "string"}}}) == JSON_TEXT
@@ -133,11 +138,11 @@ def test_what_lies_too_deep_for_arrows_messages_is_text() -> None:
 
 
 def test_a_deep_schema_is_in_the_output_as_parquet_gives_it_back() -> None:
-    schema: dict[str, Any] = {"type": "string"}
-    for _ in range(100):
-        schema = {"type": "object", "properties": {"a": schema}}
-    columns = output_schema(pa.string(), (), False, StructuredOutputs(json=schema))
+    levels = {f"l{n}": _object({"a": f"l{n + 1}"}) for n in range(100)}
+    schema = {"$ref": "#/$defs/l0", "$defs": {**levels, "l100": {"type": "string"}}}
+    columns = output_schema(pa.string(), (), False, StructuredOutputs.model_validate({"json": schema}))
     assert columns.field("parsed").type == arrow_type(schema)
+    assert "extension<arrow.json>" in str(arrow_type(schema))
 
 
 NAMES = st.sampled_from([*"abA", "type", "items", "properties", "$ref", "anyOf", "allOf", "enum", "const", "required"])
