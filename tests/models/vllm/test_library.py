@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 SIZES = [(70, 90), (120, 60), (56, 56), (200, 150), (33, 170), (90, 90)]
 MAX_NEW_TOKENS = 12
 WITH_TOWER = ("llava", "llava_next", "llava_onevision", "paligemma", "gemma3")
-Answers: TypeAlias = dict[int, tuple[int, list[object]]]  # by row: tokens read, tokens given
+NEAR_TIE = 1e-3  # of logits; torchvision, which vLLM's processors use, rounds a few pixels otherwise than Pillow
 
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
@@ -46,7 +47,7 @@ def wide_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("family", COMPARED)
 def test_a_librarys_model_answers_as_the_library_generates(family: str, tmp_path: Path) -> None:
     library, model = write(family, tmp_path / "model")
-    assert answers(vllm_spec(model={"path": str(tmp_path / "model")})) == expected(library, model)
+    check(answers(vllm_spec(model={"path": str(tmp_path / "model")})), expected(library, model))
 
 
 @pytest.mark.parametrize(
@@ -64,9 +65,9 @@ def test_options_of_the_processor_mean_what_they_mean_in_the_library(
     for name, value in options.items():
         setattr(library.image_processor, name, value)
     changed = expected(library, model)
-    assert {key: count for key, (count, _) in changed.items()} != {key: count for key, (count, _) in plain.items()}
+    assert [row.prompt_tokens for row in changed] != [row.prompt_tokens for row in plain]
     spec = vllm_spec(model={"path": str(tmp_path / "model"), "processor_options": options})
-    assert answers(spec) == changed
+    check(answers(spec), changed)
 
 
 @pytest.mark.parametrize(("family", "reason"), REFUSED.items())
@@ -118,8 +119,8 @@ def rows(spec: JobSpec) -> list[Sample]:
     return samples
 
 
-def answers(spec: JobSpec) -> Answers:
-    """vLLM's."""
+def answers(spec: JobSpec) -> dict[int, tuple[int, list[object]]]:
+    """vLLM's, by row: how many tokens it reads, and which it gives."""
     found = {}
     for result in run(load_engine(spec, PLACEMENT), rows(spec)):
         assert result.error is None, result
@@ -128,18 +129,40 @@ def answers(spec: JobSpec) -> Answers:
     return found
 
 
-def expected(library: Any, model: Any) -> Answers:
-    """The library's."""
-    return {key: generated(library, model, picture(key, size), question(key)) for key, size in enumerate(SIZES)}
+def check(found: dict[int, tuple[int, list[object]]], expected: list[Generated]) -> None:
+    """Equal, but for one row at most that goes another way where two tokens are as likely for the library."""
+    tied = []
+    for key, row in enumerate(expected):
+        prompt_tokens, tokens = found[key]
+        assert prompt_tokens == row.prompt_tokens
+        if tokens != row.tokens:
+            place = next(place for place, (ours, its) in enumerate(zip(tokens, row.tokens)) if ours != its)
+            assert row.leads[place] < NEAR_TIE, (key, tokens, row)
+            tied.append(key)
+    assert len(tied) <= 1
+
+
+def expected(library: Any, model: Any) -> list[Generated]:
+    """The library's answers."""
+    return [generated(library, model, picture(key, size), question(key)) for key, size in enumerate(SIZES)]
 
 
 def question(key: int) -> str:
     return f"what is {key}?"
 
 
+@dataclass(frozen=True)
+class Generated:
+    """What the library reads and gives."""
+
+    prompt_tokens: int
+    tokens: list[object]
+    leads: list[float]  # by which the logit of each token exceeds the next likely one's
+
+
 @torch.inference_mode()
-def generated(library: Any, model: Any, image: Image.Image, question: str) -> tuple[int, list[object]]:
-    """How many tokens the library reads, and which it gives."""
+def generated(library: Any, model: Any, image: Image.Image, question: str) -> Generated:
+    """Greedily."""
     content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     inputs = library.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -148,7 +171,9 @@ def generated(library: Any, model: Any, image: Image.Image, question: str) -> tu
         return_dict=True,
         return_tensors="pt",
     )
-    ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)[0].tolist()
+    settings = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    found = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, **settings)
     num_prompt = inputs["input_ids"].shape[1]
-    answer, stop = ids[num_prompt:], model.generation_config.eos_token_id
-    return num_prompt, [*answer[: answer.index(stop)], "stopped"] if stop in answer else answer
+    answer, stop = found.sequences[0].tolist()[num_prompt:], model.generation_config.eos_token_id
+    leads = [float(-torch.diff(logits[0].topk(2).values)) for logits in found.logits]
+    return Generated(num_prompt, [*answer[: answer.index(stop)], "stopped"] if stop in answer else answer, leads)
