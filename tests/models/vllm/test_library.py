@@ -136,7 +136,9 @@ def check(found: dict[int, tuple[int, list[object]]], expected: list[Generated])
         prompt_tokens, tokens = found[key]
         assert prompt_tokens == row.prompt_tokens
         if tokens != row.tokens:
-            place = next(place for place, (ours, its) in enumerate(zip(tokens, row.tokens)) if ours != its)
+            place = next(
+                place for place, (ours, its) in enumerate(zip(tokens, row.tokens, strict=False)) if ours != its
+            )
             assert row.leads[place] < NEAR_TIE, (key, tokens, row)
             tied.append(key)
     assert len(tied) <= 1
