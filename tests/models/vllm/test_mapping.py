@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import llguidance
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,10 +22,11 @@ from ray_job.models.processor import Placeholder
 from ray_job.models.vllm import installation
 from ray_job.models.vllm.arguments import engine_arguments
 from ray_job.models.vllm.fidelity import check_attention, check_model, check_pictures
+from ray_job.models.vllm.forms import drops_first_space, form_arguments
 from ray_job.models.vllm.installation import SUPPORTED, check, unknown_options, vllm_version
 from ray_job.models.vllm.processor import IMAGE, UndonePictures
 from ray_job.models.vllm.prompts import PromptFormat
-from ray_job.models.vllm.sampling import form_arguments, sampling_arguments
+from ray_job.models.vllm.sampling import sampling_arguments
 from ray_job.output.fingerprint import fingerprint_fields
 from ray_job.prompts.parts import ImageTag, Message, Text
 from ray_job.rows import Picture, Sample
@@ -130,6 +132,31 @@ def test_options_of_the_processor_are_passed_on(tmp_path: Path) -> None:
 )
 def test_a_form_becomes_the_other_engines_grammar(form: dict[str, Any], expected: dict[str, Any]) -> None:
     assert form_arguments(StructuredOutputs.model_validate(form)) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"),
+    [
+        ({"regex": "[a-z]+"}, 'start: " "? form\nform: %lark {\nstart: /[a-z]+/\n}'),
+        ({"regex": " ?[a-z]+"}, 'start: " " form\n'),
+        ({"choice": ["a", " b"]}, 'start: " " form\n'),
+        ({"json": True}, 'start: " "? form\nform: %json {"type": "object"'),
+        ({"grammar": 'start: "a ::= }"'}, 'start: " "? form\n'),
+    ],
+)
+def test_a_space_that_is_dropped_may_come_first(form: dict[str, Any], begins: str) -> None:
+    asked = StructuredOutputs.model_validate(form)
+    grammar = form_arguments(asked, drops_space=True)["grammar"]
+    assert grammar.startswith(begins)
+    assert llguidance.LLMatcher.validate_grammar(llguidance.grammar_from("grammar", grammar)) == ""
+
+
+def test_whether_a_tokenizer_drops_a_space_is_seen_by_decoding() -> None:
+    assert drops_first_space(load_processor(ModelSpec()).decode, 598)
+    words = ["", "a", " a", " "]
+    assert not drops_first_space(lambda ids: "".join(words[each] for each in ids), 4)
+    assert drops_first_space(lambda ids: "".join(words[each] for each in ids).removeprefix(" "), 4)
+    assert not drops_first_space(lambda ids: "", 4)
 
 
 def test_json_is_written_as_the_other_engines_write_it() -> None:
