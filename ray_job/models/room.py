@@ -98,7 +98,7 @@ def _tensor_bytes(tensor: Mapping[str, Any], item_bytes: int, is_rounded: bool) 
         start, stop = tensor["data_offsets"]
         return int(stop) - int(start)
     shape = tensor["shape"]
-    return math.prod(shape) * (1 if is_rounded and len(shape) > 1 else item_bytes)
+    return int(math.prod(shape)) * (1 if is_rounded and len(shape) > 1 else item_bytes)
 
 
 def _row_bytes(spec: JobSpec, folder: Path, processor: Processor, device: Device) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray_job.errors import ModelError
 from ray_job.models.placement import Placement
-from ray_job.models.vllm.sampling import BACKEND
+from ray_job.models.vllm.forms import BACKEND
 from ray_job.spec import JobSpec
 
 _CPU_SHARE, _GPU_SHARE = 0.25, 0.9  # of the memory that weights leave, and of a GPU's whole

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from vllm import SamplingParams
@@ -27,8 +28,9 @@ from ray_job.engine.memory import is_fatal, is_out_of_memory
 from ray_job.engine.sequence import Sequence
 from ray_job.engine.stats import EngineStats, Meter
 from ray_job.errors import ErrorCode, RowError, Stage, first_line
+from ray_job.models.vllm.forms import drops_first_space, form_arguments
 from ray_job.models.vllm.prompts import PromptFormat
-from ray_job.models.vllm.sampling import form_arguments, sampling_arguments
+from ray_job.models.vllm.sampling import sampling_arguments
 from ray_job.rows import Result, Sample
 from ray_job.spec import GenerationParams
 
@@ -128,12 +130,19 @@ class VllmEngine:
 
     def _sampling_params(self, params: GenerationParams) -> SamplingParams:
         """Raises RowError for a form that cannot be held to."""
-        form = params.structured_outputs
+        form, held = params.structured_outputs, None
+        if form is not None:
+            held = StructuredOutputsParams(**form_arguments(form, drops_space=self._drops_space))
         return SamplingParams(
             **sampling_arguments(params, self._vocabulary.stop_ids),
-            structured_outputs=None if form is None else StructuredOutputsParams(**form_arguments(form)),
+            structured_outputs=held,
             output_kind=RequestOutputKind.DELTA,
         )
+
+    @cached_property
+    def _drops_space(self) -> bool:
+        """Whether decoding an answer leaves out the space that it begins with."""
+        return drops_first_space(self._vocabulary.detokenize, self._llm.model_config.get_vocab_size())
 
     def rendered_ids(self, sample: Sample) -> list[int]:
         """What vLLM makes of a prompt, pictures' tokens included. The engine must have no work."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,7 @@ def load_vllm_engine(spec: JobSpec, placement: Placement, folder: Path, processo
             else:
                 model, prompts = {}, library_format(config)
             llm = _load(engine_arguments(spec, placement, folder, model))
+            _end_with(vocabulary.stop_ids)
             check_attention(llm.model_config.is_mm_prefix_lm, placement)
             engine = VllmEngine(
                 llm,
@@ -145,6 +146,17 @@ def _phi3_vision(folder: Path, processor: Phi3VisionProcessor) -> tuple[dict[str
 def _reason(error: Exception) -> str:
     """All that it says: pydantic puts the reason on its later lines."""
     return f"{type(error).__name__}: {' '.join(without_secrets(str(error)).split())[:_SHOWN_CHARS]}"
+
+
+def _end_with(stop_ids: Collection[int]) -> None:
+    """Lets any of these ids end an answer with a form; vLLM by itself knows one, and not that of most chats."""
+    from llguidance.hf import from_tokenizer
+    from vllm.v1.structured_output.backend_guidance import GuidanceBackend
+
+    def tokenizer_of(tokenizer: Any, vocab_size: int) -> Any:
+        return from_tokenizer(tokenizer, max(vocab_size, len(tokenizer)), eos_token=sorted(stop_ids))
+
+    GuidanceBackend._build_ll_tokenizer = staticmethod(tokenizer_of)
 
 
 def _take_any(token_ids: Sequence[int], *, parameter: str | None = None) -> None:

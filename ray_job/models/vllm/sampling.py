@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import Any
 
-from ray_job.errors import ErrorCode, RowError, Stage
-from ray_job.spec import GenerationParams, StructuredOutputs
-from ray_job.structured.grammar import FormError, grammar_of
-
-BACKEND = "guidance"  # of vLLM's, for forms: the one that this package's engines run too
+from ray_job.spec import GenerationParams
 
 
 def sampling_arguments(params: GenerationParams, stop_ids: Collection[int]) -> dict[str, Any]:
@@ -35,23 +30,3 @@ def sampling_arguments(params: GenerationParams, stop_ids: Collection[int]) -> d
         return {**common, "temperature": 0.0}
     sampled = {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k, "seed": params.seed}
     return {**common, **sampled}
-
-
-def form_arguments(form: StructuredOutputs) -> dict[str, Any]:
-    """Arguments of `vllm.sampling_params.StructuredOutputsParams`: the grammar that the other engines hold answers to.
-
-    Raises:
-        RowError: PARAMS_INVALID, what is wrong with the form, in the words of the other engines.
-    """
-    if form.close_at_limit:
-        raise _invalid("close_at_limit: vLLM cuts answers off; leave it out, or set batching.engine: auto")
-    try:
-        (grammar,) = json.loads(grammar_of(form))["grammars"]
-    except FormError as error:
-        raise _invalid(str(error)) from None
-    schema = grammar.get("json_schema")
-    return {"grammar": grammar["lark_grammar"]} if schema is None else {"json": schema}
-
-
-def _invalid(problem: str) -> RowError:
-    return RowError(ErrorCode.PARAMS_INVALID, f"structured_outputs.{problem}", Stage.GENERATE)

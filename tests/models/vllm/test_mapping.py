@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import llguidance
 import numpy as np
 import pytest
 from PIL import Image
 
-from ray_job.errors import ModelError, SpecError
+from ray_job.errors import ErrorCode, ModelError, RowError, SpecError
 from ray_job.inputs.opening import open_source
 from ray_job.models.loading import load_processor
 from ray_job.models.placement import Placement
 from ray_job.models.processor import Placeholder
+from ray_job.models.vllm import installation
 from ray_job.models.vllm.arguments import engine_arguments
-from ray_job.models.vllm.installation import check, unknown_options
+from ray_job.models.vllm.fidelity import check_attention, check_model, check_pictures
+from ray_job.models.vllm.forms import drops_first_space, form_arguments
+from ray_job.models.vllm.installation import SUPPORTED, check, unknown_options, vllm_version
 from ray_job.models.vllm.processor import IMAGE, UndonePictures
 from ray_job.models.vllm.prompts import PromptFormat
 from ray_job.models.vllm.sampling import sampling_arguments
 from ray_job.output.fingerprint import fingerprint_fields
 from ray_job.prompts.parts import ImageTag, Message, Text
 from ray_job.rows import Picture, Sample
-from ray_job.spec import GenerationParams, JobSpec, ModelSpec
+from ray_job.spec import GenerationParams, JobSpec, ModelSpec, StructuredOutputs
+
+from .compared import COMPARED, REFUSED
 
 GIB = 2**30
 
@@ -47,6 +55,8 @@ def placement(gpus: float = 0.0) -> Placement:
         ({"batching": {"engine_options": {"dtype": "float16"}}}, "dtype: set model.dtype instead"),
         ({"batching": {"engine_options": {"trust_remote_code": True}}}, "code from a model's folder is never run"),
         ({"batching": {"engine_options": {"data_parallel_size": 2}}}, "raise workers.min_actors"),
+        ({"batching": {"engine_options": {"mm_processor_kwargs": {}}}}, "set model.processor_options instead"),
+        ({"generation": {"structured_outputs": {"regex": "a", "close_at_limit": True}}}, "vLLM cuts answers off"),
         ({"model": {"attention": "eager"}}, "model.attention is eager, and vLLM has its own"),
         ({"model": {"adapter": "tuned"}}, "model.adapter: vLLM loads the checkpoint as it is"),
         ({"model": {"quantization": "int8"}}, "model.quantization: vLLM quantizes by itself"),
@@ -105,6 +115,101 @@ def test_a_jobs_batching_and_limits_are_passed_on(tmp_path: Path) -> None:
     assert "max_num_batched_tokens" not in engine_arguments(spec(), placement(), tmp_path)
 
 
+def test_options_of_the_processor_are_passed_on(tmp_path: Path) -> None:
+    options = {"max_pixels": 1003520}
+    found = engine_arguments(spec(model={"processor_options": options}), placement(), tmp_path)
+    assert found["mm_processor_kwargs"] == options
+    assert "mm_processor_kwargs" not in engine_arguments(spec(), placement(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({"regex": "a|b"}, {"grammar": "start: /a|b/"}),
+        ({"choice": ["yes", "no"]}, {"grammar": 'start: CHOICE\nCHOICE: "yes" | "no"'}),
+        ({"grammar": 'start: "a"+'}, {"grammar": 'start: "a"+'}),
+    ],
+)
+def test_a_form_becomes_the_other_engines_grammar(form: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert form_arguments(StructuredOutputs.model_validate(form)) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"),
+    [
+        ({"regex": "[a-z]+"}, 'start: " "? form\nform: %lark {\nstart: /[a-z]+/\n}'),
+        ({"regex": " ?[a-z]+"}, 'start: " " form\n'),
+        ({"choice": ["a", " b"]}, 'start: " " form\n'),
+        ({"json": True}, 'start: " "? form\nform: %json {"type": "object"'),
+        ({"grammar": 'start: "a ::= }"'}, 'start: " "? form\n'),
+    ],
+)
+def test_a_space_that_is_dropped_may_come_first(form: dict[str, Any], begins: str) -> None:
+    asked = StructuredOutputs.model_validate(form)
+    grammar = form_arguments(asked, drops_space=True)["grammar"]
+    assert grammar.startswith(begins)
+    assert llguidance.LLMatcher.validate_grammar(llguidance.grammar_from("grammar", grammar)) == ""
+
+
+def test_whether_a_tokenizer_drops_a_space_is_seen_by_decoding() -> None:
+    assert drops_first_space(load_processor(ModelSpec()).decode, 598)
+    words = ["", "a", " a", " "]
+    assert not drops_first_space(lambda ids: "".join(words[each] for each in ids), 4)
+    assert drops_first_space(lambda ids: "".join(words[each] for each in ids).removeprefix(" "), 4)
+    assert not drops_first_space(lambda ids: "", 4)
+
+
+def test_json_is_written_as_the_other_engines_write_it() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    found = form_arguments(StructuredOutputs.model_validate({"json": schema}))["json"]
+    style = found.pop("x-guidance")
+    assert found == schema
+    assert style == {"whitespace_flexible": False, "key_separator": ": ?", "item_separator": ", ?"}
+
+
+@pytest.mark.parametrize(
+    ("form", "problem"),
+    [
+        ({"grammar": "start: nothing"}, "structured_outputs.grammar: .*nothing"),
+        ({"json": {"type": "text"}}, "structured_outputs.json: at its top: type 'text' does not exist"),
+        ({"regex": "a", "close_at_limit": True}, "structured_outputs.close_at_limit: vLLM cuts answers off"),
+    ],
+)
+def test_a_form_that_cannot_be_held_to_is_its_rows_error(form: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RowError, match=problem) as caught:
+        form_arguments(StructuredOutputs.model_validate(form))
+    assert caught.value.code == ErrorCode.PARAMS_INVALID
+
+
+def test_pictures_that_vllm_reads_otherwise_are_refused() -> None:
+    inner = load_processor(ModelSpec())
+    processor = UndonePictures(inner, Placeholder(1))
+
+    def whole(sample: Sample) -> list[int]:
+        (picture,) = sample.pictures
+        height, width, _ = picture.arrays[IMAGE].shape
+        counted = inner.placeholder(width, height)
+        assert counted is not None
+        return [each for token in sample.input_ids for each in ([99] * counted.num_tokens if token < 0 else [token])]
+
+    check_pictures(processor, {}, whole)
+    for other in (lambda sample: whole(sample)[1:], lambda sample: [5, *whole(sample)[1:]]):
+        with pytest.raises(ModelError, match=r"100 × 60 pixels with model\.processor_options {'a': 1} as .*leave them"):
+            check_pictures(processor, {"a": 1}, other)
+        with pytest.raises(ModelError, match=r"100 × 60 pixels as .*; set batching\.engine: auto"):
+            check_pictures(processor, {}, other)
+
+
+def test_what_is_known_to_be_computed_otherwise_is_refused() -> None:
+    check_model({"model_type": "llava"})
+    with pytest.raises(ModelError, match="PaliGemma sees all of itself"):
+        check_model({"model_type": "paligemma"})
+    check_attention(True, placement(1.0))
+    check_attention(False, placement())
+    with pytest.raises(ModelError, match="set it to auto, or use GPUs"):
+        check_attention(True, placement())
+
+
 def test_sampling_says_what_the_row_says() -> None:
     params = GenerationParams(max_new_tokens=9, temperature=0.7, top_p=0.9, top_k=5, seed=2**62, stop_token_ids=(3, 7))
     found = sampling_arguments(params, {7, 11})
@@ -161,6 +266,34 @@ def test_unknown_options_are_named_with_the_nearest(monkeypatch: pytest.MonkeyPa
     assert line == (
         "batching.engine_options.quantisation: vLLM 0.32.0 has no such engine argument; did you mean 'quantization'?"
     )
+
+
+def test_another_vllm_than_works_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "is_installed", lambda: True)
+    for known, found in (("0.32.0", True), ("0.32.1rc1", True), ("0.3.2", False), ("0.33.0", False), ("0.320", False)):
+        monkeypatch.setattr(installation, "version", lambda _, known=known: known)
+        if found:
+            assert vllm_version() == known
+        else:
+            with pytest.raises(ModelError, match=rf"vLLM {known} is installed on .* works with 0\.32"):
+                vllm_version()
+
+
+def test_the_version_that_works_is_the_extras() -> None:
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    major, minor = SUPPORTED.split(".")
+    assert extras["optional-dependencies"]["vllm"] == [f"vllm>={SUPPORTED},<{major}.{int(minor) + 1}"]
+
+
+def test_the_readme_names_the_families_that_were_compared() -> None:
+    text = (Path(__file__).parents[3] / "README.md").read_text().partition("### Over vLLM")[2].partition("\n## ")[0]
+    shown = dict(re.findall(r"^\| (.+?) \| (the same|refused)\b.* \|$", text, re.MULTILINE))
+    refused = {"gemma3": "Gemma 3 on CPUs", "paligemma": "PaliGemma"}
+    assert refused.keys() == REFUSED.keys()
+    assert shown == {
+        **dict.fromkeys([", ".join(COMPARED.values())], "the same"),
+        **dict.fromkeys(refused.values(), "refused"),
+    }
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is here")
