@@ -52,7 +52,17 @@ BAD = {"bad.mp4": "video_unreadable", "nothing.mov": "video_empty", "sound.mp4":
 def test_a_second_is_a_row_and_each_file_without_a_frame_an_error(folder: Path) -> None:
     source = videos(folder)
     cut = [name for name in ids_of(source) if name.startswith("cut.mp4#")]
-    assert ids_of(source) == [*A, "b.mkv#0.0", "b.mkv#1.0", "bad.mp4", *cut, "nothing.mov", "sound.mp4", "stream#0.0", "stream#1.0"]
+    assert ids_of(source) == [
+        *A,
+        "b.mkv#0.0",
+        "b.mkv#1.0",
+        "bad.mp4",
+        *cut,
+        "nothing.mov",
+        "sound.mp4",
+        "stream#0.0",
+        "stream#1.0",
+    ]
     assert codes_of(source) == {**BAD, cut[-1]: "video_truncated"}
     assert [field.name for field in source.kept] == ["video", "start_s", "end_s", "frame_indices"]
     row = rows_of(source)[2]
