@@ -30,8 +30,8 @@ class Viewer:
         # By what a frame says of its rotation: to look at all it says ties its memory up until Python collects it.
         self._turns: dict[int, list[Image.Transpose]] = {}
 
-    def picture(self, frame: VideoFrame) -> Image.Image:
-        """The frame in RGB."""
+    def rgb(self, frame: VideoFrame) -> bytes:
+        """The frame's picture, height × width × 3; `size` says how large."""
         width, height = self._square(frame)
         is_hd = frame.width >= _HD_WIDTH or frame.height > _SD_HEIGHT
         matrix = (Colorspace.ITU709 if is_hd else Colorspace.ITU601) if frame.colorspace in _UNSPECIFIED else None
@@ -44,11 +44,13 @@ class Viewer:
             interpolation=_FLAGS,
             threads=1,
         )
-        plane = shown.planes[0]
+        plane, turns = shown.planes[0], self._turns_of(frame)
+        if not turns and plane.line_size == 3 * width:
+            return bytes(plane)
         image = Image.frombytes("RGB", (width, height), bytes(plane), "raw", "RGB", plane.line_size, 1)
-        for turn in self._turns_of(frame):
+        for turn in turns:
             image = image.transpose(turn)
-        return image
+        return image.tobytes()
 
     def size(self, frame: VideoFrame) -> tuple[int, int]:
         """Width and height of that picture."""

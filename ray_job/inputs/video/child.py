@@ -52,7 +52,7 @@ class VideoOpener:
         file.check_size(width, height)
         if request["do"] == "look":
             return {"size": [width, height], "is_interlaced": frame.interlaced_frame}, b""
-        return {"size": [width, height]}, self._viewer.picture(frame).tobytes()
+        return {"size": [width, height]}, self._viewer.rgb(frame)
 
     def _step(self, file: VideoFile, request: dict[str, Any]) -> survey.Step:
         """The next step of a way through the file, which begins with number 0."""
