@@ -141,6 +141,14 @@ def test_a_video_is_cut_into_splits_that_hold_every_row(tmp_path: Path) -> None:
     assert ids_of(videos(tmp_path, every_s=0.01, input={"limit": 2})) == ["v.mp4#0.0", "v.mp4#0.01"]
 
 
+def test_a_video_whose_beginning_is_damaged_has_all_its_rows(tmp_path: Path) -> None:
+    whole = video(steady(250), format="mpegts", size=(480, 320))
+    (tmp_path / "v.ts").write_bytes(files.damaged(whole, 0.01, 0.1))
+    source = videos(tmp_path)
+    assert len(ids_of(source)) in (9, 10)
+    assert codes_of(source) == {}
+
+
 def test_a_video_with_too_many_frames_is_one_error(folder: Path) -> None:
     assert codes_of(videos(folder / "a", max_frames=2)) == {"three.mp4": "video_unreadable"}
 
