@@ -40,7 +40,7 @@ def test_every_problem_is_reported_at_once_with_value_allowed_and_nearest_name()
     )
     assert found == [
         "input.format: got 'parket'; allowed: auto, parquet, images, jsonl, json, csv, tsv, arrow, hf, webdataset, "
-        "delta, iceberg, lance, documents; did you mean 'parquet'?",
+        "delta, iceberg, lance, documents, video; did you mean 'parquet'?",
         "output.part_row: got 5; unknown key; did you mean 'part_rows'? "
         "allowed: path, mode, format, retry_failed, part_rows, storage_options",
         "generation.max_new_tokens: got 0; allowed: greater than or equal to 1",

@@ -19,7 +19,7 @@ from ray_job.inputs.source import Source
 from ray_job.inputs.video.choosing import chosen_times
 from ray_job.inputs.video.open_video import OpenVideo
 from ray_job.inputs.video.process import shared_process
-from ray_job.inputs.video.references import is_video, split_frame
+from ray_job.inputs.video.references import frame_reference, is_video, split_frame
 from ray_job.spec import JobSpec
 from ray_job.storage.places import parse_uri
 
@@ -44,8 +44,9 @@ class RowFrames:
 
     def __init__(self, spec: JobSpec, source: Source) -> None:
         self._spec, self._root = spec, source.image_root
-        self._looked_at: str | bytes | None = None  # by `header_of`, and a frame's size there
+        self._looked_at: str | None = None  # by `header_of`, and a frame's size there
         self._size = (0, 0)
+        self._data, self._digest = b"", b""  # the bytes of a video at hand, and their hash
 
     def expanded(
         self, values: Sequence[Any], counts: Sequence[int], read: Callable[[Any], bytes], max_pictures: int
@@ -98,12 +99,14 @@ class RowFrames:
         return digest, Image.frombytes("RGB", size, shown.rgb)
 
     def header_of(self, frame: FrameOf) -> tuple[bytes, tuple[int, int]]:
-        """16 bytes that name the frame, and its size in pixels: that of its video's first frame, which is looked at."""
-        if self._looked_at != frame.video:
+        """16 bytes that name the frame, and its size in pixels: that of the first frame asked for of its video."""
+        name = frame.video if isinstance(frame.video, str) else self._digest_of(frame.video).hex()
+        if self._looked_at != name:
             with self._opened(frame.video) as opened:
-                look = opened.look(0)
-            self._looked_at, self._size = frame.video, (look.width, look.height)
-        return hashlib.blake2b(repr(frame).encode(), digest_size=16).digest(), self._size
+                look = opened.look(frame.time_us)
+            self._looked_at, self._size = name, (look.width, look.height)
+        digest = hashlib.blake2b(frame_reference(name, frame.time_us).encode(errors="replace"), digest_size=16)
+        return digest.digest(), self._size
 
     @contextmanager
     def _opened(self, video: str | bytes) -> Iterator[OpenVideo]:
@@ -113,8 +116,8 @@ class RowFrames:
         spec, limits = self._spec.video, self._spec.limits
         deadline_s = min(spec.deadline_s, limits.row_deadline_s or spec.deadline_s)
         if isinstance(video, bytes):
-            key: object = hashlib.blake2b(video, digest_size=16).digest()
-            with shared_process().video(pa.BufferReader(video), spec, limits, key, deadline_s) as opened:
+            file = pa.BufferReader(video)
+            with shared_process().video(file, spec, limits, self._digest_of(video), deadline_s) as opened:
                 yield opened
             return
         location = place_of(video, self._root)
@@ -124,6 +127,11 @@ class RowFrames:
             key = (str(location), file.size())
             with shared_process().video(file, spec, limits, key, deadline_s) as opened:
                 yield opened
+
+    def _digest_of(self, data: bytes) -> bytes:
+        if data is not self._data:
+            self._data, self._digest = data, hashlib.blake2b(data, digest_size=16).digest()
+        return self._digest
 
 
 def is_read_in_pieces(value: Any) -> bool:

@@ -117,9 +117,9 @@ def test_content_tells_where_a_name_does_not(content: bytes, kind: str) -> None:
     [
         ("a.parquet", "parquet"), ("A.JSONL.GZ", "jsonl"), ("a.ndjson.zst", "jsonl"), ("a.csv.bz2", "csv"),
         ("a.tsv", "tsv"), ("a.tab", "tsv"), ("a.feather", "arrow"), ("a.tar", "webdataset"), ("a.tgz", "webdataset"),
-        ("a.pdf", "documents"), ("a.HEIC", "images"), ("a.txt", "text"), ("a.mp4", "other"), ("x/.git/a.png", "hidden"),
-        (".DS_Store", "hidden"), ("._a.jpg", "hidden"), ("_SUCCESS", "marker"), ("a.crc", "marker"),
-        ("Thumbs.db", "marker"), ("_committed_123", "marker"), ("_metadata", "marker"),
+        ("a.pdf", "documents"), ("a.HEIC", "images"), ("a.txt", "text"), ("a.mp4", "video"), ("a.zip", "other"),
+        ("x/.git/a.png", "hidden"), (".DS_Store", "hidden"), ("._a.jpg", "hidden"), ("_SUCCESS", "marker"),
+        ("a.crc", "marker"), ("Thumbs.db", "marker"), ("_committed_123", "marker"), ("_metadata", "marker"),
     ],
 )  # fmt: skip
 def test_names_tell(name: str, kind: str) -> None:

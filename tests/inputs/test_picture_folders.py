@@ -220,7 +220,8 @@ def test_pictures_are_known_by_suffix_else_by_content_and_the_rest_is_named(tmp_
     assert source.skipped.to_dict() == {
         "hidden": {"files": 1, "examples": [".DS_Store"]},
         "left by other programs": {"files": 2, "examples": ["Thumbs.db", "_SUCCESS"]},
-        "of no known format": {"files": 2, "examples": ["a.mp4", "page"]},
+        "of format video": {"files": 1, "examples": ["a.mp4"]},
+        "of no known format": {"files": 1, "examples": ["page"]},
         "of format csv": {"files": 1, "examples": ["b.csv"]},
         "of format documents": {"files": 1, "examples": ["d.pdf"]},
         "text": {"files": 1, "examples": ["notes.txt"]},

@@ -9,7 +9,8 @@ from typing import Any
 from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.isolation.child import serve
 from ray_job.inputs.isolation.wire import BlockFile
-from ray_job.inputs.video import as_shown, survey
+from ray_job.inputs.video import survey
+from ray_job.inputs.video.as_shown import Viewer
 from ray_job.inputs.video.file import VideoFile
 from ray_job.inputs.video.frames import FrameReader
 
@@ -20,6 +21,7 @@ class VideoOpener:
     def __init__(self) -> None:
         self._file: VideoFile | None = None
         self._reader: FrameReader | None = None
+        self._viewer = Viewer(None)
         self._steps: Iterator[survey.Step] | None = None
         self._num_steps = 0
 
@@ -34,6 +36,7 @@ class VideoOpener:
             return file
 
         self._file = VideoFile(from_its_beginning, request["stream"], request["max_pixels"])
+        self._viewer = Viewer(self._file.stream.sample_aspect_ratio)
         return {}
 
     def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -45,12 +48,11 @@ class VideoOpener:
         if self._reader is None:
             self._reader = FrameReader(file)
         frame = self._reader.at(request["time_us"])
-        aspect = file.stream.sample_aspect_ratio
-        width, height = as_shown.size(frame, aspect)
+        width, height = self._viewer.size(frame)
         file.check_size(width, height)
         if request["do"] == "look":
             return {"size": [width, height], "is_interlaced": frame.interlaced_frame}, b""
-        return {"size": [width, height]}, as_shown.picture(frame, aspect).tobytes()
+        return {"size": [width, height]}, self._viewer.rgb(frame)
 
     def _step(self, file: VideoFile, request: dict[str, Any]) -> survey.Step:
         """The next step of a way through the file, which begins with number 0."""

@@ -11,6 +11,7 @@ from ray_job.inputs.isolation.files import opened_file
 from ray_job.inputs.isolation.side_by_side import each_file
 from ray_job.inputs.video.choosing import chosen_times
 from ray_job.inputs.video.clock import shown_s
+from ray_job.inputs.video.open_video import OpenVideo
 from ray_job.inputs.video.process import VideoProcess
 from ray_job.spec import LimitsSpec, VideoSpec
 from ray_job.storage.places import Location
@@ -60,7 +61,7 @@ def _counted(process: VideoProcess, file: InputFile, spec: VideoSpec, limits: Li
         if handle.size() == 0:
             raise RowError(ErrorCode.VIDEO_EMPTY, "the video has zero bytes")
         with process.video(handle, spec, limits) as video:
-            look = video.look(0)
+            is_interlaced = _is_interlaced(video)
             survey = video.survey(spec)
     times = chosen_times(survey, spec)
     cut = None
@@ -68,4 +69,14 @@ def _counted(process: VideoProcess, file: InputFile, spec: VideoSpec, limits: Li
         end = shown_s(survey.end_us)
         text = f"the file breaks off at {end} s of its video, before its end; the frames up to there are answered"
         cut = RowError(ErrorCode.VIDEO_TRUNCATED, text, Stage.READ)
-    return Counted(Video(file.name, file.location), times, survey.end_us, look.is_interlaced, cut)
+    return Counted(Video(file.name, file.location), times, survey.end_us, is_interlaced, cut)
+
+
+def _is_interlaced(video: OpenVideo) -> bool:
+    """As far as the first frame tells; it may be damaged, and the others good."""
+    try:
+        return video.look(0).is_interlaced
+    except RowError as error:
+        if error.code != ErrorCode.FRAME_UNREADABLE:
+            raise
+        return False

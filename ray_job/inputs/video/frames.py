@@ -15,6 +15,7 @@ import av
 import av.logging
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from ray_job.errors import ErrorCode, RowError
 from ray_job.inputs.video.clock import shown_s
@@ -63,11 +64,7 @@ class FrameReader:
             RowError: FRAME_UNREADABLE where it is damaged, or the frames end before.
         """
         ticks = self._file.clock.ticks(time_us)
-        if self._current is None or ticks < self._current.pts or self._is_far(ticks):
-            self._seek(ticks)
-        while self._next is not None and self._next.pts <= ticks:
-            self._advance()
-        current = self._current
+        current = self._moved_to(ticks)
         if current is None:
             raise _unreadable(f"no frame can be decoded at {shown_s(time_us)} s{self._failure}")
         if self._next is None and ticks > (ends := self._end(current)):
@@ -79,9 +76,15 @@ class FrameReader:
             raise _unreadable(f"the video is damaged at {shown_s(time_us)} s: its frame is lost")
         return current.frame
 
+    def _moved_to(self, ticks: int) -> Decoded | None:
+        if self._current is None or ticks < self._current.pts or self._is_far(ticks):
+            self._seek(ticks)
+        while self._next is not None and self._next.pts <= ticks:
+            self._advance()
+        return self._current
+
     def all(self) -> Iterator[Decoded]:
         """Every frame from the first on, also damaged ones; `at` begins anew afterwards."""
-        self._current = None
         self._seek(self._file.clock.start)
         while self._current is not None:
             yield self._current
@@ -176,7 +179,7 @@ class FrameReader:
                 last_pts = pts
                 yield Decoded(frame, pts, own, key, pts if key_pts is None else key_pts)
 
-    def _packets(self) -> Iterator[tuple[int, Packet, list[VideoFrame]]]:
+    def _packets(self) -> Iterator[tuple[int, Packet[VideoStream], list[VideoFrame]]]:
         """Packets and what they let out, numbered; those that are damaged are noted."""
         number = 0
         with av.logging.Capture() as said:

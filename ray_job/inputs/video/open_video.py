@@ -55,12 +55,14 @@ class OpenVideo:
     def frame(self, time_us: int) -> Frame:
         """The frame shown at a time."""
         answer, rgb = self._ask({"do": "frame", "time_us": time_us})
-        return Frame(*answer["size"], rgb)
+        width, height = answer["size"]
+        return Frame(width, height, rgb)
 
     def look(self, time_us: int) -> Look:
         """The same frame's size: it is decoded, but becomes no picture."""
         answer, _ = self._ask({"do": "look", "time_us": time_us})
-        return Look(*answer["size"], answer["is_interlaced"])
+        width, height = answer["size"]
+        return Look(width, height, answer["is_interlaced"])
 
     def survey(self, spec: VideoSpec) -> Survey:
         """Where it ends; and its key frames or scenes where the spec asks for these, for which all of it is read."""

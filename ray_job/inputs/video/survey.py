@@ -33,7 +33,7 @@ class Ends:
     last_us: int = 0  # of any stream
     is_broken: bool = False  # the last packet is not whole
 
-    def see(self, file: VideoFile, packet: Packet) -> None:
+    def see(self, file: VideoFile, packet: Packet[Any]) -> None:
         """Looks at a packet of any stream."""
         if packet.pts is None or packet.time_base is None:
             return
@@ -130,5 +130,5 @@ def _is_cut(file: VideoFile, ends: Ends) -> bool:
     return file.clock.time_us(claimed) - seen_us > _CUT_US
 
 
-def _is_of(file: VideoFile, packet: Packet) -> bool:
+def _is_of(file: VideoFile, packet: Packet[Any]) -> bool:
     return bool(packet.stream.index == file.stream.index)

@@ -22,6 +22,7 @@ from ray_job.prompts.parts import ImageTag, Message, Special, Text
 from ray_job.rows import PARSED, QUESTION_INDEX, READ_ERROR, ROW_ID, Status
 from ray_job.spec import JobSpec
 from ray_job.stages.fetch import picture_bytes, picture_values
+from ray_job.stages.frames import FrameOf, RowFrames
 from ray_job.stages.pages import RowPages
 
 _QUALITY = 80
@@ -86,6 +87,7 @@ class CardMaker:
         self.password_column = spec.documents.password_column
         self._conversations = Conversations(source.prompt, ())
         self._pages = RowPages(spec, source, partial(_within, side))
+        self._frames = RowFrames(spec, source)
 
     def card(self, record: Mapping[str, Any], row: Mapping[str, Any]) -> Card:
         """An output row, and the values of its input row (`prepare.row_values`)."""
@@ -107,7 +109,9 @@ class CardMaker:
         try:
             values = picture_values(row, self.source)
             read = partial(picture_bytes, spec=self._spec, source=self.source)
-            values, _ = self._pages.expanded(values, row, read, self._spec.limits.max_images)
+            limit = self._spec.limits.max_images
+            values, counts = self._pages.expanded(values, row, read, limit)
+            values, _ = self._frames.expanded(values, counts, read, limit)
         except BaseException as error:  # of this row, or it goes on from there
             return (RowError.of(error, Stage.PREPARE, row.get(ROW_ID)).message,), 0
         shown = tuple(self._thumbnail(value, row) for value in values[:_MAX_PICTURES])
@@ -115,6 +119,8 @@ class CardMaker:
 
     def _thumbnail(self, value: Any, row: Mapping[str, Any]) -> Thumbnail | str:
         try:
+            if isinstance(value, FrameOf):
+                return Thumbnail.of(self._frames.picture(value)[1], self._side)
             data = picture_bytes(value, self._spec, self.source)
             if self._pages.holds(data, value):
                 return Thumbnail.of(self._pages.picture(data, value, row), self._side)

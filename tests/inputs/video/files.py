@@ -48,6 +48,7 @@ def video(
     container: dict[str, str] | None = None,
     rotation: float | None = None,
     sound: bool = False,
+    picture_format: str = "rgb24",
     **attributes: Any,
 ) -> bytes:
     """A video whose k-th frame is shown from `times[k]` on, in milliseconds.
@@ -64,6 +65,7 @@ def video(
         container: of the muxer.
         rotation: counterclockwise, that a player must apply.
         sound: with a second stream of silence.
+        picture_format: FFmpeg's name of what the pictures are.
         attributes: of the encoder's context.
     """
     import av
@@ -82,7 +84,7 @@ def video(
             last = 0
             for number, time in enumerate(times):
                 picture = painted(number, size) if pictures is None else pictures[number]
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame = av.VideoFrame.from_ndarray(picture, format=picture_format)
                 frame.pts, frame.time_base = time, Fraction(1, TICKS)
                 output.mux(stream.encode(frame))
                 last = time

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -159,3 +160,27 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(process: VideoProce
         process.video(file, VideoSpec(), LimitsSpec(max_pixels=1000)) as opened,
     ):
         opened.frame(0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["mp4", "mpegts"])
+def test_an_hour_is_read_in_bounded_memory_and_by_seeking(process: VideoProcess, kind: str) -> None:
+    hour = range(0, 3_600_000, 500)
+    data = video(hour, format=kind, options={"x264-params": "keyint=20:scenecut=0"})
+    with process.video(pa.BufferReader(data), VideoSpec(), LimitsSpec()) as opened:
+        assert process.pid is not None
+        child = psutil.Process(process.pid)
+        assert number_in(pixels(opened, 0)) == 0
+        before, started_s = child.memory_info().rss, child.cpu_times().user
+        for minute in range(1, 60):
+            assert number_in(pixels(opened, minute * 60.1)) == int(minute * 120.2)
+        sparse_s = child.cpu_times().user - started_s
+        assert child.memory_info().rss - before < 32 * 2**20
+        for second in range(0, 3600, 2):
+            assert number_in(pixels(opened, second)) == 2 * second
+        assert child.memory_info().rss - before < 32 * 2**20
+        assert opened.survey(VideoSpec()).end_us == pytest.approx(3_600_000_000, abs=1_000_000)
+    assert sparse_s < child.cpu_times().user - started_s - sparse_s, (
+        "a frame a minute decodes less than one in two seconds"
+    )

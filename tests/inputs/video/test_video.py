@@ -52,7 +52,17 @@ BAD = {"bad.mp4": "video_unreadable", "nothing.mov": "video_empty", "sound.mp4":
 def test_a_second_is_a_row_and_each_file_without_a_frame_an_error(folder: Path) -> None:
     source = videos(folder)
     cut = [name for name in ids_of(source) if name.startswith("cut.mp4#")]
-    assert ids_of(source) == [*A, "b.mkv#0.0", "b.mkv#1.0", "bad.mp4", *cut, "nothing.mov", "sound.mp4", "stream#0.0", "stream#1.0"]
+    assert ids_of(source) == [
+        *A,
+        "b.mkv#0.0",
+        "b.mkv#1.0",
+        "bad.mp4",
+        *cut,
+        "nothing.mov",
+        "sound.mp4",
+        "stream#0.0",
+        "stream#1.0",
+    ]
     assert codes_of(source) == {**BAD, cut[-1]: "video_truncated"}
     assert [field.name for field in source.kept] == ["video", "start_s", "end_s", "frame_indices"]
     row = rows_of(source)[2]
@@ -129,6 +139,14 @@ def test_a_video_is_cut_into_splits_that_hold_every_row(tmp_path: Path) -> None:
     ends = [row["end_s"] for row in rows_of(source)]
     assert ends == [min(10.0, (start + 4) / 100) for start in range(0, 998, 2)]
     assert ids_of(videos(tmp_path, every_s=0.01, input={"limit": 2})) == ["v.mp4#0.0", "v.mp4#0.01"]
+
+
+def test_a_video_whose_beginning_is_damaged_has_all_its_rows(tmp_path: Path) -> None:
+    whole = video(steady(250), format="mpegts", size=(480, 320))
+    (tmp_path / "v.ts").write_bytes(files.damaged(whole, 0.01, 0.1))
+    source = videos(tmp_path)
+    assert len(ids_of(source)) in (9, 10)
+    assert codes_of(source) == {}
 
 
 def test_a_video_with_too_many_frames_is_one_error(folder: Path) -> None:
