@@ -135,8 +135,6 @@ class JobSpec(Section):
         dump = self.model_dump(mode="json")
         # A field that came later is left out where it is not set, so that outputs of before go on.
         quantization = {} if self.model.quantization is None else {"quantization": self.model.quantization}
-        if self.generation.structured_outputs is None:
-            del dump["generation"]["structured_outputs"]
         return {
             "input": {
                 **{key: dump["input"][key] for key in _INPUT_ANSWER_FIELDS},

@@ -100,8 +100,8 @@ def test_a_schema_that_is_too_deep_is_refused_at_any_depth() -> None:
         schema = {"items": schema}
         if depth in (100, 4999):
             assert problems({"json": schema}) == [
-                "generation.structured_outputs.json: nested more than 64 levels deep; name parts of the schema in $defs "
-                "and refer to them"
+                "generation.structured_outputs.json: nested more than 64 levels deep; name parts of the schema in "
+                "$defs and refer to them"
             ]
 
 
