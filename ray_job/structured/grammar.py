@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import llguidance
 
 from ray_job.spec import StructuredOutputs
-from ray_job.structured.schema import at, schema_problems, subschemas
+from ray_job.structured.schema import at, optional_parts, schema_problems, subschemas
 
 MAX_BYTES = 2**17  # of a schema as JSON, and of a grammar
 MAX_CHOICES = 10_000  # of `choice`, and of each enum
@@ -47,6 +47,8 @@ def grammar_of(form: StructuredOutputs) -> str:
     Raises:
         FormError: it is too large, or says what cannot be guaranteed: every problem with its place.
     """
+    if form.close_at_limit and form.grammar is not None:
+        raise FormError(["close_at_limit: goes with json, regex and choice; leave it out"])
     grammar, problems = _kept(form_key(form))
     if problems:
         raise FormError(list(problems))
@@ -115,16 +117,22 @@ def _with_style(schema: Mapping[str, Any]) -> str:
 
 def _place(schema: Mapping[str, Any], message: str) -> str:
     """The innermost part that is refused in the same words when it stands alone."""
-    shared = {key: schema[key] for key in ("$defs", "definitions", "$schema") if key in schema}
     found = ""
     for place, part in subschemas(schema):
-        if (
-            place.startswith(found)
-            and isinstance(part, Mapping)
-            and _refusal(_with_style({**shared, **part})) == message
-        ):
-            found = place
+        if place.startswith(found) and isinstance(part, Mapping):
+            found = place if _refusal(_alone(part, schema)) == message else found
     return found
+
+
+def optional_grammars(form: StructuredOutputs) -> Iterator[str]:
+    """Grammars of what an answer may hold and need not, each part alone; none of forms other than a schema."""
+    if isinstance(schema := form.json_schema, Mapping):
+        yield from (_alone(part, schema) for part in optional_parts(schema))
+
+
+def _alone(part: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    shared = {key: schema[key] for key in ("$defs", "definitions", "$schema") if key in schema}
+    return _with_style({**shared, **part})
 
 
 def _refusal(grammar: str) -> str | None:

@@ -7,11 +7,12 @@ for tokens whose space is dropped. The first token says which of them goes on.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,10 +22,12 @@ import numpy.typing as npt
 
 from ray_job.errors import ErrorCode, ModelError, RowError, Stage
 from ray_job.spec import StructuredOutputs
-from ray_job.structured.grammar import FormError, form_key, grammar_of, limits
+from ray_job.structured.closing import Closing, Endings, growth_of, text_growth_of
+from ray_job.structured.grammar import FormError, form_key, grammar_of, limits, optional_grammars
 from ray_job.structured.vocabulary import WrittenIds, has, mask_of, readable, written_ids
 
 _MOST_KEPT = 64  # compiled forms
+_LONGEST_WAY = 2000  # tokens that the shortest answer may need
 _SILENT = 0
 
 
@@ -53,6 +56,7 @@ class TokenizerForms:
         self._decode = decode
         self._threads = threads
         self._kept: OrderedDict[str, FormMatcher] = OrderedDict()  # matchers without a token, by their forms
+        self._ways: OrderedDict[str, tuple[list[int] | None, int]] = OrderedDict()  # to close_at_limit
         self._lock = threading.Lock()
 
     @property
@@ -75,7 +79,10 @@ class TokenizerForms:
             RowError: PARAMS_INVALID, what is wrong with the form.
         """
         with self._lock:
-            return self._of(form).copy()
+            matcher = self._of(form).copy()
+            if form.close_at_limit:
+                matcher.closing = self._closing(form, matcher, max_tokens)
+            return matcher
 
     def fill_masks(self, matchers: Sequence[Any], masks_BW: npt.NDArray[np.int32]) -> None:
         """Sets the bits of the tokens that each matcher allows next, and clears the others.
@@ -125,6 +132,29 @@ class TokenizerForms:
             raise RowError(ErrorCode.PARAMS_INVALID, text, Stage.GENERATE) from None
         return matcher
 
+    def _closing(self, form: StructuredOutputs, matcher: FormMatcher, max_tokens: int) -> Closing:
+        key = form_key(form)
+        if key not in self._ways:
+            parts = [len(self._endings.way(part, _LONGEST_WAY) or []) for part in self._parts(form)]
+            self._ways[key] = self._endings.way(matcher, _LONGEST_WAY), max(parts, default=0)
+            if len(self._ways) > _MOST_KEPT:
+                self._ways.popitem(last=False)
+        way, longest_part = self._ways[key]
+        if way is None or len(way) > max_tokens:
+            shown = f"about {len(way)}" if way is not None else f"more than {_LONGEST_WAY}"
+            text = (
+                f"structured_outputs: an answer of this form needs {shown} tokens, and max_new_tokens is {max_tokens}"
+            )
+            raise RowError(ErrorCode.PARAMS_INVALID, f"{text}; raise it, or ask for less", Stage.GENERATE)
+        growth, text_growth = growth_of(form, longest_part), text_growth_of(form)
+        return Closing(self._endings, max_tokens, growth, text_growth, way)
+
+    def _parts(self, form: StructuredOutputs) -> Iterator[FormMatcher]:
+        """Matchers of what an answer need not hold, each part alone."""
+        for grammar in optional_grammars(form):
+            with contextlib.suppress(ValueError):  # what cannot be alone, such as a part that nothing conforms to
+                yield FormMatcher([self._parser(grammar)], self._ids, self._stop_ids)
+
     def _parser(self, grammar: str) -> llguidance.LLMatcher:
         parser = llguidance.LLMatcher(self._tokenizer, grammar, log_level=_SILENT, limits=limits())
         if parser.is_error():
@@ -143,6 +173,15 @@ class TokenizerForms:
         return written_ids(self._tokenizer, self._num_ids, self._stop_ids, self._decode)
 
     @cached_property
+    def _endings(self) -> Endings:
+        def allowed(matcher: Any) -> npt.NDArray[np.int32]:
+            mask_W = np.empty(self.num_words, np.int32)
+            self.fill_masks([matcher], mask_W[None])
+            return mask_W
+
+        return Endings(self._ids.by_bytes, self._stop_ids, allowed)
+
+    @cached_property
     def _executor(self) -> llguidance.LLExecutor:
         return llguidance.LLExecutor(self._threads)
 
@@ -150,22 +189,35 @@ class TokenizerForms:
 class FormMatcher:
     """One answer's place in its form."""
 
-    __slots__ = ("_ids", "_is_over", "_stop_ids", "parts")
+    __slots__ = ("_ids", "_is_over", "_stop_ids", "closing", "parts")
 
     def __init__(self, parts: list[llguidance.LLMatcher], ids: WrittenIds, stop_ids: frozenset[int]) -> None:
         self.parts = parts  # of the first token: the form, and where spaces are dropped the form behind a space
         self._ids = ids
         self._stop_ids = stop_ids
         self._is_over = False
+        self.closing: Closing | None = None
 
     def copy(self) -> FormMatcher:
-        """Another answer at the same place."""
+        """Another answer at the same place, without a limit."""
         return FormMatcher([part.deep_copy() for part in self.parts], self._ids, self._stop_ids)
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing can follow: the answer ends here, without asking the model."""
         return self._is_over or (self.parts[0].is_stopped() and not self.parts[0].is_error())
+
+    def ends_by(self, token_ids: Sequence[int]) -> bool:
+        """Whether these tokens end the answer from here."""
+        ends = token_ids[-1:] and token_ids[-1] in self._stop_ids
+        text_ids = list(token_ids[:-1] if ends else token_ids)
+        after, num_first = self.copy(), min(len(self.parts) - 1, len(text_ids))
+        for token_id in text_ids[:num_first]:  # it says which part goes on
+            after.take(token_id)
+        part, rest = after.parts[0], text_ids[num_first:]
+        if part.try_consume_tokens(rest) < len(rest):
+            return False
+        return part.is_accepting() if ends else after.is_complete
 
     @property
     def may_end(self) -> bool:
@@ -188,6 +240,8 @@ class FormMatcher:
                 raise ValueError(f"token {token_id} ends the answer before its form is whole")
             self._is_over = True
             return
+        if self.closing is not None:
+            self.closing.took(token_id)
         ids = self._ids.of_first if len(self.parts) > 1 else (self._ids.anywhere_W,)
         self.parts = [part for part, ids_W in zip(self.parts, ids, strict=True) if has(ids_W, token_id)]
         if not self.parts:
@@ -221,6 +275,8 @@ class FormMatcher:
                 mask_W |= (mask_of(forced, len(mask_W)) if forced else words_W) & ids_W
         if not mask_W.any():
             raise RuntimeError("no token of the model goes on with the form")
+        if self.closing is not None:
+            self.closing.restrict(self, mask_W)
 
 
 def _behind_space(grammar: str) -> str:

@@ -77,6 +77,20 @@ def subschemas(schema: Any, place: str = "") -> Iterator[tuple[str, Any]]:
             yield from subschemas(value, here)
 
 
+def optional_parts(schema: Schema) -> Iterator[Schema]:
+    """Schemas of what a value may hold and need not: items, cases, and properties that are not required."""
+    for _, part in subschemas(schema):
+        if not isinstance(part, Mapping):
+            continue
+        named = part.get("properties", {})
+        parts = [named[name] for name in named if name not in part.get("required", [])]
+        parts += [each for key in ("anyOf", "oneOf", "prefixItems") for each in part.get(key, [])]
+        parts += part.get("patternProperties", {}).values()
+        items = part.get("items", True)
+        parts += [*(items if isinstance(items, list) else [items]), part.get("additionalProperties", True)]
+        yield from (each for each in parts if isinstance(each, Mapping))
+
+
 def _escaped(name: object) -> str:
     return str(name).replace("~", "~0").replace("/", "~1")
 

@@ -92,4 +92,4 @@ def walk(kind: str, rng: random.Random, max_tokens: int = 400, **form: Any) -> t
         if chosen in own.stop_ids:
             return ids, own.decode(ids)
         ids.append(chosen)
-    return ids, None
+    return ids, own.decode(ids) if matcher.is_complete else None
