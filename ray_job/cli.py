@@ -214,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--examples", type=int, default=120, metavar="N", help="pictures to make (%(default)s)")
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="which pictures (%(default)s)")
     bench = _add(commands, "bench", _bench, "measure the engine or the pipeline around it")
-    kinds = ["engine", "job", "whole", "agreement", "documents", "video", "library", "quantization"]
+    kinds = ["engine", "job", "whole", "agreement", "documents", "video", "library", "products", "quantization"]
     bench.add_argument("which", choices=kinds)
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="of the benchmark; --help shows them")
     _add(commands, "schema", _schema, "print the JSON schema of a spec")

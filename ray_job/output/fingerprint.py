@@ -22,7 +22,7 @@ from ray_job.models.vllm.installation import vllm_version
 from ray_job.rows import output_schema
 from ray_job.spec import JobSpec
 
-ENGINE_VERSION = 4  # raise it with every change of the code that changes answers
+ENGINE_VERSION = 5  # raise it with every change of the code that changes answers
 
 DTYPE = "model.dtype"
 AUTO_DTYPES = {"CPU": "float32", "GPU": "bfloat16"}  # what workers settle `auto` to

@@ -1,4 +1,4 @@
-"""A vision-language model of transformers as the engine's `PackedModel`: its own layers run unchanged on packed tokens.
+"""A vision-language model of transformers as the engine's `PackedModel`: its own layers run on packed tokens.
 
 Only public interfaces of the library are used, and no model is named: what a family needs beyond this is a subclass in
 `families/`. Equal to the library's `generate`, measured by tests/models/auto/test_continuous.py.
@@ -24,6 +24,7 @@ from ray_job.engine.packed_model import Attend, AttentionLayer, PromptLayout
 from ray_job.models.auto import pictures as prepared
 from ray_job.models.auto.attention import ATTEND, NAME, AttendLayer
 from ray_job.models.auto.inspection import inspect_layers
+from ray_job.models.auto.last_layer import LastLayer
 from ray_job.models.auto.normalization import Normalization
 from ray_job.models.auto.unfit import Unfit
 from ray_job.models.casting import computing_dtype
@@ -62,6 +63,7 @@ class PackedAuto:
         self.max_len: int = self._decoder.config.max_position_embeddings
         if "logits_to_keep" not in inspect.signature(model.forward).parameters:
             raise Unfit("it has logits of all tokens of a prompt, or of none (no logits_to_keep)")
+        self._last_layer = LastLayer(self._decoder)
         self._packing = Packing(model, self.dtype, free_bytes)
         self.packed_bytes = self._packing.num_bytes
         self._take()
@@ -76,12 +78,14 @@ class PackedAuto:
     def release(self) -> None:
         """Gives the model its own attention and layers back, for good."""
         self._packing.take_out()
+        self._last_layer.take_out()
         self._decoder.set_attn_implementation(self._library_attention)
 
     @contextmanager
     def released(self, attention: str | None = None) -> Iterator[None]:
         """Gives the model its own layers back for a while, and its own attention or another of the library's."""
         self._packing.take_out()
+        self._last_layer.take_out()
         self._decoder.set_attn_implementation(attention or self._library_attention)
         try:
             yield
@@ -154,7 +158,8 @@ class PackedAuto:
             scaled_TNC = query_TNC if scales[layer] == 1.0 else query_TNC * scales[layer]
             return attend(layer, scaled_TNC, key_THC, value_THC)
 
-        return self._run(embeds_TW, positions_AT, wanted_S, attend_layer)
+        with self._last_layer.wants(wanted_S):
+            return self._run(embeds_TW, positions_AT, wanted_S, attend_layer)
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """float32 (S, V), of what `forward` returns."""
@@ -162,6 +167,7 @@ class PackedAuto:
 
     def _take(self) -> None:
         self._packing.put_in()
+        self._last_layer.put_in()
         self._decoder.set_attn_implementation(NAME)
 
     def _run(self, embeds_TW: Tensor, positions_AT: Tensor, wanted_S: Tensor, attend: AttendLayer) -> Tensor:
