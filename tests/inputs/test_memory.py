@@ -83,6 +83,7 @@ def test_a_large_row_group_is_read_in_small_pieces(tmp_path: Path, kind: str) ->
     assert found["largest_mib"] <= WINDOW_BYTES / MIB
 
 
+@pytest.mark.slow
 def test_a_page_costs_its_size_twice_and_no_more(tmp_path: Path) -> None:
     """As Arrow writes by default: all 200 values in one page, compressed."""
     dice = random.Random(0)
@@ -103,6 +104,7 @@ def test_a_small_file_that_decodes_to_much_is_read_in_small_pieces(tmp_path: Pat
     assert found["peak_mib"] < BOUND_MIB
 
 
+@pytest.mark.slow
 def test_rows_of_very_different_size_are_read_in_small_pieces(tmp_path: Path) -> None:
     dice = random.Random(0)
     pictures = [b"small"] * 3000 + [dice.randbytes(8 * MIB) for _ in range(40)] + [None] * 3000
@@ -259,7 +261,7 @@ print(json.dumps({"rows": rows, "splits": len(source.splits), "peak_mib": peak_m
 """
 
 
-@pytest.mark.parametrize("name", ["array.json", "lines.jsonl", "table.csv"])
+@pytest.mark.parametrize("name", ["array.json", slow("lines.jsonl"), slow("table.csv")])
 def test_a_text_file_is_never_held_whole_neither_to_open_nor_to_read_it(tmp_path: Path, name: str) -> None:
     texts = ["x" * 99_990 + f"{number:010}" for number in range(2000)]
     with (tmp_path / name).open("w") as file:

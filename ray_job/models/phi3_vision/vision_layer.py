@@ -21,7 +21,7 @@ class PatchEmbeddings(nn.Module):
         super().__init__()
         width, patch = config.hidden_size, config.patch_size
         self.image_size = config.image_size
-        self.class_embedding = nn.Parameter(torch.randn(width))
+        self.class_embedding = nn.Parameter(torch.zeros(width))
         self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, width)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ray_job.errors import ModelError, first_line
 from ray_job.models.phi3_vision.attention import Attention
@@ -118,13 +121,25 @@ def _empty_model(folder: Path, attention: Attention) -> Phi3VisionModel:
     has_preprocessor = (folder / PREPROCESSOR_FILE).exists()
     preprocessor = PreprocessorConfig.from_pretrained(folder) if has_preprocessor else PreprocessorConfig()
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return Phi3VisionModel(config, attention, preprocessor.image_mean, preprocessor.image_std)
     except (RuntimeError, OverflowError, MemoryError) as error:
         raise ModelError(
             f"{folder / CONFIG_FILE}: torch cannot hold a model of these sizes: {first_line(error)}; download the "
             "model's files again"
         ) from None
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new parameters unfilled: their values come from files. On `meta`, filling one loads torch's compiler."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 def _copy_processor(source: Path, target: Path) -> None:
