@@ -154,7 +154,7 @@ def test_compression_is_told_by_content(tmp_path: Path, name: str, compress: Cal
     assert rows[-1]["row_id"] == f"{name}#3000"
 
 
-_NUM_LINES = 6_000  # more than one block of bzip2, and of rows
+_NUM_LINES = 12_000  # more than one block of bzip2 in each framing
 _LINES = [json.dumps({"x": n, "t": "é" * (n % 7)}, ensure_ascii=False) for n in range(_NUM_LINES)]
 _DAMAGED = "the compressed file is damaged or cut short here"
 
