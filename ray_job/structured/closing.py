@@ -11,7 +11,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Protocol, Self
 
@@ -24,6 +24,7 @@ _MOST_TRIED = 128  # tokens, before one is chosen; where more are allowed, most 
 _MOST_OPENED = 3  # parts that one token opens
 _ANY_VALUE = 6  # tokens of a name with a value
 _FEW_STEPS, _MOST_STEPS = 200, 2000  # of a greedy search
+_MOST_RESTS = 4  # of a way that are tried again
 _MOST_PLACES = 300  # that a broad search looks at
 _OUTSIDE = [re.compile(each) for each in (rb'"{0,2}[}\]]+', rb'""', rb'"', rb",", rb"0", rb"[1-9]")]
 _INSIDE_TEXT = [re.compile(each) for each in (rb'"[}\]]+', rb'"')]
@@ -155,6 +156,7 @@ class Closing:
         growth: tokens by which one token at most lengthens the way to its end.
         text_growth: the same for a token of plain text inside a text.
         way: to its end; not looked for again before `due` tokens are left.
+        rests: what may be left of the way behind tokens that were taken since, those beside it included.
     """
 
     endings: Endings
@@ -163,20 +165,24 @@ class Closing:
     text_growth: int
     way: list[int]
     due: int = 0
+    rests: list[list[int]] = field(default_factory=list)
 
     def took(self, token_id: int) -> None:
         """A token is taken."""
         self.left -= 1
-        self.way = self.way[1:] if self.way[:1] == [token_id] else []
+        before = self.rests or [self.way]
+        along = [rest[1:] for rest in before if rest[:1] == [token_id]]
+        # A token beside the way may stand in the place of its first, as a digit does, or come in addition.
+        self.rests = (along or [rest[start:] for rest in before for start in (0, 1)])[:_MOST_RESTS]
 
     def restrict(self, matcher: Follower, mask_W: npt.NDArray[np.int32]) -> None:
         """Takes tokens out of a mask behind which no way to the end fits."""
         if self.left > self.due > 0:
             return
-        if not (self.way and matcher.ends_by(self.way)):
-            self.way = self.endings.way(matcher, self.left) or []
+        known = (rest for rest in self.rests or [self.way] if 0 < len(rest) <= self.left and matcher.ends_by(rest))
+        self.way, self.rests = next(known, None) or self.endings.way(matcher, self.left) or [], []
         room = self.left - len(self.way) - 1
-        if room > self.growth:
+        if self.way and room > self.growth:
             self.due = self.left - room // (self.growth + 1)
         elif self.way:
             self._try_out(matcher, mask_W)

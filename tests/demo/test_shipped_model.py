@@ -52,12 +52,13 @@ def test_wrong_crop_order_shows_in_its_answers(
 ) -> None:
     examples = [make_example(split_seed("test", index, seed=1), theme="places") for index in range(20)]
     assert overall(accuracy(answerer(model, processor), examples)) >= 0.95
-    right = model.encode_crops
+    embedding = model.model.vision_embed_tokens
+    right = embedding.forward
 
     def reversed_crops(crops_N3CC: Tensor, *arguments: object) -> list[Tensor]:
         shuffled = torch.cat([crops_N3CC[:1], crops_N3CC[1:].flip(0)])
         encode: Callable[..., list[Tensor]] = right
         return encode(shuffled, *arguments)
 
-    monkeypatch.setattr(model, "encode_crops", reversed_crops)
+    monkeypatch.setattr(embedding, "forward", reversed_crops)
     assert overall(accuracy(answerer(model, processor), examples)) < 0.8

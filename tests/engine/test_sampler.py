@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ray_job.engine import sampler
@@ -154,6 +154,7 @@ def test_random_numbers_are_uniform_and_never_one() -> None:
 )
 def test_sorting_only_the_likeliest_changes_no_draw(seed: int, top_k: int, top_p: float, spread: float) -> None:
     logits_BV = torch.randn(6, 150, generator=torch.Generator().manual_seed(seed)) * spread
+    assume(all(len(logits_V.unique()) == 150 for logits_V in logits_BV))  # equals have no order
     rows = [params(top_k=top_k, top_p=top_p, seed=seed + row) for row in range(6)]
     arguments = (rows, list(range(6)), [()] * 6)
     expected = next_tokens(logits_BV, *arguments)

@@ -311,8 +311,7 @@ def _copied_bytes(job: JobSpec) -> int:
     if not torch._C._has_mkldnn:
         return 0
     model = load_model(job)
-    linears = [layer for layer in model.model.layers.modules() if isinstance(layer, torch.nn.Linear)]
-    return sum(layer.weight.nbytes for layer in [*linears, model.lm_head])
+    return sum(layer.weight.nbytes for layer in model.modules() if isinstance(layer, torch.nn.Linear))
 
 
 def test_waiting_threads_are_settled_before_torch_is_loaded() -> None:
