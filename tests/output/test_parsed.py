@@ -115,6 +115,7 @@ def test_any_object_is_text(tmp_path: Path) -> None:
     job.verified()
 
 
+@pytest.mark.usefixtures("local_ray")  # what is new is found there
 def test_resume_retry_and_append_keep_type_and_count(job: QuietJob) -> None:
     with job.opened() as run:
         job.commit(run, lambda row: answer(row) if row < 5 else FAILURE)
