@@ -33,6 +33,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
+def official() -> Path:
+    """Folder with the published small files of Phi-3-vision-128k-instruct; not part of this repository."""
+    default = Path(__file__).parents[1].parent / "shared" / "oracle" / "phi3-vision-files"
+    folder = Path(os.environ.get("PHI3_VISION_FILES", default))
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip("the official Phi-3-vision files are absent; name their folder in PHI3_VISION_FILES")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden tiny model as a loadable folder: its tower's shape merged into config.json."""
     folder = tmp_path_factory.mktemp("tiny")

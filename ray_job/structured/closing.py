@@ -179,8 +179,10 @@ class Closing:
         """Takes tokens out of a mask behind which no way to the end fits."""
         if self.left > self.due > 0:
             return
-        known = (rest for rest in self.rests or [self.way] if 0 < len(rest) <= self.left and matcher.ends_by(rest))
-        self.way, self.rests = next(known, None) or self.endings.way(matcher, self.left) or [], []
+        rests = self.rests or [self.way]
+        known = [rest for rest in rests if 0 < len(rest) <= self.left and matcher.ends_by(rest)]
+        self.way = known[0] if known else self.endings.way(matcher, self.left) or []
+        self.rests = []
         room = self.left - len(self.way) - 1
         if self.way and room > self.growth:
             self.due = self.left - room // (self.growth + 1)

@@ -1,8 +1,7 @@
-"""Fixtures for the Phi-3-Vision tests: golden models, the official files where present, measured differences."""
+"""Fixtures for the Phi-3-Vision tests: golden models, measured differences."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,6 @@ from ray_job.models.phi3_vision import weights
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 
 from .oracle import Compare
-
-
-@pytest.fixture(scope="session")
-def official() -> Path:
-    """Folder with the published small files of Phi-3-vision-128k-instruct; not part of this repository."""
-    default = Path(__file__).parents[3].parent / "shared" / "oracle" / "phi3-vision-files"
-    folder = Path(os.environ.get("PHI3_VISION_FILES", default))
-    if not (folder / "tokenizer.json").is_file():
-        pytest.skip("the official Phi-3-vision files are absent; name their folder in PHI3_VISION_FILES")
-    return folder
 
 
 @pytest.fixture(scope="session", params=["sdpa", "eager"])
