@@ -43,6 +43,7 @@ from ray_job.models.phi3_vision.configuration import Phi3VisionConfig, VisionCon
 from ray_job.models.phi3_vision.model import Phi3VisionModel
 from ray_job.models.phi3_vision.packed import PackedPhi3Vision
 from ray_job.models.phi3_vision.padded import PaddedPhi3Vision
+from ray_job.models.phi3_vision.preprocessor_config import FILE as PREPROCESSOR
 from ray_job.models.phi3_vision.weights import init_weights, load, save
 from ray_job.rows import Sample
 
@@ -141,6 +142,7 @@ def _peers(arguments: argparse.Namespace, model: Phi3VisionModel, folder: Path) 
     checkpoint = Path(arguments.model or folder / "checkpoint")
     if not arguments.model:
         save(model, checkpoint)
+        (checkpoint / PREPROCESSOR).write_text(json.dumps({"num_crops": arguments.num_crops}))  # vLLM's model reads it
     dtype = str(model.dtype).removeprefix("torch.")
     threads = torch.get_num_threads()
     return [
