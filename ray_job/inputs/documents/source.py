@@ -24,6 +24,7 @@ from ray_job.inputs.documents.passwords import Passwords
 from ray_job.inputs.documents.process import shared_process
 from ray_job.inputs.documents.references import page_reference, range_reference
 from ray_job.inputs.files import InputFiles
+from ray_job.inputs.pieces import grouped
 from ray_job.inputs.source import IMAGE_TYPE, Source, Split
 from ray_job.spec import DocumentsSpec, JobSpec
 from ray_job.storage.places import Location
@@ -168,19 +169,7 @@ def _columns(spec: DocumentsSpec) -> pa.Schema:
 
 def _splits(documents: Iterable[Document], pages_per_row: int, limit: int | None) -> Iterator[DocumentsSplit]:
     """The rows of all documents, or at least the first `limit`, in splits of SPLIT_ROWS at most."""
-    pieces: list[Piece] = []
-    num_rows = num_before = 0
-    for piece in _pieces(documents, pages_per_row):
-        if pieces and num_rows + piece.num_rows > SPLIT_ROWS:
-            yield _split(pieces)
-            pieces, num_rows = [], 0
-        if limit is not None and num_before >= limit:
-            break
-        pieces.append(piece)
-        num_rows += piece.num_rows
-        num_before += piece.num_rows
-    if pieces:
-        yield _split(pieces)
+    return map(_split, grouped(_pieces(documents, pages_per_row), SPLIT_ROWS, limit))
 
 
 def _pieces(documents: Iterable[Document], pages_per_row: int) -> Iterator[Piece]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from ray_job.errors import InputError, RowError, SpecError
 from ray_job.inputs.columns import Found, choose_roles
 from ray_job.inputs.files import InputFiles
+from ray_job.inputs.pieces import grouped
 from ray_job.inputs.source import IMAGE_TYPE, Source, Split
 from ray_job.inputs.video.clock import US, shown_s
 from ray_job.inputs.video.counting import Counted, Video, count_videos
@@ -165,19 +166,8 @@ def _noting(videos: Iterable[Counted], interlaced: list[str]) -> Iterator[Counte
 
 def _splits(videos: Iterable[Counted], spec: VideoSpec, limit: int | None) -> Iterator[VideoSplit]:
     """The rows of all videos, or at least the first `limit`, in splits of SPLIT_ROWS at most."""
-    pieces: list[Piece] = []
-    num_rows = num_before = 0
-    for piece in (piece for counted in videos for piece in _pieces(counted, spec)):
-        if pieces and num_rows + piece.num_rows > SPLIT_ROWS:
-            yield _split(pieces)
-            pieces, num_rows = [], 0
-        if limit is not None and num_before >= limit:
-            break
-        pieces.append(piece)
-        num_rows += piece.num_rows
-        num_before += piece.num_rows
-    if pieces:
-        yield _split(pieces)
+    pieces = (piece for counted in videos for piece in _pieces(counted, spec))
+    return map(_split, grouped(pieces, SPLIT_ROWS, limit))
 
 
 def _pieces(counted: Counted, spec: VideoSpec) -> Iterator[Piece]:
