@@ -197,6 +197,22 @@ def call(*arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, st
     return finished.returncode, finished.stdout + finished.stderr
 
 
+def run_though_killed(job: Job, machines: Machines, num_rows: int) -> None:
+    """Runs a job of so many rows to its end: its driver is killed in the middle, and the actors of the one after it."""
+    driver = job.start()
+    driver.wait_until(lambda: job.num_committed() > 0)
+    driver.send(signal.SIGKILL)
+    driver.wait()
+    committed = job.num_committed()
+    assert 0 < committed < num_rows
+    driver = job.start("--mode", "resume")
+    driver.wait_until(lambda: job.num_committed() > committed and bool(machines.workers("ray::MapWorker")))
+    for victim in machines.workers("ray::MapWorker"):
+        os.kill(victim, signal.SIGKILL)
+    code, text = driver.wait()
+    assert code == 0, text
+
+
 def make_job(folder: Path, machines: Machines | None = None, num_rows: int = NUM_ROWS) -> Job:
     """Text rows of mixed lengths, some of them without a prompt; its workers leave a trace of what they compute."""
     questions = [

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 
 import ray_job
 
-from .harness import Job, Machines, call
+from .harness import Job, Machines, call, run_though_killed
 from .test_library_models import questions, rows_of
 
 NUM_ROWS = 96
@@ -85,18 +83,7 @@ def test_a_job_with_forms_is_killed_and_resumed(machines: Machines, tmp_path: Pa
     assert len({text for _, text, *_ in expected.values()}) > NUM_ROWS // 3
 
     job = job_in(tmp_path, machines, "continuous", engine="continuous")
-    driver = job.start()
-    driver.wait_until(lambda: job.num_committed() > 0)
-    driver.send(signal.SIGKILL)
-    driver.wait()
-    committed = job.num_committed()
-    assert 0 < committed < NUM_ROWS
-    driver = job.start("--mode", "resume")
-    driver.wait_until(lambda: job.num_committed() > committed and bool(machines.workers("ray::MapWorker")))
-    for victim in machines.workers("ray::MapWorker"):
-        os.kill(victim, signal.SIGKILL)
-    code, text = driver.wait()
-    assert code == 0, text
+    run_though_killed(job, machines, NUM_ROWS)
     assert rows_of(job) == expected
     code, text = call("verify", str(job.out))
     assert code == 0, text

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from PIL import Image
 
 from tests.models.auto.families import write
 
-from .harness import Job, Machines, call
+from .harness import Job, Machines, call, run_though_killed
 
 NUM_ROWS = 96
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -104,18 +102,7 @@ def test_a_job_over_a_library_model_is_killed_and_resumed(name: str, machines: M
     assert quiet.manifest()["placement"]["engine"] == "static"
 
     job = Job(tmp_path, spec, machines.env)
-    driver = job.start()
-    driver.wait_until(lambda: job.num_committed() > 0)
-    driver.send(signal.SIGKILL)
-    driver.wait()
-    committed = job.num_committed()
-    assert 0 < committed < NUM_ROWS
-    driver = job.start("--mode", "resume")
-    driver.wait_until(lambda: job.num_committed() > committed and bool(machines.workers("ray::MapWorker")))
-    for victim in machines.workers("ray::MapWorker"):
-        os.kill(victim, signal.SIGKILL)
-    code, text = driver.wait()
-    assert code == 0, text
+    run_though_killed(job, machines, NUM_ROWS)
     assert rows_of(job) == expected
     assert job.manifest()["placement"]["engine"] == "continuous"
     assert "engine_reason" not in job.manifest()["placement"]
